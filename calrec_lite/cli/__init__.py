@@ -1,0 +1,47 @@
+"""The command line. Heavy imports stand inside the commands, so that `--help` answers at once."""
+
+import sys
+
+import click
+
+from calrec_lite import __version__
+from calrec_lite.cli.demo import demo
+from calrec_lite.cli.evaluate import compare, evaluate
+from calrec_lite.cli.export import export, merge
+from calrec_lite.cli.recommend import recommend
+from calrec_lite.cli.train import prepare, train
+from calrec_lite.errors import InputError, RunError
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__)
+def group() -> None:
+    """Finetune a pretrained LLM into a sequential recommender on one consumer GPU (CALRec).
+
+    A recipe says everything: `calrec-lite train recipe.yaml --set stages.0.epochs=2`.
+    """
+
+
+for command in (demo, prepare, train, evaluate, compare, recommend, merge, export):
+    group.add_command(command)
+
+
+def main() -> None:
+    """Entry point: exit 2 for what the user got wrong, 1 for a run that failed and can be resumed."""
+    try:
+        group(standalone_mode=False)
+    except click.exceptions.Abort:
+        _end("interrupted; the same command goes on where it stopped", 1)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except InputError as error:
+        _end(str(error), 2)
+    except RunError as error:
+        _end(str(error), 1)
+
+
+def _end(message: str, code: int) -> None:
+    for line in message.splitlines():
+        click.echo(f"calrec-lite: {line}", err=True)
+    sys.exit(code)

@@ -1,0 +1,38 @@
+"""export, merge."""
+
+from pathlib import Path
+
+import click
+
+from calrec_lite.cli.options import quiet_libraries
+
+FOLDER = click.Path(path_type=Path, file_okay=False)
+
+
+@click.command()
+@click.argument("run", type=FOLDER)
+@click.option("--to", type=FOLDER, help="The new folder; default: RUN/export.")
+def export(run: Path, to: Path | None) -> None:
+    """Write RUN's model as one folder for transformers, vLLM and `calrec-lite recommend`, with its model card."""
+    from calrec_lite.export.bundle import export_run
+    from calrec_lite.train.run import Run
+
+    quiet_libraries()
+    opened = Run.open(run)
+    click.echo(f"-> {export_run(opened, to or opened.export)}")
+
+
+@click.command()
+@click.argument("base", type=FOLDER)
+@click.argument("adapter", type=FOLDER)
+@click.argument("to", type=FOLDER)
+def merge(base: Path, adapter: Path, to: Path) -> None:
+    """Add a LoRA ADAPTER to the original weights in BASE and write full weights to the new folder TO."""
+    from calrec_lite.errors import InputError
+    from calrec_lite.model.merge import merge_adapter
+
+    if not (base / "config.json").is_file():
+        raise InputError(f"{base}: holds no config.json, so it is no model folder")
+    if to.exists():
+        raise InputError(f"{to}: is there already; name a new folder")
+    click.echo(f"{merge_adapter(base, adapter, to)} layers merged -> {to}")

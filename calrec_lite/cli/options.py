@@ -1,0 +1,45 @@
+"""Options that several commands share."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+Command = Callable[..., Any]
+
+
+def recipe_arguments(command: Command) -> Command:
+    """RECIPE and --set."""
+    command = click.option(
+        "--set",
+        "overrides",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Override a value of the recipe, e.g. optim.batch_size=32; may be repeated.",
+    )(command)
+    return click.argument("recipe")(command)
+
+
+def runs_option(command: Command) -> Command:
+    """--runs."""
+    return click.option(
+        "--runs",
+        type=click.Path(path_type=Path, file_okay=False),
+        default=Path("runs"),
+        show_default=True,
+        help="Folder that holds the runs.",
+    )(command)
+
+
+def quiet_libraries() -> None:
+    """Keep other packages' bars and notices off the screen: ours show what matters."""
+    import logging
+    import warnings
+
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")

@@ -1,0 +1,46 @@
+"""prepare, train."""
+
+from pathlib import Path
+
+import click
+
+from calrec_lite.cli.options import quiet_libraries, recipe_arguments, runs_option
+
+
+@click.command()
+@recipe_arguments
+@runs_option
+def prepare(recipe: str, overrides: tuple[str, ...], runs: Path) -> None:
+    """Prepare the domains of RECIPE and say what was kept, what was dropped and why."""
+    from calrec_lite.data.prepare import describe, prepare_to
+    from calrec_lite.recipe_file import load_recipe
+
+    loaded = load_recipe(recipe, overrides)
+    for name, spec in loaded.domains.items():
+        folder = runs / loaded.name / "domains" / name
+        click.echo(describe(prepare_to(name, spec, loaded.seed, folder)))
+        click.echo(f"-> {folder}\n")
+
+
+@click.command()
+@recipe_arguments
+@runs_option
+@click.option("--dry-run", is_flag=True, help="Print the resolved recipe and stop.")
+def train(recipe: str, overrides: tuple[str, ...], runs: Path, dry_run: bool) -> None:
+    """Train every stage of RECIPE. Started again after a stop, it goes on from the last checkpoint."""
+    from calrec_lite.recipe import resolved
+    from calrec_lite.recipe_file import load_recipe
+
+    loaded = load_recipe(recipe, overrides)
+    if dry_run:
+        import yaml
+
+        click.echo(yaml.safe_dump(resolved(loaded), sort_keys=False, allow_unicode=True), nl=False)
+        return
+    from calrec_lite.train.run import Run
+    from calrec_lite.train.stage import train_run
+
+    quiet_libraries()
+    run = Run.start(loaded, runs)
+    train_run(run)
+    click.echo(f"trained: {run.final()}\nnext: calrec-lite evaluate {run.folder}")

@@ -1,0 +1,1 @@
+"""Raw files in, a prepared domain on disk out: `sources` -> `readers` -> `prepare` -> `domain`."""

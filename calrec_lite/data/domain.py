@@ -1,0 +1,200 @@
+"""The prepared domain: a catalogue of canonical items and every user's sequence over it.
+
+On disk it is a folder, written whole or not at all:
+
+    items.parquet      id, fields (label -> value, in the order of the text)   row = canonical index
+    aliases.parquet    alias (any original item id), index
+    sequences.parquet  user, items (list<int32>, oldest first), times (list<int64>, unix seconds; null if unknown)
+    domain.json        name, counts, statistics, options, fingerprint, and the hash of each file above
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from graphlib import TopologicalSorter
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from calrec_lite.data.checksum import file_sha256
+from calrec_lite.errors import InputError
+from calrec_lite.files import atomic_path
+
+Split = Literal["validation", "test"]
+TABLES = ("items.parquet", "aliases.parquet", "sequences.parquet")
+ITEMS = pa.schema([("id", pa.string()), ("fields", pa.map_(pa.string(), pa.string()))])
+ALIASES = pa.schema([("alias", pa.string()), ("index", pa.int32())])
+SEQUENCES = pa.schema([("user", pa.string()), ("items", pa.list_(pa.int32())), ("times", pa.list_(pa.int64()))])
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """Canonical items: no two have the same text.
+
+    Attributes:
+        ids: one original id for each canonical item, (N,).
+        fields: label -> value for each item, in the order of the text; labels without a value are left out, (N,).
+        aliases: every original item id, the canonical ones too, -> canonical index.
+    """
+
+    ids: list[str]
+    fields: list[dict[str, str]]
+    aliases: dict[str, int]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @cached_property
+    def labels(self) -> tuple[str, ...]:
+        """All labels that any item has, in the order of the text."""
+        order: TopologicalSorter[str] = TopologicalSorter()
+        for labels in dict.fromkeys(tuple(item) for item in self.fields):
+            for i, label in enumerate(labels):
+                order.add(label, *labels[:i])
+        return tuple(order.static_order())
+
+    @property
+    def titles(self) -> list[str]:
+        """The value of each item's first label, (N,)."""
+        return [next(iter(item.values())) for item in self.fields]
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Users' events, flat; user u owns the slice `offsets[u]:offsets[u + 1]`, oldest first.
+
+    Attributes:
+        users: original user ids, (U,).
+        items: canonical indices, int32, (E,).
+        offsets: int64, (U + 1,).
+        times: unix seconds, int64, (E,); None where the source has no times.
+    """
+
+    users: list[str]
+    items: NDArray[np.int32]
+    offsets: NDArray[np.int64]
+    times: NDArray[np.int64] | None
+
+    def __len__(self) -> int:
+        return len(self.users)
+
+    def of(self, u: int) -> NDArray[np.int32]:
+        """All items of user u, oldest first (a view)."""
+        return self.items[self.offsets[u] : self.offsets[u + 1]]
+
+    def train_items(self, u: int) -> NDArray[np.int32]:
+        """What may be trained on: all but the last two items, or all of them if the user has fewer than three."""
+        items = self.of(u)
+        return items[:-2] if len(items) >= 3 else items
+
+    def case(self, u: int, split: Split) -> tuple[NDArray[np.int32], int] | None:
+        """(history, target) of user u by leave-one-out, or None if the user has fewer than three events.
+
+        `test`: the last item after all the others; `validation`: the last but one after those before it.
+        """
+        items = self.of(u)
+        if len(items) < 3:
+            return None
+        cut = len(items) - (1 if split == "test" else 2)
+        return items[:cut], int(items[cut])
+
+
+@dataclass(frozen=True)
+class Domain:
+    """A prepared domain. `info` is what domain.json says: counts, statistics, options, fingerprint."""
+
+    name: str
+    catalogue: Catalogue
+    sequences: Sequences
+    info: dict[str, Any]
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of the content and the options."""
+        return str(self.info["fingerprint"])
+
+    def train_items(self, u: int) -> NDArray[np.int32]:
+        """See `Sequences.train_items`."""
+        return self.sequences.train_items(u)
+
+    def case(self, u: int, split: Split) -> tuple[NDArray[np.int32], int] | None:
+        """See `Sequences.case`."""
+        return self.sequences.case(u, split)
+
+    def save(self, folder: Path) -> None:
+        """Write the domain as a folder, in one step; a folder of that name is replaced."""
+        with atomic_path(folder) as temporary:
+            temporary.mkdir()
+            for name, table in zip(TABLES, self._tables(), strict=True):
+                pq.write_table(table, temporary / name, compression="zstd")
+            info = {"name": self.name, **self.info, "files": {name: file_sha256(temporary / name) for name in TABLES}}
+            text = json.dumps(info, indent=1, ensure_ascii=False)
+            (temporary / "domain.json").write_text(text + "\n", encoding="utf-8")
+
+    @classmethod
+    def open(cls, folder: Path) -> "Domain":
+        """Read a folder written by `save`.
+
+        Raises:
+            InputError: the folder is no prepared domain, or its files were not written together.
+        """
+        info = read_info(folder)
+        for name in TABLES:
+            if not (folder / name).is_file():
+                raise InputError(f"{folder}: {name} is missing; prepare the domain again (`calrec-lite prepare`)")
+            if file_sha256(folder / name) != info["files"].get(name):
+                raise InputError(f"{folder / name}: does not belong to the domain.json beside it; prepare it again")
+        items, aliases, sequences = (pq.read_table(folder / name) for name in TABLES)
+        catalogue = Catalogue(
+            ids=items["id"].to_pylist(),
+            fields=[dict(pairs) for pairs in items["fields"].to_pylist()],
+            aliases=dict(zip(aliases["alias"].to_pylist(), aliases["index"].to_pylist(), strict=True)),
+        )
+        return cls(info["name"], catalogue, _sequences(sequences), info)
+
+    def _tables(self) -> Sequence[pa.Table]:
+        catalogue, sequences = self.catalogue, self.sequences
+        offsets = pa.array(sequences.offsets.astype(np.int32))
+        times = pa.nulls(len(sequences), SEQUENCES.field("times").type)
+        if sequences.times is not None:
+            times = pa.ListArray.from_arrays(offsets, pa.array(sequences.times))
+        return (
+            pa.table([catalogue.ids, [list(item.items()) for item in catalogue.fields]], schema=ITEMS),
+            pa.table([list(catalogue.aliases), list(catalogue.aliases.values())], schema=ALIASES),
+            pa.table(
+                [sequences.users, pa.ListArray.from_arrays(offsets, pa.array(sequences.items)), times],
+                schema=SEQUENCES,
+            ),
+        )
+
+
+def read_info(folder: Path) -> dict[str, Any]:
+    """The domain.json of a prepared domain. Raises InputError if the folder is none."""
+    path = folder / "domain.json"
+    if not path.is_file():
+        raise InputError(f"{folder}: not a prepared domain (no domain.json); make one with `calrec-lite prepare`")
+    try:
+        info = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path}: not valid JSON: {error}; prepare the domain again") from None
+    if not isinstance(info, dict) or not {"name", "files", "fingerprint", "source_key"} <= info.keys():
+        raise InputError(f"{path}: not the description of a prepared domain; prepare it again")
+    return info
+
+
+def _sequences(table: pa.Table) -> Sequences:
+    items = table["items"].combine_chunks()
+    times = table["times"].combine_chunks()
+    known = times.null_count == 0
+    lengths = items.value_lengths().to_numpy(zero_copy_only=False)
+    return Sequences(
+        users=table["user"].to_pylist(),
+        items=items.flatten().to_numpy(zero_copy_only=False).astype(np.int32, copy=False),
+        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        times=times.flatten().to_numpy(zero_copy_only=False).astype(np.int64, copy=False) if known else None,
+    )

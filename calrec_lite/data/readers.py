@@ -1,0 +1,275 @@
+"""A recipe's raw files -> two tables in DuckDB, the same for every format.
+
+    events  user VARCHAR, item VARCHAR, time BIGINT (unix seconds) or NULL, row BIGINT (order of the input)
+    items   item VARCHAR, row BIGINT, f0 VARCHAR, f1 ... one column for each label, "" where there is no value;
+            one row an item, only items that have events
+
+The three readers differ in the names they expect when the recipe names none, and in what they tidy:
+
+    reader       user              item              time            text
+    table        user              item              time            title, category | categories, brand, price
+    movielens    userId | user_id  movieId | item_id timestamp       title | movie_title, release_year, genres | class
+    amazon2018   reviewerID        asin              unixReviewTime  title, category | categories, brand, price
+
+A list in the item column is a user's whole history in one row, oldest first; times then are a list as well, or absent.
+Times are unix seconds (milliseconds above 1e11) or dates and date-times as ISO 8601 writes them (UTC unless they say).
+The id column of the items file has the name given for `columns.item`, or else the reader's usual one.
+Without an items file the text columns are looked for beside the events.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+from calrec_lite import recipe
+from calrec_lite.data.clean import is_given, plain, tidy_amazon, tidy_movielens
+from calrec_lite.data.tables import Table, open_table, quoted
+from calrec_lite.errors import InputError
+
+RARE = 0.05  # a label of the default fields that fewer items have is left out: `Price: Unknown` teaches nothing
+CHUNK = 20_000  # items cleaned at a time
+MILLISECONDS = 1e11  # as seconds this is the year 5138: larger times are milliseconds
+NUMBER = "TRY_CAST(said AS DOUBLE)"
+SECONDS = (
+    f"CASE WHEN abs({NUMBER}) >= {MILLISECONDS} THEN TRY_CAST(floor({NUMBER} / 1000) AS BIGINT) "
+    f"WHEN {NUMBER} IS NOT NULL THEN TRY_CAST(floor({NUMBER}) AS BIGINT) "
+    "ELSE TRY_CAST(floor(epoch(TRY_CAST(said AS TIMESTAMPTZ))) AS BIGINT) END"
+)
+SHOP = {"Title": ["title"], "Category": ["category", "categories"], "Brand": ["brand"], "Price": ["price"]}  # [S]
+FILMS = {"Title": ["title", "movie_title"], "Year": ["release_year"], "Genres": ["genres", "class"]}
+
+
+@dataclass(frozen=True)
+class Names:
+    """What a reader expects where the recipe says nothing, and how it tidies an item's (column, value)."""
+
+    user: Sequence[str]
+    item: Sequence[str]
+    time: Sequence[str]
+    fields: dict[str, list[str]]
+    tidy: Callable[[str, Any], str]
+
+
+READERS = {
+    "table": Names(["user"], ["item"], ["time"], SHOP, lambda column, value: plain(value)),
+    "movielens": Names(["userId", "user_id"], ["movieId", "item_id"], ["timestamp"], FILMS, tidy_movielens),
+    "amazon2018": Names(["reviewerID"], ["asin"], ["unixReviewTime"], SHOP, tidy_amazon),
+}
+
+
+@dataclass(frozen=True)
+class Raw:
+    """What was read.
+
+    Attributes:
+        labels: of the columns f0, f1, ... of `items`.
+        rows: events in the file, lists counted by their entries.
+        records: records of items that have events.
+        duplicate_records: those of them that repeat an item id; the fullest is kept, the first of equals.
+        emptied: label -> values that were no text but markup, scripts or fillers.
+        rare: label left out -> share of items that have it.
+    """
+
+    labels: list[str]
+    rows: int
+    records: int
+    duplicate_records: int
+    emptied: dict[str, int]
+    rare: dict[str, float]
+
+
+def read(connection: duckdb.DuckDBPyConnection, spec: recipe.Domain, interactions: Path, items: Path | None) -> Raw:
+    """Make the tables `events` and `items`.
+
+    Raises:
+        InputError: a file is damaged, lacks a column, has no usable row, or knows none of the other's items.
+    """
+    names = READERS[spec.reader]
+    table = open_table(connection, interactions)
+    source = table if items is None else open_table(connection, items)
+    ids = _id_columns(table, spec.columns, names)
+    fields = _fields(source, spec.fields, names.fields)
+    rows = _read_events(connection, table, ids, [] if items else list(fields.values()))
+    if items:
+        usual = [spec.columns.item, *names.item] if spec.columns.item else names.item
+        _read_records(connection, source, source.find("the item id", None, usual), list(fields.values()))
+        if not _count(connection, "records"):
+            example = connection.execute("SELECT min(item) FROM events").fetchall()[0][0]
+            raise InputError(f"{items}: has no record of any item in {interactions.name}, such as `{example}`")
+    else:
+        columns = ", ".join(f"t{i}" for i in range(len(fields)))
+        connection.execute(
+            f"CREATE TABLE records AS SELECT item, min(row) AS row, {columns} FROM events "
+            f"WHERE item IS NOT NULL GROUP BY ALL"
+        )
+    records = _count(connection, "records")
+    # JSON values come as JSON, but for a column that is the item id as well.
+    decode = [source.kind == "json" and (items is not None or column != ids.item) for column in fields.values()]
+    emptied = _clean(connection, fields, names.tidy, decode)
+    rare = {} if spec.fields else _leave_out_rare(connection, list(fields))
+    labels = [label for label in fields if label not in rare]
+    return Raw(labels, rows, records, records - _count(connection, "items"), emptied, rare)
+
+
+@dataclass(frozen=True)
+class _Ids:
+    """Columns of the interactions file."""
+
+    user: str
+    item: str
+    time: str | None
+
+
+def _id_columns(table: Table, given: recipe.Columns, names: Names) -> _Ids:
+    user = table.find("columns.user", given.user, names.user)
+    item = table.find("columns.item", given.item, names.item)
+    timed = given.time is not None or any(name in table.columns for name in names.time)
+    time = table.find("columns.time", given.time, names.time) if timed else None
+    if table.is_list(user):
+        raise InputError(f"{table.path}: column `{user}` holds lists, but a row has one user")
+    return _Ids(user, item, time)
+
+
+def _fields(source: Table, given: dict[str, str] | None, usual: dict[str, list[str]]) -> dict[str, str]:
+    """Label -> column. Of the usual ones only the title must be there."""
+    if given:
+        return {label: source.find(f"fields.{label}", column, ()) for label, column in given.items()}
+    # A label's first usual column that is there; the order of the labels is the order of the text.
+    found = {label: next((c for c in some if c in source.columns), None) for label, some in usual.items()}
+    if found["Title"] is None:
+        raise InputError(
+            f"{source.path}: no column `{usual['Title'][0]}`; name the columns with the items' text by "
+            f"`fields: {{Title: COLUMN}}`. The columns are: {', '.join(source.columns)}"
+        )
+    return {label: column for label, column in found.items() if column is not None}
+
+
+def _read_events(connection: duckdb.DuckDBPyConnection, table: Table, ids: _Ids, texts: list[str]) -> int:
+    """Make `events`, with the text columns t0, t1, ... beside them, and return the number of rows."""
+    lists = table.is_list(ids.item)
+    _check_lists(table, ids, texts, lists)
+    brackets = "[]" if lists else ""
+    types = dict.fromkeys(texts, f"JSON{brackets}") | {ids.user: "VARCHAR", ids.item: f"VARCHAR{brackets}"}
+    columns = [f"CAST({quoted(ids.user)} AS VARCHAR) AS user", f"CAST({quoted(ids.item)} AS VARCHAR{brackets}) AS item"]
+    if ids.time:
+        types[ids.time] = f"VARCHAR{brackets}"
+        columns.append(f"CAST({quoted(ids.time)} AS VARCHAR{brackets}) AS said")
+    columns += [f"{quoted(text)} AS t{i}" for i, text in enumerate(texts)]
+    with table.reading():
+        connection.execute(
+            f"CREATE TABLE source AS SELECT row_number() OVER () AS line, {', '.join(columns)} FROM {table.scan(types)}"
+        )
+    beside = (["said"] if ids.time else []) + [f"t{i}" for i in range(len(texts))]
+    if lists:
+        _unnest(connection, table, beside)
+    connection.execute(
+        f"CREATE TABLE events AS SELECT nullif(trim(user), '') AS user, nullif(trim(item), '') AS item, "
+        f"{SECONDS if ids.time else 'CAST(NULL AS BIGINT)'} AS time, {'row' if lists else 'line'} AS row"
+        f"{''.join(f', t{i}' for i in range(len(texts)))} FROM source"
+    )
+    if ids.time:
+        _check_times(connection, table, ids.time)
+    connection.execute("DROP TABLE source")
+    if not connection.execute("SELECT 1 FROM events WHERE user IS NOT NULL AND item IS NOT NULL LIMIT 1").fetchall():
+        raise InputError(f"{table.path}: holds no usable row: none has both `{ids.user}` and `{ids.item}`")
+    return _count(connection, "events")
+
+
+def _check_lists(table: Table, ids: _Ids, texts: list[str], lists: bool) -> None:
+    if lists:
+        wrong = [c for c in ([ids.time] if ids.time else []) + texts if not table.is_list(c)]
+        if wrong:
+            raise InputError(f"{table.path}: column `{ids.item}` holds lists, so `{wrong[0]}` must hold lists as long")
+    elif ids.time and table.is_list(ids.time):
+        raise InputError(f"{table.path}: column `{ids.time}` holds lists, but `{ids.item}` does not")
+
+
+def _unnest(connection: duckdb.DuckDBPyConnection, table: Table, beside: list[str]) -> None:
+    """One row an entry, in the order of the rows and of their lists; `row` counts them."""
+    for name in beside:
+        wrong = connection.execute(
+            f"SELECT line, len(item), len({name}) FROM source WHERE len(item) <> coalesce(len({name}), len(item)) "
+            "ORDER BY line LIMIT 1"
+        ).fetchall()
+        if wrong:
+            line, n, m = wrong[0]
+            raise InputError(f"{table.path}: row {line}: a list of {n} items stands beside a list of {m}")
+    unnested = "".join(f", unnest({name}) AS {name}" for name in beside)
+    connection.execute(
+        f"CREATE OR REPLACE TABLE source AS SELECT row_number() OVER (ORDER BY line, place) AS row, * FROM "
+        f"(SELECT line, user, unnest(item) AS item{unnested}, generate_subscripts(item, 1) AS place FROM source)"
+    )
+
+
+def _check_times(connection: duckdb.DuckDBPyConnection, table: Table, column: str) -> None:
+    wrong = connection.execute(
+        f"SELECT line, said FROM source WHERE trim(said) <> '' AND {SECONDS} IS NULL ORDER BY line LIMIT 1"
+    ).fetchall()
+    if wrong:
+        line, said = wrong[0]
+        raise InputError(f"{table.path}: row {line}: column `{column}`: `{said}` is neither unix seconds nor a date")
+
+
+def _read_records(connection: duckdb.DuckDBPyConnection, table: Table, item: str, texts: list[str]) -> None:
+    """Make `records`: item, row and the raw text columns, of items that have events."""
+    if table.is_list(item):
+        raise InputError(f"{table.path}: column `{item}` holds lists, but a row has one item")
+    types = dict.fromkeys(texts, "JSON") | {item: "VARCHAR"}
+    values = ", ".join(f"{quoted(text)} AS t{i}" for i, text in enumerate(texts))
+    with table.reading():
+        connection.execute(
+            f"CREATE TABLE records AS SELECT * FROM (SELECT nullif(trim(CAST({quoted(item)} AS VARCHAR)), '') AS item, "
+            f"row_number() OVER () AS row, {values} FROM {table.scan(types)}) "
+            "WHERE item IN (SELECT item FROM events)"
+        )
+
+
+def _clean(
+    connection: duckdb.DuckDBPyConnection,
+    fields: dict[str, str],
+    tidy: Callable[[str, Any], str],
+    decode: list[bool],
+) -> dict[str, int]:
+    """Make `items` from `records` with every value as plain text; label -> values that held nothing but junk."""
+    columns = [f"f{i}" for i in range(len(fields))]
+    schema = pa.schema([("item", pa.string()), ("row", pa.int64()), *((c, pa.string()) for c in columns)])
+    types = ", ".join(f"{c} VARCHAR" for c in columns)
+    connection.execute(f"CREATE TABLE cleaned (item VARCHAR, row BIGINT, {types})")
+    emptied = dict.fromkeys(fields, 0)
+    reader = connection.cursor()
+    reader.execute(f"SELECT item, row, {', '.join(f't{i}' for i in range(len(fields)))} FROM records")
+    while chunk := reader.fetchmany(CHUNK):
+        ids, rows, *raw = (list(column) for column in zip(*chunk, strict=True))
+        texts = []
+        for (label, column), values, as_json in zip(fields.items(), raw, decode, strict=True):
+            known = [json.loads(value) if as_json and value is not None else value for value in values]
+            texts.append([tidy(column, value) for value in known])
+            emptied[label] += sum(not text and is_given(value) for text, value in zip(texts[-1], known, strict=True))
+        connection.register("chunk", pa.table([ids, rows, *texts], schema=schema))
+        connection.execute("INSERT INTO cleaned SELECT * FROM chunk")
+        connection.unregister("chunk")
+    filled = " + ".join(f"CAST({c} <> '' AS INT)" for c in columns)
+    connection.execute(
+        "CREATE TABLE items AS SELECT * FROM cleaned QUALIFY row_number() OVER "
+        f"(PARTITION BY item ORDER BY {filled} DESC, row) = 1"
+    )
+    return {label: n for label, n in emptied.items() if n}
+
+
+def _leave_out_rare(connection: duckdb.DuckDBPyConnection, labels: list[str]) -> dict[str, float]:
+    """Drop the columns of labels that hardly any item has; return them with the share of items that have them."""
+    averages = ", ".join(f"avg(CAST(f{i} <> '' AS INT))" for i in range(len(labels)))
+    shares = connection.execute(f"SELECT {averages} FROM items").fetchall()[0]
+    kept = [i for i, share in enumerate(shares) if share >= RARE]
+    columns = "".join(f", f{i} AS f{j}" for j, i in enumerate(kept))
+    connection.execute(f"CREATE OR REPLACE TABLE items AS SELECT item, row{columns} FROM items")
+    return {label: round(share, 4) for label, share in zip(labels, shares, strict=True) if share < RARE}
+
+
+def _count(connection: duckdb.DuckDBPyConnection, table: str) -> int:
+    return int(connection.execute(f"SELECT count(*) FROM {table}").fetchall()[0][0])

@@ -1,0 +1,93 @@
+"""What a prepared domain holds, in numbers and in words."""
+
+from datetime import datetime, timezone
+from typing import Any
+
+import numpy as np
+
+from calrec_lite.data.domain import Catalogue, Domain, Sequences
+
+
+def statistics(catalogue: Catalogue, sequences: Sequences) -> dict[str, Any]:
+    """Counts, lengths in events, and shares: of repeats, of tied times (None without times), the time span (UTC)."""
+    lengths = np.diff(sequences.offsets)
+    owners = np.repeat(np.arange(len(lengths)), lengths)
+    distinct = len(np.unique(owners * len(catalogue) + sequences.items))
+    out: dict[str, Any] = {
+        "users": len(sequences),
+        "items": len(catalogue),
+        "events": len(sequences.items),
+        "users_with_a_test_case": int((lengths >= 3).sum()),
+        "length": {
+            "min": int(lengths.min()),
+            "median": float(np.median(lengths)),
+            "mean": round(float(lengths.mean()), 2),
+            "max": int(lengths.max()),
+        },
+        "repeats": round(1 - distinct / len(sequences.items), 4),
+        "tied_neighbours": None,
+        "tied_test_targets": None,
+        "first": None,
+        "last": None,
+    }
+    if sequences.times is not None:
+        same = (np.diff(sequences.times) == 0)[np.diff(owners) == 0]
+        last = sequences.offsets[1:][lengths >= 3] - 1
+        tied = sequences.times[last] == sequences.times[last - 1]
+        out["tied_neighbours"] = round(float(same.mean()), 4) if len(same) else 0.0
+        out["tied_test_targets"] = round(float(tied.mean()), 4) if len(tied) else 0.0
+        out["first"], out["last"] = _date(sequences.times.min()), _date(sequences.times.max())
+    return out
+
+
+def describe(domain: Domain) -> str:
+    """A short report for people: what was read, what was dropped and why, what is left."""
+    info, numbers = domain.info, domain.info["statistics"]
+    span = f", {numbers['first']} to {numbers['last']}" if numbers["first"] else ", no times"
+    counts = ", ".join(f"{_n(numbers[what])} {what}" for what in ("users", "items", "events"))
+    lines = [
+        f"{domain.name}: {counts}{span}",
+        f"  read            {_n(info['read']['rows'])} rows, {_n(info['read']['item_records'])} item records"
+        f" ({_n(info['read']['duplicate_item_records'])} of them repeat an item)",
+    ]
+    for reason, drops in info["dropped"].items():
+        if drops["events"]:
+            others = "".join(f", {_n(n)} {what}" for what, n in drops.items() if what != "events")
+            lines.append(f"  dropped         {_n(drops['events']):>11} events: {reason}{others}")
+    for label, n in info["junk_values"].items():
+        lines.append(
+            f"  emptied         {_n(n):>11} values of {label} that were no text but markup, scripts or fillers"
+        )
+    for label, share in info["labels_left_out"].items():
+        lines.append(f"  left out        {label}: only {share:.1%} of the items have it")
+    if info["merged_items"]:
+        lines.append(f"  merged          {_n(info['merged_items']):>11} items into others with the same text")
+    least, median, mean, most = (numbers["length"][key] for key in ("min", "median", "mean", "max"))
+    lines.append(f"  events a user   {least} to {_n(most)}, median {median:g}, mean {mean:g}")
+    lines.append(f"  test cases      {_n(numbers['users_with_a_test_case'])} users with three or more events")
+    lines.append(f"  repeats         {numbers['repeats']:.1%} of the events are of an item the user had before")
+    if numbers["first"]:
+        lines.append(
+            f"  equal times     {numbers['tied_neighbours']:.1%} of neighbouring events, "
+            f"{numbers['tied_test_targets']:.1%} of test targets with the event before"
+        )
+    lines.append(f"  item text       {', '.join(info['labels'])}; such as: {_example(domain)}")
+    lines.append(f"  fingerprint     {domain.fingerprint[:16]}")
+    return "\n".join(lines)
+
+
+def _example(domain: Domain) -> str:
+    fields = domain.catalogue.fields[len(domain.catalogue) // 2]
+    text = ", ".join(f"{label}: {value}" for label, value in fields.items())
+    return text if len(text) <= 100 else text[:97] + "..."
+
+
+def _n(number: int) -> str:
+    return f"{number:,}"
+
+
+def _date(seconds: np.int64) -> str:
+    try:
+        return datetime.fromtimestamp(int(seconds), timezone.utc).strftime("%Y-%m-%d")
+    except (ValueError, OverflowError, OSError):  # beyond the calendar: such times only order events
+        return str(int(seconds))

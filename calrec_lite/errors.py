@@ -1,0 +1,13 @@
+"""The two ways a command may end badly.
+
+`InputError` is what the user got wrong: one clear line (what, where, how to mend), exit code 2.
+`RunError` is a run that failed for another reason and can be resumed: exit code 1.
+"""
+
+
+class InputError(Exception):
+    """The user's input is wrong. The message names the file, line or key, and the remedy."""
+
+
+class RunError(Exception):
+    """A run failed. The message says what happened and how to go on."""

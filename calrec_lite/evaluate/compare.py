@@ -1,0 +1,122 @@
+"""Two measured systems held against each other on the same users, by a paired bootstrap."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from calrec_lite.errors import InputError
+from calrec_lite.evaluate.metrics import METRICS, Difference, Ranks, paired_bootstrap
+from calrec_lite.evaluate.results import caption, markdown, read_metrics, read_rankings
+
+# These say how users were drawn and how wide the intervals are. What they led to, the users, is compared itself.
+DRAW = ("seed", "bootstrap")
+
+
+@dataclass(frozen=True)
+class Run:
+    """An evaluation read back from its folder."""
+
+    folder: Path
+    results: dict[str, Any]
+    rankings: pa.Table
+
+    @classmethod
+    def open(cls, folder: Path) -> "Run":
+        """Read what `write_results` wrote into `folder`. Raises InputError if it is missing or damaged."""
+        return cls(folder, read_metrics(folder), read_rankings(folder, ["system", "user", "rank"]))
+
+    def ranks(self, system: str) -> tuple[list[str], Ranks]:
+        """The users, sorted, and the rank of each one's target; inf where it is not in the list.
+
+        Raises:
+            InputError: the run has no such system.
+        """
+        rows = self.rankings.filter(pc.equal(self.rankings["system"], system)).sort_by("user")
+        if system not in self.results["systems"] or not len(rows):
+            raise InputError(f"{self.folder}: no system `{system}`; it has: {', '.join(self.results['systems'])}")
+        ranks = rows["rank"].cast(pa.float64()).fill_null(np.inf)
+        return rows["user"].to_pylist(), ranks.to_numpy()
+
+
+def compare(a: Path, b: Path, pairs: Sequence[tuple[str, str]] = ()) -> dict[str, Any]:
+    """System against system: b minus a, with 95% intervals and p-values by a paired bootstrap.
+
+    Args:
+        a: folder with metrics.json and rankings.parquet.
+        b: another one, whose systems are compared with those of the same name in `a`; or the same folder again.
+        pairs: compare these too: (a system of `a`, a system of `b`).
+
+    Returns:
+        What both share (`domain`, and the `protocol` of `a`) and `comparisons`: a list of
+        {a, b, metrics: {metric: {difference, low, high, p}}}.
+
+    Raises:
+        InputError: the two differ in data, protocol or users, lack a system of `pairs`, or leave nothing to compare.
+    """
+    run_a, run_b = Run.open(a), Run.open(b)
+    _refuse_unlike(run_a, run_b)
+    same = a.resolve() == b.resolve()
+    shared = [] if same else [(name, name) for name in run_a.results["systems"] if name in run_b.results["systems"]]
+    chosen = list(dict.fromkeys([*shared, *pairs]))
+    if not chosen:
+        raise InputError(f"{a} and {b} share no system to compare; name a pair, one system of each")
+    return {
+        "domain": run_a.results["domain"],
+        "protocol": run_a.results["protocol"],
+        "comparisons": [
+            {"a": of_a, "b": of_b, "metrics": _differences(run_a, of_a, run_b, of_b)} for of_a, of_b in chosen
+        ],
+    }
+
+
+def comparison_table(comparison: dict[str, Any]) -> str:
+    """The result of `compare` as a Markdown table with its protocol as the caption."""
+    head = ["a -> b", "R@1", "R@10", "N@10", f"MRR@{comparison['protocol']['mrr_cut']}"]
+    rows = [
+        [
+            pair["a"] if pair["a"] == pair["b"] else f"{pair['a']} -> {pair['b']}",
+            *(_cell(pair["metrics"][metric]) for metric in METRICS),
+        ]
+        for pair in comparison["comparisons"]
+    ]
+    return f"{markdown(head, rows)}\n\nb minus a, paired bootstrap. {caption(comparison)}"
+
+
+def _differences(a: Run, of_a: str, b: Run, of_b: str) -> dict[str, Difference]:
+    users_a, ranks_a = a.ranks(of_a)
+    users_b, ranks_b = b.ranks(of_b)
+    if users_a != users_b:
+        seeds = f"{a.results['protocol']['seed']} and {b.results['protocol']['seed']}"
+        raise InputError(
+            f"{a.folder} and {b.folder} measured different users (seeds {seeds}): "
+            "evaluate both with the same seed and number of users"
+        )
+    protocol = a.results["protocol"]
+    return paired_bootstrap(ranks_a, ranks_b, protocol["bootstrap"], protocol["seed"], protocol["mrr_cut"])
+
+
+def _refuse_unlike(a: Run, b: Run) -> None:
+    prints = [run.results["domain"]["fingerprint"] for run in (a, b)]
+    if prints[0] != prints[1]:
+        raise InputError(
+            f"{a.folder} and {b.folder} measured different data (fingerprints {prints[0][:12]} and {prints[1][:12]}): "
+            "evaluate both on the same prepared domain"
+        )
+    of_a, of_b = a.results["protocol"], b.results["protocol"]
+    for key in sorted((of_a.keys() | of_b.keys()) - set(DRAW)):
+        if of_a.get(key) != of_b.get(key):
+            raise InputError(
+                f"{a.folder} and {b.folder} were measured by different protocols "
+                f"({key}: {of_a.get(key)} and {of_b.get(key)}): evaluate both by the same one"
+            )
+
+
+def _cell(difference: Difference) -> str:
+    return (
+        f"{difference['difference']:+.4f} [{difference['low']:+.4f}, {difference['high']:+.4f}] p={difference['p']:.3g}"
+    )

@@ -1,0 +1,154 @@
+"""Ranks of targets, the field's metrics of one target per user, and bootstrap intervals over users.
+
+A rank is 1-based; `inf` stands for a target that is not in the list. With one target per user, Recall@K equals Hit@K
+and NDCG@K is 1 / log2(rank + 1) (METHOD section 7).
+"""
+
+from collections.abc import Sequence
+from typing import Any, TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ranks = NDArray[np.float64]
+
+METRICS = ("recall@1", "recall@10", "ndcg@10", "mrr")
+MRR_CUT = 10  # the default; a protocol may say otherwise
+CELLS = 4_000_000  # numbers of one temporary matrix: about 32 MB of float64
+
+
+class Interval(TypedDict):
+    """A mean over users and its 95% percentile bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Difference(TypedDict):
+    """A mean difference over users, its 95% interval and the two-sided bootstrap p-value."""
+
+    difference: float
+    low: float
+    high: float
+    p: float
+
+
+def ranks_from_lists(lists: NDArray[np.integer[Any]], targets: NDArray[np.integer[Any]]) -> Ranks:
+    """Rank of each user's target in the user's list, (U,).
+
+    Args:
+        lists: distinct item indices, best first, -1 where a list has ended, (U, K).
+        targets: item indices, (U,).
+    """
+    found = lists == targets[:, None]  # (U, K)
+    if not found.size:
+        return np.full(len(targets), np.inf)
+    return np.where(found.any(axis=1), found.argmax(axis=1) + 1.0, np.inf)
+
+
+def ranks_from_scores(
+    scores: NDArray[np.floating[Any]],
+    targets: NDArray[np.integer[Any]],
+    excluded: NDArray[np.bool_] | Sequence[NDArray[np.integer[Any]]] | None = None,
+) -> Ranks:
+    """Rank of each user's target among all items that are not excluded, (U,).
+
+    Ties never help the target: every other item that does not score below it stands ahead of it, NaN scores too.
+
+    Args:
+        scores: higher is better, (U, N). For many users call it chunk by chunk.
+        targets: item indices, (U,).
+        excluded: items that may not be recommended: a mask (U, N), or one array of indices per user. A target that is
+            itself excluded has rank inf.
+    """
+    users = np.arange(len(targets))
+    # (U, N); holds the target itself, which makes ranks 1-based.
+    ahead: NDArray[np.bool_] = ~(scores < scores[users, targets][:, None])
+    if excluded is None:
+        return np.asarray(ahead.sum(axis=1), dtype=np.float64)
+    mask = excluded if isinstance(excluded, np.ndarray) else _mask(excluded, scores.shape[1])
+    ranks = np.asarray((ahead & ~mask).sum(axis=1), dtype=np.float64)
+    return np.where(mask[users, targets], np.inf, ranks)
+
+
+def recall_at(ranks: Ranks, k: int) -> NDArray[np.float64]:
+    """1 where the target is among the first k, else 0, (U,)."""
+    return (ranks <= k).astype(np.float64)
+
+
+def ndcg_at(ranks: Ranks, k: int) -> NDArray[np.float64]:
+    """1 / log2(rank + 1) where the target is among the first k, else 0, (U,)."""
+    return np.where(ranks <= k, 1 / np.log2(ranks + 1), 0.0)
+
+
+def reciprocal_rank(ranks: Ranks, cut: int) -> NDArray[np.float64]:
+    """1 / rank where the target is among the first `cut`, else 0, (U,)."""
+    return np.where(ranks <= cut, 1 / ranks, 0.0)
+
+
+def summarise(ranks: Ranks, bootstrap: int, seed: int, mrr_cut: int = MRR_CUT) -> dict[str, Interval]:
+    """Each metric's mean over users with a 95% percentile interval of `bootstrap` resamples of the users.
+
+    Raises:
+        ValueError: there is no user.
+    """
+    values = _per_user(ranks, mrr_cut)
+    low, high = np.quantile(_resampled_means(values, bootstrap, seed), [0.025, 0.975], axis=0)
+    means = values.mean(axis=0)
+    return {
+        name: Interval(value=float(means[m]), low=float(low[m]), high=float(high[m])) for m, name in enumerate(METRICS)
+    }
+
+
+def paired_bootstrap(
+    ranks_a: Ranks, ranks_b: Ranks, bootstrap: int, seed: int, mrr_cut: int = MRR_CUT
+) -> dict[str, Difference]:
+    """Each metric of system b minus that of system a, on the same users in the same order.
+
+    p is twice the smaller share of resamples on either side of zero, zero counted on both, with one resample added so
+    that it is never 0. Exchanging a and b changes the sign of the difference and nothing else.
+
+    Raises:
+        ValueError: there is no user, or the two have different numbers of users.
+    """
+    if len(ranks_a) != len(ranks_b):
+        raise ValueError(f"a paired test needs the same users: {len(ranks_a)} and {len(ranks_b)} given")
+    values = _per_user(ranks_b, mrr_cut) - _per_user(ranks_a, mrr_cut)
+    means = values.mean(axis=0)
+    resampled = _resampled_means(values, bootstrap, seed)  # (B, M)
+    low, high = np.quantile(resampled, [0.025, 0.975], axis=0)
+    tail = np.minimum((resampled <= 0).sum(axis=0), (resampled >= 0).sum(axis=0))
+    p = np.minimum(1.0, 2 * (tail + 1) / (bootstrap + 1))
+    return {
+        name: Difference(difference=float(means[m]), low=float(low[m]), high=float(high[m]), p=float(p[m]))
+        for m, name in enumerate(METRICS)
+    }
+
+
+def _per_user(ranks: Ranks, mrr_cut: int) -> NDArray[np.float64]:
+    if not len(ranks):
+        raise ValueError("no user to take a mean over")
+    columns = [recall_at(ranks, 1), recall_at(ranks, 10), ndcg_at(ranks, 10), reciprocal_rank(ranks, mrr_cut)]
+    return np.stack(columns, axis=1)
+
+
+def _resampled_means(values: NDArray[np.float64], bootstrap: int, seed: int) -> NDArray[np.float64]:
+    """Means of `bootstrap` resamples of the rows of `values` (U, M) -> (B, M)."""
+    # Most users share their row (with lists of 10 there are 11 possible ones), and how often each distinct row is
+    # drawn is multinomial: the exact bootstrap at the cost of a few columns. Rows are taken in the order of their
+    # first user, which a change of sign does not alter: this makes the paired test symmetric.
+    _, first, counts = np.unique(values, axis=0, return_index=True, return_counts=True)
+    order = np.argsort(first)
+    rows, shares = values[first[order]], counts[order] / len(values)  # (G, M), (G,)
+    rng = np.random.default_rng(seed)
+    step = max(1, CELLS // len(rows))
+    draws = [min(step, bootstrap - done) for done in range(0, bootstrap, step)]
+    return np.concatenate([rng.multinomial(len(values), shares, size=n) @ rows for n in draws]) / len(values)
+
+
+def _mask(excluded: Sequence[NDArray[np.integer[Any]]], n_items: int) -> NDArray[np.bool_]:
+    mask = np.zeros((len(excluded), n_items), dtype=np.bool_)
+    rows = np.repeat(np.arange(len(excluded)), [len(items) for items in excluded])
+    mask[rows, np.concatenate([*excluded, np.empty(0, dtype=np.int64)]).astype(np.int64)] = True
+    return mask

@@ -1,0 +1,193 @@
+"""Cases drawn from a domain, systems measured on them, and slices of the result (METHOD section 7)."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from time import perf_counter
+from typing import Any
+from typing import Protocol as Interface
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calrec_lite.data.domain import Domain, Split
+from calrec_lite.errors import InputError
+from calrec_lite.evaluate.metrics import MRR_CUT, Interval, Ranks, ranks_from_lists, summarise
+
+RARE = 10  # trained on fewer times than this: a rare target
+LENGTHS = (1, 5, 10, 20)  # lower ends of the history lengths that are reported apart
+
+
+class Ranker(Interface):
+    """What is measured: anything that makes lists from histories."""
+
+    def rank(self, histories: list[NDArray[np.int32]], k: int, exclude_seen: bool) -> NDArray[np.int32]:
+        """Distinct catalogue indices for each history, best first, -1 where there are no more, (U, k).
+
+        Args:
+            histories: catalogue indices, oldest first, (U,) arrays.
+            k: length of a list.
+            exclude_seen: leave out what is in the history.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Cases:
+    """Held-out users: histories[i] -> targets[i] is what user users[i] (an index of the domain's sequences) did."""
+
+    users: NDArray[np.int64]  # (U,)
+    histories: list[NDArray[np.int32]]  # (U,) arrays, oldest first
+    targets: NDArray[np.int64]  # (U,)
+    items: int  # size of the catalogue that is ranked
+
+    @property
+    def repeats(self) -> NDArray[np.bool_]:
+        """Whether the target is already in the history, (U,)."""
+        pairs = zip(self.histories, self.targets, strict=True)
+        return np.array([bool((history == target).any()) for history, target in pairs], dtype=np.bool_)
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How systems are measured. Two tables can be compared only if theirs agree.
+
+    Attributes:
+        split: `test` (target: the last item) or `validation` (the last but one), leave-one-out.
+        users: most users measured, drawn by the seed; None: all that have a case.
+        exclude_seen: items of the history are never recommended, by any system.
+        k: length of the lists.
+        mrr_cut: MRR counts targets up to this rank.
+        seed: of the draw of users and of the bootstrap.
+        bootstrap: resamples of the users behind each interval.
+    """
+
+    split: Split = "test"
+    users: int | None = None
+    exclude_seen: bool = True
+    k: int = 10
+    mrr_cut: int = MRR_CUT
+    seed: int = 0
+    bootstrap: int = 2000
+
+    def __post_init__(self) -> None:
+        if self.k < 10 or self.mrr_cut > self.k:
+            raise ValueError(f"lists of k = {self.k} are too short for recall@10 and MRR@{self.mrr_cut}")
+
+    def record(self, cases: Cases) -> dict[str, Any]:
+        """As plain data for a result, with what it came to on these cases.
+
+        `users` becomes the number measured, `items` the size of the catalogue, all of which is ranked; `unreachable`
+        counts users whose target is in their history while exclude_seen is on: a miss for every system alike.
+        """
+        unreachable = int(cases.repeats.sum()) if self.exclude_seen else 0
+        return {
+            **asdict(self),
+            "users": len(cases.users),
+            "items": cases.items,
+            "unreachable": unreachable,
+            "unreachable_share": unreachable / len(cases.users),
+        }
+
+
+@dataclass(frozen=True)
+class SystemResult:
+    """One system, measured."""
+
+    metrics: dict[str, Interval]
+    lists: NDArray[np.int32]  # (U, k)
+    ranks: Ranks  # (U,)
+    seconds: float  # to make all lists
+
+    @property
+    def users_per_second(self) -> float:
+        """Lists made a second."""
+        return len(self.ranks) / self.seconds
+
+
+def build_cases(domain: Domain, split: Split, n_users: int | None, seed: int) -> Cases:
+    """The cases of `n_users` users that have one, drawn by the seed, ascending; of all of them if there are no more.
+
+    Raises:
+        InputError: no user has a case.
+    """
+    found = {u: case for u in range(len(domain.sequences)) if (case := domain.case(u, split)) is not None}
+    if not found:
+        raise InputError(
+            f"domain `{domain.name}`: no user has the three events that a {split} case needs; "
+            "nothing can be evaluated: add data, or lower its min_user_events and min_item_events"
+        )
+    users = np.array(list(found), dtype=np.int64)
+    if n_users is not None and n_users < len(users):
+        users = np.sort(np.random.default_rng(seed).choice(users, size=n_users, replace=False))
+    cases = [found[u] for u in users.tolist()]
+    targets = np.array([target for _, target in cases], dtype=np.int64)
+    return Cases(users, [history for history, _ in cases], targets, len(domain.catalogue))
+
+
+def evaluate_system(ranker: Ranker, cases: Cases, protocol: Protocol) -> SystemResult:
+    """Let `ranker` make every user's list, and measure the lists.
+
+    Raises:
+        ValueError: the ranker broke its promise: wrong shape, an unknown or repeated item, or a seen one while
+            exclude_seen is on. Metrics of such lists would not be comparable.
+    """
+    start = perf_counter()
+    lists = np.asarray(ranker.rank(cases.histories, protocol.k, protocol.exclude_seen), dtype=np.int32)
+    seconds = perf_counter() - start
+    _check(lists, cases, protocol)
+    ranks = ranks_from_lists(lists, cases.targets)
+    metrics = summarise(ranks, protocol.bootstrap, protocol.seed, protocol.mrr_cut)
+    return SystemResult(metrics, lists, ranks, seconds)
+
+
+def train_counts(domain: Domain) -> NDArray[np.int64]:
+    """How often each item occurs in the domain's training part, (N,)."""
+    items = [domain.train_items(u) for u in range(len(domain.sequences))]
+    return np.bincount(np.concatenate([*items, np.empty(0, dtype=np.int32)]), minlength=len(domain.catalogue))
+
+
+def slices(domain: Domain, cases: Cases, ranks: Ranks, protocol: Protocol) -> dict[str, dict[str, int | Interval]]:
+    """The metrics apart for kinds of users; a slice without users is left out.
+
+    `target: new | rare | popular` by how often the target was trained on (0, under 10, 10 and more),
+    `history: ...` by the number of items in the history, `target: repeat | explore` by whether the target is in it.
+
+    Args:
+        ranks: of one system on `cases`, (U,).
+    """
+    trained, repeat = train_counts(domain)[cases.targets], cases.repeats
+    length = np.array([len(history) for history in cases.histories])
+    masks = {
+        "target: new": trained == 0,
+        "target: rare": (trained > 0) & (trained < RARE),
+        "target: popular": trained >= RARE,
+        "target: repeat": repeat,
+        "target: explore": ~repeat,
+    }
+    for low, high in zip(LENGTHS, [*LENGTHS[1:], None], strict=True):
+        name = f"history: {low}+" if high is None else f"history: {low}-{high - 1}"
+        masks[name] = (length >= low) & (True if high is None else length < high)
+    return {
+        name: {
+            "users": int(mask.sum()),
+            **summarise(ranks[mask], protocol.bootstrap, protocol.seed, protocol.mrr_cut),
+        }
+        for name, mask in masks.items()
+        if mask.any()
+    }
+
+
+def _check(lists: NDArray[np.int32], cases: Cases, protocol: Protocol) -> None:
+    if lists.shape != (len(cases.users), protocol.k):
+        raise ValueError(f"the ranker gave {lists.shape}, not lists of shape {(len(cases.users), protocol.k)}")
+    if ((lists < -1) | (lists >= cases.items)).any():
+        raise ValueError("the ranker gave an item that is not in the catalogue")
+    ordered = np.sort(lists, axis=1)
+    if ((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)).any():
+        raise ValueError("the ranker gave an item twice in one list")
+    if protocol.exclude_seen and _any_seen(lists, cases.histories):
+        raise ValueError("the ranker gave an item of the history although exclude_seen is on")
+
+
+def _any_seen(lists: NDArray[np.int32], histories: Sequence[NDArray[np.int32]]) -> bool:
+    return any(bool(np.isin(row, history).any()) for row, history in zip(lists, histories, strict=True))

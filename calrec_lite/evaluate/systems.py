@@ -1,0 +1,66 @@
+"""The systems of a run, measured one after the other: the untouched base, each stage, the baselines."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from calrec_lite.evaluate.baselines import BASELINES
+from calrec_lite.evaluate.protocol import Protocol, Ranker, SystemResult, build_cases, evaluate_system
+from calrec_lite.evaluate.results import write_results
+from calrec_lite.files import atomic_path
+from calrec_lite.model.base import load_model
+from calrec_lite.model.towers import Towers
+from calrec_lite.recommend.recommender import Recommender
+from calrec_lite.train.run import Run
+
+
+def evaluate_run(run: Run) -> dict[str, Any]:
+    """Measure every system of the recipe on the same users; returns and writes `evaluation/metrics.json`.
+
+    Systems are `base` (untouched), `stage1` ... for the stages before the last, `final`, and the
+    baselines by name. All of them see the same histories, catalogue and exclusion rule.
+
+    Raises:
+        InputError: if the run is not trained to the end.
+    """
+    recipe = run.recipe
+    run.final()
+    domain = run.domain(recipe.target)
+    cases = build_cases(domain, recipe.evaluate.split, recipe.evaluate.users, recipe.seed)
+    protocol = Protocol(
+        split=recipe.evaluate.split,
+        users=recipe.evaluate.users,
+        exclude_seen=recipe.recommend.exclude_seen,
+        k=max(10, recipe.recommend.k),
+        seed=recipe.seed,
+        bootstrap=recipe.evaluate.bootstrap,
+    )
+    measured: dict[str, SystemResult] = {}
+    for name, system in _systems(run):
+        print(f"evaluating {name} on {len(cases.users):,} users")
+        measured[name] = evaluate_system(system, cases, protocol)
+    with atomic_path(run.evaluation) as temporary:  # an earlier evaluation is replaced whole, never mixed with
+        return write_results(temporary, domain, protocol, cases, measured, {})
+
+
+def _systems(run: Run) -> Iterator[tuple[str, Ranker]]:
+    """Each system as it is needed, so that one model is in memory at a time."""
+    options = run.recipe.evaluate
+    domain = run.domain(run.recipe.target)
+    for name in options.baselines:
+        yield name, BASELINES[name](domain, run.recipe.seed)
+    if options.base:
+        yield "base", open_recommender(run, run.base)
+    last = len(run.stages)
+    for i, stage in enumerate(run.stages, 1):
+        if i == last or options.every_stage:
+            yield "final" if i == last else f"stage{i}", open_recommender(run, stage.merged)
+
+
+def open_recommender(run: Run, folder: Path) -> Recommender:
+    """A recommender over the run's target domain with full weights from `folder`."""
+    recipe = run.recipe
+    towers = Towers(load_model(folder, recipe.base, quantised=False))
+    name = recipe.target
+    ids = run.domain(name).catalogue.ids
+    return Recommender(towers, run.encoder, run.catalogue(name), ids, recipe.recommend, recipe.seed)

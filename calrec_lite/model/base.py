@@ -1,0 +1,158 @@
+"""The base LLM and its tokenizer: where they come from, how they are loaded, how the adapter is put in."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    GgufConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from calrec_lite.data.sources import fetch
+from calrec_lite.errors import InputError
+from calrec_lite.files import atomic_path, cache_folder
+from calrec_lite.recipe import Base
+
+
+def base_folder(base: Base) -> Path:
+    """A local folder with the base's original weights as safetensors, its config and its tokenizer.
+
+    A Hub id is downloaded to the Hub's cache, a .gguf file is unpacked once to bf16 in the user's cache
+    folder (packed weights can be neither trained nor merged onto).
+
+    Raises:
+        InputError: if there is no such model, or it has no safetensors.
+    """
+    location = base.model.partition("#")[0]
+    if location.endswith(".gguf"):
+        return _unpack_gguf(fetch(base.model), base.model)
+    folder = Path(location)
+    if not folder.is_dir():
+        folder = _from_hub(base)
+    if not (folder / "config.json").is_file():
+        raise InputError(f"base.model: {folder} holds no config.json, so it is no transformers model")
+    if not any(folder.glob("*.safetensors")):
+        raise InputError(f"base.model: {folder} holds no *.safetensors (pickled weights are never loaded)")
+    return folder
+
+
+def _from_hub(base: Base) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    patterns = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
+    try:
+        return Path(snapshot_download(base.model, revision=base.revision, allow_patterns=patterns))
+    except HFValidationError:
+        raise InputError(f"base.model: {base.model} is neither a folder here nor a Hub id (OWNER/NAME)") from None
+    except LocalEntryNotFoundError:
+        raise InputError(f"base.model: {base.model} is not in the Hub cache and the Hub cannot be reached") from None
+    except HfHubHTTPError as error:
+        raise InputError(f"base.model: {base.model}: {str(error).splitlines()[0]}") from None
+
+
+def _unpack_gguf(path: Path, name: str) -> Path:
+    stat = path.stat()
+    folder = cache_folder() / "bases" / f"{path.stem}-{stat.st_size:x}"
+    if (folder / "config.json").is_file():
+        return folder
+    print(f"unpacking {name.partition('#')[0]} to bf16, once")
+    where: dict[str, Any] = {"gguf_file": path.name, "local_files_only": True}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path.parent, **where)
+        model = AutoModelForCausalLM.from_pretrained(
+            path.parent, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16, **where
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"base.model: {path} cannot be read as GGUF: {str(error).splitlines()[0]}") from None
+    with atomic_path(folder) as temporary:
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+    return folder
+
+
+def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer of a local model folder."""
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
+
+
+def device() -> torch.device:
+    """Where models run: the first CUDA device of this process if there is one, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    return torch.device("cpu")
+
+
+def load_model(folder: Path, base: Base, quantised: bool = True) -> PreTrainedModel:
+    """Load the weights of a local folder as the recipe says: NF4 with double quantisation, int8, bf16 or fp32.
+
+    Args:
+        folder: from `base_folder`, or a stage's merged weights.
+        quantised: False loads full weights whatever the recipe says.
+    """
+    dtype = getattr(torch, base.dtype)
+    quantisation = None
+    if quantised and base.load_in_4bit:
+        quantisation = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
+    elif quantised and base.load_in_8bit:
+        quantisation = BitsAndBytesConfig(load_in_8bit=True)
+    _require_causal(folder, base)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=dtype,
+        quantization_config=quantisation,
+        device_map={"": device()},
+        attn_implementation=base.attention,
+        trust_remote_code=base.trust_remote_code,
+        local_files_only=True,
+    )
+    model.config.use_cache = False
+    return model
+
+
+def _require_causal(folder: Path, base: Base) -> None:
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=base.trust_remote_code, local_files_only=True)
+    if config.is_encoder_decoder:
+        raise InputError(f"base.model: {base.model} is an encoder-decoder; a causal language model is needed")
+
+
+def add_adapter(model: PreTrainedModel, base: Base, gradient_checkpointing: bool = False) -> PeftModel:
+    """Put fresh LoRA layers into the linear layers of the decoder; only they are trained.
+
+    Never through `prepare_model_for_kbit_training`, whose fp32 copies cost more than 4 bits save
+    (DESIGN 4.5). The adapter is kept in fp32: it is small, and bf16 loses the small updates.
+    """
+    lora = base.lora
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=lora.r,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]  # PEFT's hint says int, its code divides
+        lora_dropout=lora.dropout,
+        target_modules=lora.targets,
+        use_rslora=lora.use_rslora,
+        use_dora=lora.use_dora,
+    )
+    if gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.enable_input_require_grads()
+    try:
+        adapted = get_peft_model(model, config)
+    except ValueError as error:
+        raise InputError(f"base.lora: {' '.join(str(error).split())[:200]}") from None
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return adapted

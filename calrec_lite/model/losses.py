@@ -1,0 +1,88 @@
+"""The mixed objective: (1 - alpha - beta) L_NIG + alpha L_TT + beta L_UT (METHOD 3 and 5b)."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from calrec_lite.recipe import Loss
+from calrec_lite.text.batch import Chunk, Forks
+
+HEAD_ENTRIES = 1 << 24  # logits held at once: 64 MB in fp32, whatever the vocabulary
+
+
+def generation_loss(hidden: Tensor, head: Tensor, chunk: Chunk, loss: Loss) -> Tensor:
+    """Sum (not mean) over the chunk's supervised positions of -log P(token | everything before it), in nats.
+
+    Args:
+        hidden: (B, T, D) states after the final norm.
+        head: (V, D) weights of the LM head.
+
+    The caller divides by the positions of the whole optimiser step. With `softmax: catalogue` the
+    probability is over the children of the trie's fork and positions without a fork cost nothing;
+    `vocabulary_weight` adds so much of the loss over the vocabulary.
+    """
+    flat = hidden.flatten(0, 1)  # (B * T, D)
+    if chunk.forks is None:
+        return vocabulary_nll(flat[chunk.positions], head, chunk.labels).sum()
+    total = catalogue_nll(flat[chunk.forks.positions], head, chunk.forks).sum()
+    if loss.vocabulary_weight:
+        total = total + loss.vocabulary_weight * vocabulary_nll(flat[chunk.positions], head, chunk.labels).sum()
+    return total
+
+
+def vocabulary_nll(states: Tensor, head: Tensor, labels: Tensor) -> Tensor:
+    """(P,) -log softmax(states @ head.T)[labels]; logits exist for a slice of positions at a time, also in backward.
+
+    Args:
+        states: (P, D). head: (V, D). labels: (P,).
+    """
+    size = max(1, HEAD_ENTRIES // head.shape[0])
+    parts = [
+        checkpoint(_nll, states[i : i + size], head, labels[i : i + size], use_reentrant=False)
+        for i in range(0, len(states), size)
+    ]
+    return torch.cat(parts) if parts else states.new_zeros(0, dtype=torch.float32)
+
+
+def _nll(states: Tensor, head: Tensor, labels: Tensor) -> Tensor:
+    return F.cross_entropy((states @ head.T).float(), labels, reduction="none")
+
+
+def catalogue_nll(states: Tensor, head: Tensor, forks: Forks) -> Tensor:
+    """(F,) -log P(child taken | children of the fork).
+
+    Only the columns of tokens that are children somewhere in the chunk are computed; each fork then
+    gathers its own, so no mask over the vocabulary exists.
+
+    Args:
+        states: (F, D) the state that decides each fork. head: (V, D).
+    """
+    logits = (states @ head[forks.tokens].T).float()  # (F, U)
+    entries = logits[forks.entry_fork, forks.entry_token]  # (E,)
+    return segment_logsumexp(entries, forks.entry_fork, len(states)) - entries[forks.chosen]
+
+
+def segment_logsumexp(values: Tensor, segment: Tensor, n: int) -> Tensor:
+    """(n,) log of the sum of exp(values) within each segment; `values`, `segment` (E,)."""
+    top = values.detach().new_full((n,), -torch.inf).scatter_reduce(0, segment, values.detach(), "amax")
+    return values.new_zeros(n).index_add(0, segment, (values - top[segment]).exp()).log() + top
+
+
+def contrastive_loss(anchors: Tensor, texts: Tensor, negatives: Tensor, tau: float, direction: str) -> Tensor:
+    """Mean InfoNCE over the step's targets, in nats.
+
+    Args:
+        anchors: (A, D) unit vectors v_U or v_T|U.
+        texts: (A, D) unit vectors v_T of the same targets.
+        negatives: (A, A) whether text j is a negative of anchor i; the diagonal is always the positive.
+        direction: softmax over texts (`user_to_item`), over anchors (`item_to_user`), or the mean of both.
+    """
+    keep = negatives | torch.eye(len(anchors), dtype=torch.bool, device=anchors.device)
+    logits = (anchors @ texts.T / tau).masked_fill(~keep, -torch.inf)  # (A, A)
+    labels = torch.arange(len(anchors), device=anchors.device)
+    if direction == "user_to_item":
+        return F.cross_entropy(logits, labels)
+    if direction == "item_to_user":
+        return F.cross_entropy(logits.T, labels)
+    return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2

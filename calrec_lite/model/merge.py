@@ -1,0 +1,165 @@
+"""Adapter -> full weights, tensor by tensor, onto the original weights (DESIGN 4.7)."""
+
+import json
+import math
+import re
+import shutil
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from peft.utils.other import get_pattern_key
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+from tqdm import tqdm
+
+from calrec_lite.errors import InputError
+from calrec_lite.files import atomic_path
+
+COPIED = ("*.json", "*.model", "*.txt", "*.jinja")  # config, tokenizer, templates; weights and their index are written
+
+
+@dataclass(frozen=True)
+class Delta:
+    """One layer's adapter: W becomes W + scaling * B @ A, then, for DoRA, rows rescaled to `magnitude`."""
+
+    a: Tensor  # (r, in)
+    b: Tensor  # (out, r)
+    scaling: float
+    magnitude: Tensor | None  # (out,)
+
+    def applied(self, weight: Tensor) -> Tensor:
+        """(out, in) in the dtype of `weight`, added in fp32."""
+        merged = weight.float() + self.scaling * (self.b.float() @ self.a.float())
+        if self.magnitude is not None:
+            merged *= (self.magnitude.float() / merged.norm(dim=1)).unsqueeze(1)
+        return merged.to(weight.dtype)
+
+
+def merge_adapter(base: Path, adapter: Path, to: Path, progress: bool = True) -> int:
+    """Write the base's weights with the adapter added, as a folder transformers opens; returns the layers merged.
+
+    Tensors are read, added in fp32, and written one at a time, so memory is that of the largest tensor.
+    Shards keep the base's division and names, tied weights stay tied, and nothing of a
+    quantisation is carried along. The folder appears under its name only when it is complete.
+
+    Args:
+        base: folder with the original (never quantised) safetensors.
+        adapter: folder with adapter_config.json and adapter_model.safetensors.
+        to: the new folder.
+
+    Raises:
+        InputError: if the adapter does nothing, does not fit the base, or is of a kind that cannot be merged here.
+    """
+    deltas = _read_deltas(adapter)
+    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    if "quantization_config" in config:
+        raise InputError(f"{base}: the base's own weights are quantised; merge onto the unquantised original")
+    shards = sorted(base.glob("*.safetensors"))
+    present = {key for shard in shards for key in _keys(shard)}
+    missing = sorted(set(deltas) - present)
+    if missing:
+        raise InputError(
+            f"{adapter}: fits another base: {len(missing)} of {len(deltas)} layers are not in {base} ({missing[0]})"
+        )
+    with atomic_path(to) as temporary:
+        temporary.mkdir()
+        for pattern in COPIED:
+            for file in base.glob(pattern):
+                shutil.copy(file, temporary / file.name)
+        with tqdm(total=len(present), desc="merge", unit="tensor", disable=not progress) as bar:
+            for shard in shards:
+                _write_shard(shard, temporary / shard.name, deltas, bar)
+    return len(deltas)
+
+
+def _keys(shard: Path) -> list[str]:
+    with safe_open(shard, "pt") as file:
+        return list(file.keys())
+
+
+def _read_deltas(adapter: Path) -> dict[str, Delta]:
+    """Name of the base's tensor -> what is added to it."""
+    try:
+        config = LoraConfig.from_pretrained(str(adapter))
+        tensors = load_file(adapter / "adapter_model.safetensors")
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"{adapter}: not a LoRA adapter: {str(error).splitlines()[0]}") from None
+    if config.lora_bias or config.bias != "none" or config.fan_in_fan_out:
+        raise InputError(f"{adapter}: adapters with biases or transposed layers cannot be merged")
+    names = sorted(k.removesuffix(".lora_A.weight") for k in tensors if k.endswith(".lora_A.weight"))
+    extra = [k for k in tensors if not re.search(r"\.lora_(A|B|magnitude_vector)(\.weight)?$", k)]
+    if extra:
+        raise InputError(f"{adapter}: holds weights that are no LoRA ({extra[0]}); they cannot be merged")
+    deltas = {}
+    for name in names:
+        a, b = tensors[f"{name}.lora_A.weight"], tensors[f"{name}.lora_B.weight"]
+        magnitude = tensors.get(f"{name}.lora_magnitude_vector")
+        layer = name.removeprefix("base_model.model.")
+        deltas[f"{layer}.weight"] = Delta(a, b, _scaling(config, layer, a.shape[0]), magnitude)
+    if not deltas or not any(bool(d.b.any()) for d in deltas.values()):
+        raise InputError(f"{adapter}: does nothing (every lora_B is zero): was it trained?")
+    return deltas
+
+
+def _scaling(config: LoraConfig, layer: str, rank: int) -> float:
+    """alpha / r, or alpha / sqrt(r) with rsLoRA; alpha by layer where the adapter says so (PEFT's `alpha_pattern`)."""
+    key = get_pattern_key(list(config.alpha_pattern or {}), layer)
+    alpha = (config.alpha_pattern or {}).get(key, config.lora_alpha)
+    return float(alpha) / (math.sqrt(rank) if config.use_rslora else rank)
+
+
+def _write_shard(source: Path, to: Path, deltas: dict[str, Delta], bar: "tqdm[Any]") -> None:
+    """Copy one safetensors file with the deltas added; the format is a JSON header, then the tensors' bytes."""
+    with safe_open(source, "pt") as file:
+        keys = list(file.keys())
+        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+        at = 0
+        for key in keys:
+            piece = file.get_slice(key)
+            dtype, shape = str(piece.get_dtype()), list(piece.get_shape())
+            size = math.prod(shape) * _bytes(dtype)
+            header[key] = {"dtype": dtype, "shape": shape, "data_offsets": [at, at + size]}
+            at += size
+        head = json.dumps(header, separators=(",", ":")).encode()
+        head += b" " * (-len(head) % 8)
+        with to.open("wb") as out:
+            out.write(struct.pack("<Q", len(head)) + head)
+            for key in keys:
+                tensor = file.get_tensor(key)
+                out.write(_raw(deltas[key].applied(tensor) if key in deltas else tensor))
+                bar.update(1)
+
+
+def _bytes(dtype: str) -> int:
+    return max(1, int(re.sub(r"\D", "", dtype.split("_")[0]) or 8) // 8)
+
+
+def _raw(tensor: Tensor) -> memoryview:
+    return tensor.contiguous().view(torch.uint8).flatten().numpy().data
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How far two models' next-token logits lie apart over some texts."""
+
+    max_difference: float
+    mean_difference: float
+    top1_agreement: float
+
+
+@torch.no_grad()
+def parity(one: Iterator[Tensor], other: Iterator[Tensor]) -> Parity:
+    """Compare logits pairwise; each element is (T, V). The differences are absolute, the agreement a share of T."""
+    worst, total, count, agree, places = 0.0, 0.0, 0, 0, 0
+    for a, b in zip(one, other, strict=True):
+        difference = (a.float() - b.float()).abs()
+        worst = max(worst, float(difference.max()))
+        total, count = total + float(difference.sum()), count + difference.numel()
+        agree, places = agree + int((a.argmax(-1) == b.argmax(-1)).sum()), places + len(a)
+    return Parity(worst, total / count, agree / places)

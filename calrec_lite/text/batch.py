@@ -1,0 +1,228 @@
+"""Rows of one optimiser step as tensors: what both towers read, and where the losses look."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from calrec_lite.recipe import Loss
+from calrec_lite.text.encoding import EncodedCatalogue, Row
+from calrec_lite.text.trie import Trie, gather_ranges
+
+MULTIPLE = 32  # lengths are padded to a multiple: kernels are rebuilt for each new shape on a CPU
+
+
+class OnDevice:
+    """A dataclass of tensors that moves as one."""
+
+    def to(self, device: torch.device | str) -> Any:
+        moved = {f.name: _move(getattr(self, f.name), device) for f in fields(self)}  # type: ignore[arg-type]
+        return replace(self, **moved)  # type: ignore[type-var]
+
+
+def _move(value: Any, device: torch.device | str) -> Any:
+    if isinstance(value, Tensor | OnDevice):
+        return value.to(device)
+    return [_move(v, device) for v in value] if isinstance(value, list) else value
+
+
+@dataclass
+class Forks(OnDevice):
+    """The decisions of a chunk's targets in the catalogue's trie; the children of all forks lie in one flat list.
+
+    Attributes:
+        positions: (F,) index into the flattened (B * T) states of the state that decides.
+        tokens: (U,) distinct child tokens.
+        entry_fork, entry_token: (E,) for each child of each fork: its fork (0..F-1), its column in `tokens`.
+        chosen: (F,) the entry that is taken.
+    """
+
+    positions: Tensor
+    tokens: Tensor
+    entry_fork: Tensor
+    entry_token: Tensor
+    chosen: Tensor
+
+
+@dataclass
+class Chunk(OnDevice):
+    """Pass B: rows of histories with their targets, right-padded.
+
+    Attributes:
+        ids: (B, T).
+        positions, labels: (P,) flattened index of the state before each supervised token, and that token.
+        forks: decisions in the trie; None where the loss is over the vocabulary only.
+        anchor_row: (A,) row of each contrasted target.
+        anchor_start, anchor_end: (A,) its text; the history span is what stands before it.
+    """
+
+    ids: Tensor
+    positions: Tensor
+    labels: Tensor
+    forks: Forks | None
+    anchor_row: Tensor
+    anchor_start: Tensor
+    anchor_end: Tensor
+
+
+@dataclass
+class ItemChunk(OnDevice):
+    """Pass A: item texts alone, each after the start token. `ids` (M, L) right-padded, `ends` (M,)."""
+
+    ids: Tensor
+    ends: Tensor
+
+
+@dataclass
+class StepBatch(OnDevice):
+    """One optimiser step.
+
+    Attributes:
+        chunks, items: micro-batches of pass B and of pass A.
+        anchor_item: (A,) each anchor's item among the texts of pass A, in the order of `items`.
+        negatives: (A, A) whether column j's text is a negative of row i.
+        supervised: tokens (or forks) L_NIG is divided by.
+        targets: target items supervised.
+        tokens: ids of both passes, padding not counted.
+    """
+
+    chunks: list[Chunk]
+    items: list[ItemChunk]
+    anchor_item: Tensor
+    negatives: Tensor
+    supervised: int
+    targets: int
+    tokens: int
+
+
+class Collator:
+    """Rows to a StepBatch.
+
+    Args:
+        catalogues: the domains' items by name.
+        loss: which targets, which softmax, how many anchors a row.
+        start, pad: ids of the first token of pass A and of padding.
+        micro_batch_size: rows of one chunk.
+        contrast: whether pass A is needed at all.
+    """
+
+    def __init__(
+        self, catalogues: Mapping[str, EncodedCatalogue], loss: Loss, start: int, pad: int, micro_batch_size: int
+    ) -> None:
+        self.catalogues, self.loss, self.start, self.pad = catalogues, loss, start, pad
+        self.micro_batch_size = micro_batch_size
+        self.contrast = loss.alpha + loss.beta > 0
+
+    def __call__(self, rows: Sequence[Row]) -> StepBatch:
+        chunks = [self._chunk(part) for part in _parts(rows, self.micro_batch_size)]
+        texts, anchor_item, negatives = self._contrast(rows)
+        items = [self._item_chunk(part) for part in _parts(texts, 4 * self.micro_batch_size)]
+        vocabulary = self.loss.softmax == "vocabulary"
+        return StepBatch(
+            chunks=chunks,
+            items=items,
+            anchor_item=torch.from_numpy(anchor_item),
+            negatives=torch.from_numpy(negatives),
+            supervised=max(1, sum(len(c.labels if vocabulary or c.forks is None else c.forks.chosen) for c in chunks)),
+            targets=sum(len(self.targets(r)) for r in rows),
+            tokens=sum(len(r.tokens) for r in rows) + sum(len(t) + 1 for t in texts),
+        )
+
+    def targets(self, row: Row) -> np.ndarray:
+        """Positions (in items) of the row that are targets."""
+        return np.arange(1, len(row.items))[-1 if self.loss.targets == "last" else 0 :]
+
+    def anchors(self, row: Row) -> np.ndarray:
+        """Targets of the row that enter the contrastive terms: the latest `contrast_per_row`."""
+        return self.targets(row)[-(self.loss.contrast_per_row or 0) :] if self.contrast else np.empty(0, np.int64)
+
+    def _chunk(self, rows: Sequence[Row]) -> Chunk:
+        width = _padded(max(len(r.tokens) for r in rows))
+        ids = np.full((len(rows), width), self.pad, np.int64)
+        positions, labels, anchors = [], [], []
+        for b, row in enumerate(rows):
+            ids[b, : len(row.tokens)] = row.tokens
+            for k in self.targets(row):
+                last = row.ends[k] + (k == len(row.items) - 1)  # end-of-text after the last one is supervised too
+                where = np.arange(row.starts[k], last)
+                positions.append(b * width + where - 1)
+                labels.append(row.tokens[where])
+            anchors += [(b, row.starts[k], row.ends[k]) for k in self.anchors(row)]
+        anchor = np.array(anchors, np.int64).reshape(-1, 3)
+        return Chunk(
+            torch.from_numpy(ids),
+            torch.from_numpy(np.concatenate(positions)),
+            torch.from_numpy(np.concatenate(labels)),
+            self._forks(rows, width) if self.loss.softmax == "catalogue" else None,
+            *map(torch.from_numpy, np.ascontiguousarray(anchor.T)),
+        )
+
+    def _forks(self, rows: Sequence[Row], width: int) -> Forks:
+        decided = [
+            (b * width + row.starts[k] - 1, row.items[k], row.domain)
+            for b, row in enumerate(rows)
+            for k in self.targets(row)
+        ]
+        domains = {row.domain for row in rows}
+        if len(domains) > 1:
+            raise ValueError(f"a chunk holds rows of one domain, not of {sorted(domains)}")
+        trie = self.catalogues[domains.pop()].trie
+        return fork_tensors(trie, np.array([d[0] for d in decided]), np.array([d[1] for d in decided]))
+
+    def _contrast(self, rows: Sequence[Row]) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
+        """Distinct texts of pass A (shortest first), each anchor's text, and who is a negative of whom."""
+        owner, keys = [], []
+        for b, row in enumerate(rows):
+            for k in self.anchors(row):
+                owner.append(b)
+                keys.append((row.domain, int(row.items[k])))
+        texts = {key: self.catalogues[key[0]].tokens[key[1]] for key in keys}
+        distinct = sorted(texts, key=lambda key: (len(texts[key]), key))
+        column = {key: i for i, key in enumerate(distinct)}
+        item = np.array([column[key] for key in keys], np.int64)
+        row_of = np.array(owner, np.int64)
+        negatives = item[:, None] != item[None, :]  # (A, A); the same text is never its own negative
+        if self.loss.mask_same_history:
+            negatives &= row_of[:, None] != row_of[None, :]
+        return [texts[key] for key in distinct], item, negatives
+
+    def _item_chunk(self, texts: Sequence[np.ndarray]) -> ItemChunk:
+        return item_chunk(texts, self.start, self.pad)
+
+
+def item_chunk(texts: Sequence[np.ndarray], start: int, pad: int) -> ItemChunk:
+    """Item texts after the start token, right-padded to a multiple of 8."""
+    width = _padded(1 + max(map(len, texts)), 8)
+    ids = np.full((len(texts), width), pad, np.int64)
+    ids[:, 0] = start
+    for m, text in enumerate(texts):
+        ids[m, 1 : 1 + len(text)] = text
+    return ItemChunk(torch.from_numpy(ids), torch.tensor([1 + len(t) for t in texts]))
+
+
+def fork_tensors(trie: Trie, before: np.ndarray, items: np.ndarray) -> Forks:
+    """The forks that `items` pass, where `before` (N,) is the flattened position of the state before each item."""
+    edges, target = gather_ranges(trie.path_ptr[items], trie.path_ptr[items + 1])
+    edges = trie.path[edges]  # (F,)
+    forks = trie.owner[edges]
+    entries, entry_fork = gather_ranges(trie.ptr[forks], trie.ptr[forks + 1])
+    tokens, entry_token = np.unique(trie.token[entries], return_inverse=True)
+    begin = np.cumsum(trie.ptr[forks + 1] - trie.ptr[forks]) - (trie.ptr[forks + 1] - trie.ptr[forks])
+    return Forks(
+        positions=torch.from_numpy(before[target] + trie.depth[forks]),
+        tokens=torch.from_numpy(tokens),
+        entry_fork=torch.from_numpy(entry_fork),
+        entry_token=torch.from_numpy(entry_token),
+        chosen=torch.from_numpy(begin + edges - trie.ptr[forks]),
+    )
+
+
+def _parts(values: Sequence[Any], size: int) -> list[Sequence[Any]]:
+    return [values[i : i + size] for i in range(0, len(values), size)]
+
+
+def _padded(length: int, multiple: int = MULTIPLE) -> int:
+    return -(-length // multiple) * multiple

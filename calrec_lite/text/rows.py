@@ -1,0 +1,114 @@
+"""Which stretches of which histories are trained on, as a data set of rows built on demand."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch.utils.data import Dataset, Sampler
+
+from calrec_lite.data.domain import Domain
+from calrec_lite.recipe import Loss
+from calrec_lite.text.encoding import EncodedCatalogue, Encoder, Row
+
+
+@dataclass(frozen=True)
+class DomainRows:
+    """A domain's windows: row i is `items[start[i] : end[i]]` of the flat item sequence; `length` in tokens."""
+
+    catalogue: EncodedCatalogue
+    items: np.ndarray
+    start: np.ndarray
+    end: np.ndarray
+    length: np.ndarray
+
+
+class Rows(Dataset[Row]):
+    """Rows of several domains, one after the other."""
+
+    def __init__(self, parts: Sequence[DomainRows], encoder: Encoder) -> None:
+        self.parts, self.encoder = parts, encoder
+        self.domain = np.repeat(np.arange(len(parts)), [len(p.start) for p in parts])  # (N,)
+        self.length = np.concatenate([p.length for p in parts])  # (N,)
+        self._first = np.cumsum([0, *(len(p.start) for p in parts)])
+
+    def __len__(self) -> int:
+        return len(self.domain)
+
+    def __getitem__(self, i: int) -> Row:
+        part = self.parts[self.domain[i]]
+        j = i - self._first[self.domain[i]]
+        items = part.items[part.start[j] : part.end[j]]
+        return self.encoder.row(items, part.catalogue.tokens, part.catalogue.name)
+
+
+def training_rows(domain: Domain, catalogue: EncodedCatalogue, encoder: Encoder, loss: Loss) -> DomainRows:
+    """Windows over every user's training part (never the last two items of who has three or more).
+
+    With `targets: all` windows share one item, so that each item but a user's first is a target exactly
+    once; with `targets: last` each item but the first ends one window.
+    """
+    most = encoder.text.max_items
+    stride = 1 if loss.targets == "last" else most - 1
+    starts, ends = [], []
+    for u in range(len(domain.sequences)):
+        begin = int(domain.sequences.offsets[u])
+        stop = begin + len(domain.train_items(u))
+        for end in range(stop, begin + 1, -stride):
+            starts.append(max(begin, end - most))
+            ends.append(end)
+            if encoder.text.windows == "last" or (end - most <= begin and stride > 1):
+                break
+    return _domain_rows(domain, catalogue, encoder, np.array(starts, np.int64), np.array(ends, np.int64))
+
+
+def validation_rows(domain: Domain, catalogue: EncodedCatalogue, encoder: Encoder, users: int, seed: int) -> DomainRows:
+    """One row a user, ending in the validation item (second last), for `users` users drawn by `seed`."""
+    eligible = np.flatnonzero(np.diff(domain.sequences.offsets) >= 3)
+    drawn = np.sort(np.random.default_rng(seed).permutation(eligible)[:users])
+    end = domain.sequences.offsets[drawn + 1] - 1
+    start = np.maximum(domain.sequences.offsets[drawn], end - encoder.text.max_items)
+    return _domain_rows(domain, catalogue, encoder, start, end)
+
+
+def _domain_rows(
+    domain: Domain, catalogue: EncodedCatalogue, encoder: Encoder, start: np.ndarray, end: np.ndarray
+) -> DomainRows:
+    items = domain.sequences.items
+    cost = np.array([len(t) for t in catalogue.tokens])[items] + len(encoder.next)
+    before = np.concatenate([[0], np.cumsum(cost)])
+    length = np.minimum(before[end] - before[start], encoder.text.max_history_tokens + encoder.text.max_item_tokens)
+    return DomainRows(catalogue, items, start, end, length)
+
+
+class StepSampler(Sampler[list[int]]):
+    """The rows of each optimiser step: one domain a step, rows of similar length together, order drawn by the seed.
+
+    One domain a step, because texts of another domain are negatives that are told apart at a glance.
+    An incomplete last step of a domain is filled with rows drawn again, so that the number of
+    negatives never changes.
+    """
+
+    def __init__(self, rows: Rows, batch_size: int, seed: int) -> None:
+        self.rows, self.batch_size, self.seed, self.epoch = rows, batch_size, seed, 0
+        counts = np.bincount(rows.domain, minlength=len(rows.parts))
+        self.steps = int(sum(-(-c // batch_size) for c in counts))
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[list[int]]:
+        draw = np.random.default_rng([self.seed, self.epoch])
+        steps: list[np.ndarray] = []
+        for d in range(len(self.rows.parts)):
+            order = draw.permutation(np.flatnonzero(self.rows.domain == d))
+            short = -len(order) % self.batch_size
+            order = np.concatenate([order, draw.choice(order, short)]) if short else order
+            for pool in range(0, len(order), 32 * self.batch_size):  # sorted within pools: shuffled, yet little padding
+                part = order[pool : pool + 32 * self.batch_size]
+                part = part[np.argsort(self.rows.length[part], kind="stable")]
+                steps += list(part.reshape(-1, self.batch_size))
+        for i in draw.permutation(len(steps)):
+            yield steps[i].tolist()

@@ -1,0 +1,154 @@
+"""A run on disk: what lies where, and how far it has come."""
+
+import json
+import time
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from calrec_lite.data.domain import Domain
+from calrec_lite.data.prepare import prepare_to
+from calrec_lite.errors import InputError
+from calrec_lite.files import write_json
+from calrec_lite.model.base import base_folder, load_tokenizer
+from calrec_lite.recipe import Recipe, require_domain, resolved
+from calrec_lite.recipe_file import check_recipe, save_resolved
+from calrec_lite.text.encoding import EncodedCatalogue, Encoder, encode_catalogue
+
+
+@dataclass(frozen=True)
+class StageFolder:
+    """Where a stage keeps its things."""
+
+    folder: Path
+
+    @property
+    def adapter(self) -> Path:
+        return self.folder / "adapter"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+    @property
+    def merged(self) -> Path:
+        return self.folder / "merged"
+
+    @property
+    def metrics(self) -> Path:
+        return self.folder / "metrics.json"
+
+    @property
+    def done(self) -> bool:
+        return self.metrics.is_file() and (self.merged / "config.json").is_file()
+
+
+class Run:
+    """A recipe and its folder.
+
+    Args:
+        recipe: checked.
+        folder: `runs/NAME`; made if it is not there.
+    """
+
+    def __init__(self, recipe: Recipe, folder: Path) -> None:
+        self.recipe, self.folder = recipe, folder
+        self._encoded: dict[str, EncodedCatalogue] = {}
+        self._domains: dict[str, Domain] = {}
+
+    @classmethod
+    def start(cls, recipe: Recipe, root: Path) -> "Run":
+        """The run of a recipe under `root`: new, or the one already there.
+
+        Raises:
+            InputError: if the folder holds a run of a recipe that would give other weights.
+        """
+        run = cls(recipe, root / recipe.name)
+        if run._recipe_file.is_file():
+            changed = _changed(resolved(cls.open(run.folder).recipe), resolved(recipe))
+            if changed:
+                raise InputError(
+                    f"{run.folder} holds a run of another recipe (it differs in {', '.join(changed)}): "
+                    "give this one another `name`, or remove that folder"
+                )
+        save_resolved(recipe, run._recipe_file)
+        return run
+
+    @classmethod
+    def open(cls, folder: Path) -> "Run":
+        """An existing run. Raises InputError if the folder holds none."""
+        try:
+            values = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise InputError(f"{folder}: no run here (no recipe.yaml); runs lie under runs/NAME") from None
+        return cls(check_recipe(values), folder)
+
+    @property
+    def _recipe_file(self) -> Path:
+        return self.folder / "recipe.yaml"
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "log.jsonl"
+
+    @property
+    def evaluation(self) -> Path:
+        return self.folder / "evaluation"
+
+    @property
+    def export(self) -> Path:
+        return self.folder / "export"
+
+    @property
+    def stages(self) -> list[StageFolder]:
+        """One folder a stage, numbered from 1."""
+        return [StageFolder(self.folder / f"{i}-{s.name}") for i, s in enumerate(self.recipe.stages, 1)]
+
+    @cached_property
+    def base(self) -> Path:
+        """Folder of the untouched base."""
+        return base_folder(self.recipe.base)
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        return Encoder(load_tokenizer(self.base, self.recipe.base.trust_remote_code), self.recipe.text)
+
+    def domain(self, name: str) -> Domain:
+        """The prepared domain, prepared now if it is not there or its source has changed."""
+        if name not in self._domains:
+            spec = require_domain(self.recipe, name)
+            self._domains[name] = prepare_to(name, spec, self.recipe.seed, self.folder / "domains" / name)
+        return self._domains[name]
+
+    def catalogue(self, name: str) -> EncodedCatalogue:
+        """The domain's items, tokenised."""
+        if name not in self._encoded:
+            self._encoded[name] = encode_catalogue(name, self.domain(name).catalogue, self.encoder, progress=True)
+        return self._encoded[name]
+
+    def final(self) -> Path:
+        """Folder of the last stage's merged weights. Raises InputError if training has not come so far."""
+        if not self.stages[-1].done:
+            raise InputError(f"{self.folder}: not trained to the end yet; run `calrec-lite train` on its recipe")
+        return self.stages[-1].merged
+
+    def note(self, stage: str, state: str, **facts: Any) -> None:
+        """Record in run.json where the run stands."""
+        file = self.folder / "run.json"
+        states = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"stages": {}}
+        now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        states["stages"][stage] = {**states["stages"].get(stage, {}), "state": state, state: now, **facts}
+        write_json(file, states)
+
+    def stage_metrics(self) -> dict[str, Any]:
+        """What each finished stage measured, by the stage's folder name."""
+        return {s.folder.name: json.loads(s.metrics.read_text(encoding="utf-8")) for s in self.stages if s.done}
+
+
+def _changed(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Sections that decide the weights and differ; how lists are made and measured may change afterwards."""
+    deciding = ("seed", "base", "domains", "text", "stages", "loss", "optim")
+    return [key for key in deciding if old[key] != new[key]]

@@ -1,0 +1,189 @@
+"""One stage: base -> adapter -> merged weights, with the validation loss at every hand-over."""
+
+import json
+import math
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+from transformers import TrainerCallback, set_seed
+
+from calrec_lite.errors import InputError, RunError
+from calrec_lite.files import atomic_path, write_json
+from calrec_lite.model.base import add_adapter, device, load_model
+from calrec_lite.model.merge import merge_adapter, parity
+from calrec_lite.model.towers import Towers
+from calrec_lite.recipe import Stage
+from calrec_lite.text.rows import Rows, StepSampler, training_rows, validation_rows
+from calrec_lite.train.memory import auto_micro_batch, peak_bytes
+from calrec_lite.train.run import Run, StageFolder
+from calrec_lite.train.trainer import CALRecConfig, CALRecTrainer, validation_loss
+
+PARITY_ROWS = 8
+
+
+def train_run(run: Run) -> None:
+    """Train every stage that is not done yet; each stage's merged weights are the next one's base.
+
+    Raises:
+        InputError, RunError: as described at what they name; the run can be started again.
+    """
+    before = run.base
+    for stage, folder in zip(run.recipe.stages, run.stages):
+        if folder.done:
+            print(f"stage {folder.folder.name}: done already")
+        else:
+            _train_stage(run, stage, folder, before)
+        before = folder.merged
+
+
+def _train_stage(run: Run, stage: Stage, folder: StageFolder, base: Path) -> None:
+    recipe, name = run.recipe, folder.folder.name
+    domains = [run.domain(d) for d in stage.domains]
+    catalogues = {d: run.catalogue(d) for d in stage.domains}
+    rows = Rows([training_rows(d, catalogues[d.name], run.encoder, recipe.loss) for d in domains], run.encoder)
+    if not len(rows):
+        raise InputError(f"stage `{stage.name}`: no user of its domains has two items to train on")
+    valid = Rows(
+        [
+            validation_rows(d, catalogues[d.name], run.encoder, recipe.optim.valid_users, recipe.seed)
+            for d in domains
+            if d.name == recipe.target or recipe.target not in stage.domains
+        ],
+        run.encoder,
+    )
+    print(f"stage {name}: {len(rows):,} rows of {', '.join(stage.domains)}; {len(valid):,} validation users")
+    run.note(name, "training", base=str(base))
+    set_seed(recipe.seed)
+    model = add_adapter(load_model(base, recipe.base), recipe.base, recipe.optim.gradient_checkpointing)
+    config = _config(run, stage, folder, model, rows)
+    trainer = CALRecTrainer(model, config, run.encoder, catalogues, rows, valid, [RunLog(run, name)])
+    facts = _train(trainer, valid, folder)
+    with atomic_path(folder.adapter) as temporary:
+        model.save_pretrained(str(temporary))
+    run.note(name, "merging")
+    facts["layers_merged"] = merge_adapter(base, folder.adapter, folder.merged)
+    facts |= _check_merge(trainer, valid, folder.merged, run)
+    write_json(folder.metrics, facts)
+    run.note(name, "done")
+    shutil.rmtree(folder.checkpoints, ignore_errors=True)
+
+
+def _config(run: Run, stage: Stage, folder: StageFolder, model: PeftModel, rows: Rows) -> CALRecConfig:
+    optim, seed = run.recipe.optim, run.recipe.seed
+    per_epoch = len(StepSampler(rows, optim.batch_size, seed))
+    steps = stage.max_steps or math.ceil((stage.epochs or 1) * per_epoch)
+    micro = optim.micro_batch_size
+    if micro == "auto":
+        longest = int(rows.length.max())
+        micro = auto_micro_batch(model.config, optim.batch_size, longest, optim.gradient_checkpointing, device())
+    return CALRecConfig(
+        output_dir=str(folder.checkpoints),
+        objective=run.recipe.loss,
+        micro_batch_size=micro,
+        per_device_train_batch_size=optim.batch_size,
+        max_steps=steps,
+        learning_rate=stage.learning_rate or optim.learning_rate,
+        lr_scheduler_type=optim.schedule,
+        warmup_steps=int(optim.warmup * steps),
+        weight_decay=optim.weight_decay,
+        max_grad_norm=optim.max_grad_norm,
+        optim=optim.name,
+        seed=seed,
+        logging_steps=optim.log_every,
+        save_steps=optim.save_every,
+        save_total_limit=1,
+        eval_strategy="steps" if optim.eval_every else "no",
+        eval_steps=optim.eval_every,
+        report_to=optim.report_to or "none",
+        use_cpu=device().type == "cpu",
+        dataloader_num_workers=0 if device().type == "cpu" else 2,
+    )
+
+
+def _train(trainer: CALRecTrainer, valid: Rows, folder: StageFolder) -> dict[str, Any]:
+    """Train to the end, from the last whole checkpoint if there is one; the validation loss before and after."""
+    start = folder.folder / "before.json"
+    if not start.is_file():
+        write_json(start, {"valid_nats_before": _nats(trainer, valid)})
+    checkpoint = last_checkpoint(folder.checkpoints)
+    try:
+        result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except torch.cuda.OutOfMemoryError:
+        micro = trainer.args.micro_batch_size
+        raise RunError(
+            f"out of GPU memory with {micro} rows at once: set optim.micro_batch_size lower (the result stays the "
+            "same), or optim.gradient_checkpointing: true, and start the run again"
+        ) from None
+    return {
+        **json.loads(start.read_text(encoding="utf-8")),
+        "valid_nats_after": _nats(trainer, valid),
+        "steps": trainer.state.global_step,
+        "seconds": result.metrics.get("train_runtime"),
+        "micro_batch_size": trainer.args.micro_batch_size,
+        "peak_memory_bytes": peak_bytes(trainer.args.device),
+    }
+
+
+def _nats(trainer: CALRecTrainer, valid: Rows) -> float:
+    return validation_loss(trainer.towers, valid, trainer.eval_collator, trainer.args)
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest whole checkpoint; one that was cut off (its state is written last) is passed over."""
+    found = sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.partition("-")[2]), reverse=True)
+    for path in found:
+        try:
+            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+            return path
+        except (OSError, ValueError):
+            continue
+    return None
+
+
+def _check_merge(trainer: CALRecTrainer, valid: Rows, merged: Path, run: Run) -> dict[str, Any]:
+    """Adapter model against merged model: logits on some rows, and the validation loss."""
+    full = load_model(merged, run.recipe.base, quantised=False)
+    towers = Towers(full)
+    texts = [valid[i].tokens for i in range(min(PARITY_ROWS, len(valid)))]
+
+    def logits(of: Towers) -> Iterator[Tensor]:
+        of.decoder.eval()
+        for tokens in texts:
+            ids = torch.from_numpy(tokens).unsqueeze(0).to(of.head.device)
+            yield (of.states(ids) @ of.head.T)[0]
+
+    facts = asdict(parity(logits(trainer.towers), logits(towers)))
+    nats = validation_loss(towers, valid, trainer.eval_collator, trainer.args)
+    return {"parity": facts, "valid_nats_merged": nats}
+
+
+class RunLog(TrainerCallback):
+    """Appends what the trainer logs to the run's log.jsonl; after a resume, lines of lost steps are dropped."""
+
+    def __init__(self, run: Run, stage: str) -> None:
+        self.path, self.stage = run.log, stage
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.is_file() else []
+        kept = [line for line in lines if not self._lost(json.loads(line), state.global_step)]
+        with atomic_path(self.path) as temporary:
+            temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+
+    def _lost(self, entry: dict[str, Any], step: int) -> bool:
+        return entry["stage"] == self.stage and entry["step"] > step
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        entry = {
+            "stage": self.stage,
+            "step": state.global_step,
+            **(logs or {}),
+            "memory_bytes": peak_bytes(args.device),
+        }
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")

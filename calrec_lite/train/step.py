@@ -1,0 +1,149 @@
+"""The two-tower step: one gradient of the mixed objective, however the step is cut into micro-batches (METHOD 3).
+
+With one chunk per tower it is plain autograd. With more, the contrastive terms need every chunk's
+vectors at once, so the vectors are first computed without a graph, the gradient of the contrastive terms
+with respect to them is taken, and each chunk is then run again with its own graph (GradCache, Gao et al.
+2021). Memory is that of one chunk; the price is one more forward. Random states are recorded in the first
+pass and replayed in the second, so that dropout is the same in both.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from calrec_lite.model.losses import contrastive_loss
+from calrec_lite.model.towers import RowStates, Towers
+from calrec_lite.recipe import Loss
+from calrec_lite.text.batch import Chunk, ItemChunk, StepBatch
+
+Backward = Callable[[Tensor], None]
+
+
+@dataclass
+class StepLoss:
+    """Detached scalars of one step: the objective and its components, `nats_per_item` = summed loss / targets."""
+
+    loss: Tensor
+    nig: Tensor
+    tt: Tensor
+    ut: Tensor
+    nats_per_item: Tensor
+
+
+def two_tower_step(towers: Towers, batch: StepBatch, loss: Loss, backward: Backward | None) -> StepLoss:
+    """Compute the objective of a step and, if `backward` is given, its gradient.
+
+    Args:
+        backward: called with scalars whose gradients add up to the objective's; None to evaluate only.
+    """
+    contrast = bool(len(batch.anchor_item))
+    weight = (1 - loss.alpha - loss.beta if contrast else 1.0) / batch.supervised
+    if not contrast or (len(batch.chunks) == 1 and len(batch.items) == 1):
+        return _direct(towers, batch, loss, weight, backward)
+    return _cached(towers, batch, loss, weight, backward)
+
+
+def _direct(towers: Towers, batch: StepBatch, loss: Loss, weight: float, backward: Backward | None) -> StepLoss:
+    """Each chunk's graph is complete in itself."""
+    nll = torch.zeros((), device=batch.anchor_item.device)
+    zero = nll.clone()
+    tt = ut = zero
+    for chunk in batch.chunks:
+        states = towers.rows(chunk, loss)
+        scalar = weight * states.nll
+        if batch.items:
+            tt, ut = _terms(states.user, states.target, towers.items(batch.items[0]), batch, loss)
+            scalar = scalar + loss.alpha * tt + loss.beta * ut
+        if backward:
+            backward(scalar)
+        nll = nll + states.nll.detach()
+    return _report(nll, tt, ut, weight, batch, loss)
+
+
+def _cached(towers: Towers, batch: StepBatch, loss: Loss, weight: float, backward: Backward | None) -> StepLoss:
+    with torch.no_grad():
+        rows, row_rng = _recorded(lambda c: towers.rows(c, loss), batch.chunks)
+        items, item_rng = _recorded(towers.items, batch.items)
+    user = torch.cat([r.user for r in rows]).requires_grad_()
+    target = torch.cat([r.target for r in rows]).requires_grad_()
+    texts = torch.cat(items).requires_grad_()
+    with torch.enable_grad():
+        tt, ut = _terms(user, target, texts, batch, loss)
+        if backward:
+            (loss.alpha * tt + loss.beta * ut).backward()
+    if backward:
+        end = _rng_state(batch.anchor_item.device)
+        _replay_rows(towers, batch, loss, weight, backward, row_rng, user, target)
+        _replay_items(towers, batch, backward, item_rng, texts)
+        _set_rng_state(end)
+    nll = torch.stack([r.nll for r in rows]).sum()
+    return _report(nll, tt, ut, weight, batch, loss)
+
+
+def _replay_rows(
+    towers: Towers,
+    batch: StepBatch,
+    loss: Loss,
+    weight: float,
+    backward: Backward,
+    rng: list[Any],
+    user: Tensor,
+    target: Tensor,
+) -> None:
+    at = 0
+    for chunk, state in zip(batch.chunks, rng):
+        _set_rng_state(state)
+        states: RowStates = towers.rows(chunk, loss)
+        here = slice(at, at + len(chunk.anchor_row))
+        at = here.stop
+        # the surrogate's gradient at the vectors is the contrastive terms' gradient there
+        surrogate = (states.user * _grad(user)[here]).sum() + (states.target * _grad(target)[here]).sum()
+        backward(weight * states.nll + surrogate)
+
+
+def _replay_items(towers: Towers, batch: StepBatch, backward: Backward, rng: list[Any], texts: Tensor) -> None:
+    at = 0
+    for chunk, state in zip(batch.items, rng):
+        _set_rng_state(state)
+        here = slice(at, at + len(chunk.ends))
+        at = here.stop
+        backward((towers.items(chunk) * _grad(texts)[here]).sum())
+
+
+def _grad(vectors: Tensor) -> Tensor:
+    return torch.zeros_like(vectors) if vectors.grad is None else vectors.grad
+
+
+def _terms(user: Tensor, target: Tensor, texts: Tensor, batch: StepBatch, loss: Loss) -> tuple[Tensor, Tensor]:
+    """L_TT and L_UT over all anchors of the step."""
+    own = texts[batch.anchor_item]  # (A, D)
+    tt = contrastive_loss(target, own, batch.negatives, loss.tau, loss.direction)
+    return tt, contrastive_loss(user, own, batch.negatives, loss.tau, loss.direction)
+
+
+def _report(nll: Tensor, tt: Tensor, ut: Tensor, weight: float, batch: StepBatch, loss: Loss) -> StepLoss:
+    nll, tt, ut = nll.detach(), tt.detach(), ut.detach()
+    total = weight * nll + loss.alpha * tt + loss.beta * ut
+    return StepLoss(total, nll / batch.supervised, tt, ut, nll / batch.targets)
+
+
+def _recorded(run: Callable[[Any], Any], chunks: list[Chunk] | list[ItemChunk]) -> tuple[list[Any], list[Any]]:
+    outputs, states = [], []
+    for chunk in chunks:
+        states.append(_rng_state(chunk.ids.device))
+        outputs.append(run(chunk))
+    return outputs, states
+
+
+def _rng_state(device: torch.device) -> tuple[Tensor, Tensor | None, torch.device]:
+    return torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None, device
+
+
+def _set_rng_state(state: tuple[Tensor, Tensor | None, torch.device]) -> None:
+    cpu, cuda, device = state
+    torch.set_rng_state(cpu)
+    if cuda is not None:
+        torch.cuda.set_rng_state(cuda, device)

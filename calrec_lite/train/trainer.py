@@ -1,0 +1,202 @@
+"""`CALRecConfig` and `CALRecTrainer`: the mixed objective on `transformers.Trainer`, in TRL's style."""
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
+
+from calrec_lite.errors import InputError, RunError
+from calrec_lite.model.towers import Towers
+from calrec_lite.recipe import Loss
+from calrec_lite.text.batch import Collator, StepBatch
+from calrec_lite.text.encoding import EncodedCatalogue, Encoder
+from calrec_lite.text.rows import Rows, StepSampler
+from calrec_lite.train.step import StepLoss, two_tower_step
+
+
+@dataclass
+class CALRecConfig(TrainingArguments):
+    """TrainingArguments and what CALRec adds.
+
+    `per_device_train_batch_size` is the logical batch: the rows of one optimiser step, all of them
+    negatives. Gradient accumulation stays at 1: `micro_batch_size` bounds the memory instead, and
+    never changes the result.
+
+    Attributes:
+        objective: weights, temperature, targets, softmax (METHOD sections 3 and 5).
+        micro_batch_size: rows in memory at once.
+    """
+
+    objective: Loss = field(default_factory=lambda: Loss())
+    micro_batch_size: int = 4
+    remove_unused_columns: bool = False
+    logging_nan_inf_filter: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.gradient_accumulation_steps != 1:
+            raise InputError("gradient_accumulation_steps adds no negatives: raise the batch size instead")
+        if self.world_size > 1:
+            raise InputError("CALRecTrainer runs on one device; start it without a distributed launcher")
+
+    def to_dict(self) -> dict[str, Any]:
+        """As TrainingArguments, with the objective as plain data (loggers want JSON)."""
+        return {**super().to_dict(), "objective": self.objective.model_dump()}
+
+
+class CALRecTrainer(Trainer):
+    """Trains an adapter on rows of histories.
+
+    Args:
+        model: a causal LM with trainable adapter layers (`model.base.add_adapter`).
+        args: the configuration.
+        encoder: of the base's tokenizer.
+        catalogues: the domains' items by name.
+        train_dataset, eval_dataset: rows (`text.rows`); the last item of an evaluation row is its target.
+
+    Raises:
+        RunError: when the loss is no longer a number.
+    """
+
+    args: CALRecConfig
+
+    def __init__(
+        self,
+        model: nn.Module,
+        args: CALRecConfig,
+        encoder: Encoder,
+        catalogues: Mapping[str, EncodedCatalogue],
+        train_dataset: Rows,
+        eval_dataset: Rows | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+    ) -> None:
+        super().__init__(
+            model,
+            args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=encoder.tokenizer,
+            callbacks=callbacks,
+        )
+        self.remove_callback(PrinterCallback)
+        self.remove_callback(ProgressCallback)
+        if not args.disable_tqdm:
+            self.add_callback(StageProgress())
+        self.towers = Towers(model)
+        start = int(encoder.start[0])
+        self.collator = Collator(catalogues, args.objective, start, encoder.pad, args.micro_batch_size)
+        last = args.objective.model_copy(update={"targets": "last", "alpha": 0.0, "beta": 0.0})
+        self.eval_collator = Collator(catalogues, last, start, encoder.pad, args.micro_batch_size)
+        self._sums: dict[str, Tensor] = {}
+        self._counts = {"targets": 0, "tokens": 0, "steps": 0}
+        self._since = time.perf_counter()
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Whole steps, made by the collator in background workers."""
+        rows = self.train_dataset
+        assert isinstance(rows, Rows)
+        sampler = StepSampler(rows, self.args.per_device_train_batch_size, self.args.seed)
+        loader = DataLoader(
+            rows,
+            batch_sampler=sampler,
+            collate_fn=lambda part: {"step": self.collator(part)},
+            num_workers=self.args.dataloader_num_workers,
+        )
+        loader.set_epoch = sampler.set_epoch  # type: ignore[attr-defined]  # the Trainer calls it before each epoch
+        return loader
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        """One optimiser step's gradient; returns the detached objective."""
+        model.train()
+        batch: StepBatch = inputs["step"].to(self.args.device)
+        result = two_tower_step(self.towers, batch, self.args.objective, self.accelerator.backward)
+        self._note(result, batch)
+        return result.loss
+
+    def _note(self, result: StepLoss, batch: StepBatch) -> None:
+        for key in (
+            "nig",
+            "tt",
+            "ut",
+            "nats_per_item",
+        ):  # summed where they are: reading them would wait for the device
+            value = getattr(result, key)
+            self._sums[key] = self._sums[key] + value if key in self._sums else value
+        self._counts["targets"] += batch.targets
+        self._counts["tokens"] += batch.tokens
+        self._counts["steps"] += 1
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the loss components and the rates since the last training log; stop on a NaN."""
+        if "loss" in logs and self._counts["steps"]:
+            seconds = time.perf_counter() - self._since
+            logs |= {key: float(value) / self._counts["steps"] for key, value in self._sums.items()}
+            logs |= {f"{key}_per_second": self._counts[key] / seconds for key in ("targets", "tokens")}
+            self._reset()
+            if not math.isfinite(logs["loss"]) or not math.isfinite(logs.get("grad_norm", 0.0)):
+                raise RunError(
+                    f"the loss is no longer a number at step {self.state.global_step} "
+                    f"(loss {logs['loss']}, gradient norm {logs.get('grad_norm')}); the last checkpoint is whole. "
+                    "Lower optim.learning_rate, or raise loss.tau, and start the run again"
+                )
+        super().log(logs, start_time)
+
+    def _reset(self) -> None:
+        self._sums, self._counts = {}, dict.fromkeys(self._counts, 0)
+        self._since = time.perf_counter()
+
+    def evaluate(  # type: ignore[override]
+        self,
+        eval_dataset: Rows | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """Validation loss in nats per item under the stage's softmax, over the last item of each row."""
+        rows = eval_dataset or self.eval_dataset
+        assert isinstance(rows, Rows)
+        nats = validation_loss(self.towers, rows, self.eval_collator, self.args)
+        metrics = {f"{metric_key_prefix}_nats_per_item": nats}
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self._since = time.perf_counter()
+        return metrics
+
+
+@torch.no_grad()
+def validation_loss(towers: Towers, rows: Rows, collator: Collator, args: CALRecConfig) -> float:
+    """Mean nats per target item over `rows`, rows of one domain and similar length together."""
+    towers.decoder.eval()
+    order = sorted(range(len(rows)), key=lambda i: (rows.domain[i], rows.length[i]))
+    size = max(collator.micro_batch_size, 8)
+    total = torch.zeros((), device=args.device)
+    for d in range(len(rows.parts)):
+        own = [i for i in order if rows.domain[i] == d]
+        for at in tqdm(range(0, len(own), size), "validation loss", leave=False, disable=args.disable_tqdm):
+            batch = collator([rows[i] for i in own[at : at + size]]).to(args.device)
+            nll = two_tower_step(towers, batch, collator.loss, None)
+            total += nll.nats_per_item * batch.targets
+    return float(total) / len(rows)
+
+
+class StageProgress(TrainerCallback):
+    """One bar a stage: steps, rate, remaining time, the latest loss."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="train", unit="step")
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.bar.update(1)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        shown = {"nats_per_item": "nats/item", "targets_per_second": "targets/s", "eval_nats_per_item": "validation"}
+        self.bar.set_postfix({label: f"{logs[key]:.2f}" for key, label in shown.items() if key in (logs or {})})
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.bar.close()

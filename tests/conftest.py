@@ -1,0 +1,101 @@
+"""What the tests share: a tiny model and tokenizer made once a run, a small domain, and where real data lies."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from calrec_lite.data.domain import Catalogue, Domain, Sequences
+from calrec_lite.recipe import Loss, Text
+from calrec_lite.text.encoding import EncodedCatalogue, Encoder, encode_catalogue
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+SHARED = Path(__file__).parents[2] / "shared"
+
+WORDS = "red blue green small large steel glass paper tea cup lamp pen book box pot fan rug mat jar key".split()
+
+
+def item_names(n: int) -> list[str]:
+    """Distinct item names that share first words, as real catalogues do."""
+    rng = np.random.default_rng(7)
+    names: dict[str, None] = {}
+    while len(names) < n:
+        names[" ".join(rng.choice(WORDS, rng.integers(1, 5)))] = None
+    return list(names)
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama of 2 layers with a byte-level BPE tokenizer, saved as transformers saves it."""
+    folder = tmp_path_factory.mktemp("tiny")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=["<s>", "</s>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
+    corpus = [f"The next item bought is as follows. Title: {name}\n" for name in item_names(120)]
+    tokenizer.train_from_iterator(corpus, trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="</s>")
+    fast.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(fast),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        bos_token_id=fast.bos_token_id,
+        eos_token_id=fast.eos_token_id,
+        initializer_range=0.3,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def make_domain(name: str = "shop", items: int = 30, users: int = 24, seed: int = 0) -> Domain:
+    """Users who go round a ring of items, so that the last item predicts the next."""
+    rng = np.random.default_rng(seed)
+    names = sorted(item_names(items))
+    histories = [
+        [(start + step) % items for step in range(length)]
+        for start, length in zip(rng.integers(0, items, users), rng.integers(3, 12, users))
+    ]
+    catalogue = Catalogue(
+        [f"id{i}" for i in range(items)], [{"Title": n} for n in names], {f"id{i}": i for i in range(items)}
+    )
+    offsets = np.cumsum([0, *map(len, histories)])
+    flat = np.array([i for history in histories for i in history], np.int32)
+    return Domain(
+        name, catalogue, Sequences([f"u{u}" for u in range(users)], flat, offsets, None), {"fingerprint": "0"}
+    )
+
+
+@pytest.fixture(scope="session")
+def domain() -> Domain:
+    return make_domain()
+
+
+@pytest.fixture(scope="session")
+def encoder(tiny_folder: Path) -> Encoder:
+    from calrec_lite.model.base import load_tokenizer
+
+    return Encoder(load_tokenizer(tiny_folder), Text(max_items=6))
+
+
+@pytest.fixture(scope="session")
+def catalogue(domain: Domain, encoder: Encoder) -> EncodedCatalogue:
+    return encode_catalogue(domain.name, domain.catalogue, encoder)
+
+
+@pytest.fixture
+def plain_loss() -> Loss:
+    """Every term with weight, every target an anchor."""
+    return Loss(alpha=0.2, beta=0.1, tau=0.3, softmax="vocabulary", contrast_per_row=None)

@@ -1,0 +1,92 @@
+"""Comparing two evaluations: what comes out and what is refused."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from calrec_lite.errors import InputError
+from calrec_lite.evaluate.baselines import BASELINES
+from calrec_lite.evaluate.compare import compare, comparison_table
+from calrec_lite.evaluate.metrics import METRICS, paired_bootstrap
+from calrec_lite.evaluate.protocol import Protocol, SystemResult, build_cases, evaluate_system
+from calrec_lite.evaluate.results import write_results
+
+PROTOCOL = Protocol(bootstrap=50)
+SEQUENCES = [np.random.default_rng(n).permutation(30)[: 3 + n % 7].tolist() for n in range(40)]
+
+
+def write(folder: Path, domain: Any, names: list[str], protocol: Protocol = PROTOCOL) -> dict[str, SystemResult]:
+    """Evaluate the named baselines into `folder`."""
+    cases = build_cases(domain, protocol.split, protocol.users, protocol.seed)
+    systems = {name: evaluate_system(BASELINES[name](domain, 0), cases, protocol) for name in names}
+    write_results(folder, domain, protocol, cases, systems, {})
+    return systems
+
+
+def test_compare_shared_systems_and_pairs(make_domain: Any, tmp_path: Path) -> None:
+    domain = make_domain(SEQUENCES, 30)
+    of_a = write(tmp_path / "a", domain, ["popularity", "transitions"])
+    of_b = write(tmp_path / "b", domain, ["bm25_last", "popularity"])
+    found = compare(tmp_path / "a", tmp_path / "b", [("transitions", "bm25_last")])
+    assert [(pair["a"], pair["b"]) for pair in found["comparisons"]] == [
+        ("popularity", "popularity"),
+        ("transitions", "bm25_last"),
+    ]
+    expected = paired_bootstrap(of_a["transitions"].ranks, of_b["bm25_last"].ranks, 50, 0)
+    assert found["comparisons"][1]["metrics"] == expected
+    assert all(found["comparisons"][0]["metrics"][metric]["p"] == 1 for metric in METRICS)
+    text = comparison_table(found)
+    assert "transitions -> bm25_last" in text
+    assert f"{expected['ndcg@10']['difference']:+.4f}" in text
+    assert "b minus a, paired bootstrap. toys (ffffffffffff), test" in text
+
+
+def test_compare_within_one_folder(make_domain: Any, tmp_path: Path) -> None:
+    write(tmp_path, make_domain(SEQUENCES, 30), ["popularity", "transitions"])
+    assert len(compare(tmp_path, tmp_path, [("popularity", "transitions")])["comparisons"]) == 1
+    with pytest.raises(InputError, match="share no system"):
+        compare(tmp_path, tmp_path)
+    with pytest.raises(InputError, match="no system `sasrec`; it has: popularity, transitions"):
+        compare(tmp_path, tmp_path, [("popularity", "sasrec")])
+
+
+def test_compare_refuses_what_is_unlike(make_domain: Any, tmp_path: Path) -> None:
+    domain = make_domain(SEQUENCES, 30)
+    write(tmp_path / "a", domain, ["popularity"])
+    write(tmp_path / "data", make_domain(SEQUENCES, 30, "e" * 64), ["popularity"])
+    write(tmp_path / "split", domain, ["popularity"], Protocol(split="validation", bootstrap=50))
+    with pytest.raises(InputError, match="different data"):
+        compare(tmp_path / "a", tmp_path / "data")
+    with pytest.raises(InputError, match=r"different protocols \(split: test and validation\)"):
+        compare(tmp_path / "a", tmp_path / "split")
+
+
+def test_compare_needs_the_same_users_not_the_same_seed(make_domain: Any, tmp_path: Path) -> None:
+    domain = make_domain(SEQUENCES, 30)
+    write(tmp_path / "all0", domain, ["popularity"])
+    write(tmp_path / "all1", domain, ["popularity"], Protocol(bootstrap=50, seed=1))
+    assert len(compare(tmp_path / "all0", tmp_path / "all1")["comparisons"]) == 1
+    for seed in (0, 1):
+        write(tmp_path / f"some{seed}", domain, ["popularity"], Protocol(bootstrap=50, users=10, seed=seed))
+    with pytest.raises(InputError, match="different users"):
+        compare(tmp_path / "some0", tmp_path / "some1")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: (folder / "metrics.json").unlink(), "no evaluation"),
+        (lambda folder: (folder / "rankings.parquet").unlink(), "no evaluation"),
+        (lambda folder: (folder / "metrics.json").write_text("{"), "not the metrics of an evaluation"),
+        (lambda folder: (folder / "metrics.json").write_text("{}"), "has no `domain`"),
+        (lambda folder: (folder / "rankings.parquet").write_bytes(b"PAR1"), "not readable"),
+    ],
+)
+def test_compare_says_what_is_damaged(make_domain: Any, tmp_path: Path, damage: Any, message: str) -> None:
+    write(tmp_path, make_domain(SEQUENCES, 30), ["popularity"])
+    damage(tmp_path)
+    with pytest.raises(InputError, match=message) as error:
+        compare(tmp_path, tmp_path, [("popularity", "popularity")])
+    assert "\n" not in str(error.value)

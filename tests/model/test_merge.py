@@ -1,0 +1,105 @@
+"""Adapter -> full weights: the merged model says what the adapter model said."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+import calrec_lite.model.merge as merging
+from calrec_lite.errors import InputError
+from calrec_lite.model.merge import merge_adapter, parity
+
+KINDS = {
+    "lora": {},
+    "rslora": {"use_rslora": True},
+    "dora": {"use_dora": True},
+    "patterns": {"rank_pattern": {"q_proj": 2, "layers.1.mlp.up_proj": 6}, "alpha_pattern": {"k_proj": 3}},
+}
+
+
+def trained(base: Path, to: Path, **options) -> torch.nn.Module:
+    """An adapter with weights as after training."""
+    model = AutoModelForCausalLM.from_pretrained(base)
+    config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM", **options)
+    adapted = get_peft_model(model, config)
+    torch.manual_seed(5)
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name or "magnitude" in name:
+            parameter.data += 0.1 * torch.randn_like(parameter)
+    adapted.save_pretrained(str(to))
+    return adapted.eval()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_merged_logits_equal_the_adapters(tiny_folder: Path, tmp_path: Path, kind: str) -> None:
+    model = trained(tiny_folder, tmp_path / "adapter", **KINDS[kind])
+    assert merge_adapter(tiny_folder, tmp_path / "adapter", tmp_path / "merged", progress=False) == 14
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    ids = torch.arange(20)[None]
+    with torch.no_grad():
+        before = AutoModelForCausalLM.from_pretrained(tiny_folder)(ids).logits
+        found = parity(iter([model(ids).logits[0]]), iter([merged(ids).logits[0]]))
+        assert (model(ids).logits - before).abs().max() > 0.1
+    assert found.max_difference < 1e-3
+    assert found.top1_agreement == 1
+    assert merged.config.tie_word_embeddings
+    assert merged.get_output_embeddings().weight.data_ptr() == merged.get_input_embeddings().weight.data_ptr()
+
+
+def test_shards_are_kept_and_bf16_stays_bf16(tiny_folder: Path, tmp_path: Path) -> None:
+    AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.bfloat16).save_pretrained(
+        tmp_path / "base", max_shard_size="20KB"
+    )
+    trained(tmp_path / "base", tmp_path / "adapter")
+    merge_adapter(tmp_path / "base", tmp_path / "adapter", tmp_path / "merged", progress=False)
+    shards = sorted(p.name for p in (tmp_path / "base").glob("*.safetensors"))
+    assert len(shards) > 1
+    assert sorted(p.name for p in (tmp_path / "merged").glob("*.safetensors")) == shards
+    for shard in shards:
+        old, new = load_file(tmp_path / "base" / shard), load_file(tmp_path / "merged" / shard)
+        assert {k: (v.dtype, v.shape) for k, v in old.items()} == {k: (v.dtype, v.shape) for k, v in new.items()}
+        for key in old:
+            assert torch.equal(old[key], new[key]) == ("proj" not in key)
+
+
+def test_adapters_that_do_nothing_or_do_not_fit_are_refused(tiny_folder: Path, tmp_path: Path) -> None:
+    trained(tiny_folder, tmp_path / "adapter")
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    weights = load_file(file)
+    save_file({k: v * 0 if "lora_B" in k else v for k, v in weights.items()}, file)
+    with pytest.raises(InputError, match="does nothing"):
+        merge_adapter(tiny_folder, tmp_path / "adapter", tmp_path / "merged", progress=False)
+    save_file({k.replace("layers.1", "layers.7"): v for k, v in weights.items()}, file)
+    with pytest.raises(InputError, match="fits another base"):
+        merge_adapter(tiny_folder, tmp_path / "adapter", tmp_path / "merged", progress=False)
+    save_file({**weights, "base_model.model.lm_head.weight": torch.zeros(1)}, file)
+    with pytest.raises(InputError, match="no LoRA"):
+        merge_adapter(tiny_folder, tmp_path / "adapter", tmp_path / "merged", progress=False)
+    shutil.copytree(tiny_folder, tmp_path / "quantised")
+    config = json.loads((tmp_path / "quantised" / "config.json").read_text())
+    (tmp_path / "quantised" / "config.json").write_text(json.dumps({**config, "quantization_config": {}}))
+    save_file(weights, file)
+    with pytest.raises(InputError, match="unquantised original"):
+        merge_adapter(tmp_path / "quantised", tmp_path / "adapter", tmp_path / "merged", progress=False)
+    with pytest.raises(InputError, match="not a LoRA adapter"):
+        merge_adapter(tiny_folder, tmp_path / "nowhere", tmp_path / "merged", progress=False)
+    assert not (tmp_path / "merged").exists()
+
+
+def test_a_merge_that_breaks_off_leaves_nothing(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained(tiny_folder, tmp_path / "adapter")
+
+    def full_disk(tensor: torch.Tensor) -> memoryview:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(merging, "_raw", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        merge_adapter(tiny_folder, tmp_path / "adapter", tmp_path / "merged", progress=False)
+    assert [p.name for p in tmp_path.iterdir()] == ["adapter"]

@@ -1,0 +1,49 @@
+"""Texts to items: METHOD section 6 on examples worked by hand."""
+
+import math
+
+import numpy as np
+
+from calrec_lite.recommend.ground import Grounder
+
+TEXTS = ["red steel cup", "red glass cup", "blue tea pot", "green tea pot", "small paper lamp", "large paper fan"]
+NONE = np.empty(0, np.int64)
+
+
+def rank(texts: list[str], logprobs: list[float], k: int = 4, order: str = "likelihood", out=NONE, eps: float = 1e-2):
+    return Grounder(TEXTS).rank(texts, logprobs, k, out, eps, order, ["small paper lamp"])
+
+
+def test_exact_matches_stand_in_the_order_of_the_llm() -> None:
+    got = rank(["blue tea pot", "Red  STEEL cup", "green tea pot"], [-3.0, -1.0, -2.0])
+    assert got.items.tolist()[:3] == [0, 3, 2]
+    assert got.scores[:3].tolist() == [math.exp(-0.01), math.exp(-0.02), math.exp(-0.03)]
+    assert "exact" in got.why[0]
+
+
+def test_every_best_match_comes_before_the_weaker_ones() -> None:
+    got = rank(["a red cup of steel", "a tea pot, green"], [-1.0, -2.0], order="paper")
+    assert got.items.tolist()[:2] == [0, 3]
+    assert set(got.items.tolist()[2:]) == {1, 2}
+
+
+def test_the_paper_ordering_is_the_formula() -> None:
+    texts, logprobs, eps = ["tea pot", "red cup steel"], [-4.0, -1.0], 0.05
+    grounder = Grounder(TEXTS)
+    items, scaled = grounder.matches(texts, 6)
+    wanted: dict[int, float] = {}
+    for row, s in enumerate(logprobs):
+        for item, b in zip(items[row].tolist(), scaled[row].tolist()):
+            wanted[item] = max(wanted.get(item, 0.0), math.exp(eps * s) * b)
+    got = grounder.rank(texts, logprobs, 4, NONE, eps, "paper", [])
+    for item, score in zip(got.items.tolist(), got.scores.tolist()):
+        if score > 0:
+            assert score == wanted[item]
+
+
+def test_always_k_distinct_valid_items() -> None:
+    got = rank(["zzz unknown words"], [-1.0], k=6)
+    assert sorted(got.items.tolist()) == list(range(6))
+    got = rank(["red steel cup"] * 5, [-1.0] * 5, k=5, out=np.array([0]))
+    assert len(set(got.items.tolist())) == 5
+    assert 0 not in got.items

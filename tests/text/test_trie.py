@@ -1,0 +1,58 @@
+"""The radix tree: every item is a path, every fork really forks."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from calrec_lite.text.trie import Trie, gather_ranges
+
+# a last token (0) that occurs nowhere else makes any set of distinct sequences free of prefixes
+sequences = st.sets(st.lists(st.integers(1, 4), max_size=7).map(tuple), min_size=1, max_size=40).map(
+    lambda found: [np.array([*s, 0]) for s in sorted(found)]
+)
+
+
+def spelled(trie: Trie, item: int) -> list[int]:
+    edges = trie.path[trie.path_ptr[item] : trie.path_ptr[item + 1]]
+    return [
+        *trie.root.tolist(),
+        *(t for e in edges for t in trie.chain[trie.chain_ptr[e] : trie.chain_ptr[e + 1]].tolist()),
+    ]
+
+
+@settings(max_examples=200, deadline=None)
+@given(sequences)
+def test_paths_spell_the_items(items: list[np.ndarray]) -> None:
+    trie = Trie.build(items)
+    assert trie.n_items == len(items)
+    for i, tokens in enumerate(items):
+        assert spelled(trie, i) == tokens.tolist()
+        edges = trie.path[trie.path_ptr[i] : trie.path_ptr[i + 1]]
+        if len(edges):
+            assert trie.dest[edges[-1]] == ~i
+        forks = trie.owner[edges]
+        assert trie.depth[forks].tolist() == sorted(trie.depth[forks].tolist())
+        assert [tokens[d] for d in trie.depth[forks]] == trie.token[edges].tolist()
+
+
+@settings(max_examples=200, deadline=None)
+@given(sequences)
+def test_every_fork_has_distinct_children_and_every_item_one_leaf(items: list[np.ndarray]) -> None:
+    trie = Trie.build(items)
+    for low, high in zip(trie.ptr[:-1], trie.ptr[1:]):
+        assert high - low >= 2
+        assert len(set(trie.token[low:high].tolist())) == high - low
+    leaves = sorted((~trie.dest[trie.dest < 0]).tolist())
+    assert leaves == (list(range(len(items))) if len(items) > 1 else [])
+
+
+def test_a_prefix_of_another_item_is_refused() -> None:
+    with pytest.raises(ValueError, match="prefix"):
+        Trie.build([np.array([1, 2]), np.array([1, 2, 3])])
+
+
+def test_gather_ranges() -> None:
+    members, owner = gather_ranges(np.array([5, 0, 7]), np.array([7, 0, 10]))
+    assert members.tolist() == [5, 6, 7, 8, 9]
+    assert owner.tolist() == [0, 0, 2, 2, 2]

@@ -1,0 +1,203 @@
+"""The step against a slow, plain re-implementation of METHOD sections 3, 5 and 5b, and against itself cut differently."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from calrec_lite.data.domain import Domain
+from calrec_lite.model.base import add_adapter, load_model
+from calrec_lite.model.towers import Towers
+from calrec_lite.recipe import Base, Lora, Loss
+from calrec_lite.text.batch import Collator
+from calrec_lite.text.encoding import EncodedCatalogue, Encoder, Row
+from calrec_lite.train.step import two_tower_step
+
+
+@pytest.fixture(scope="module")
+def model(tiny_folder: Path) -> torch.nn.Module:
+    torch.manual_seed(1)
+    base = Base(model=str(tiny_folder), dtype="float32", load_in_4bit=False, lora=Lora(r=4))
+    adapted = add_adapter(load_model(tiny_folder, base), base)
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    return adapted
+
+
+@pytest.fixture(scope="module")
+def rows(encoder: Encoder, catalogue: EncodedCatalogue) -> list[Row]:
+    histories = [[0, 1, 2, 3], [5, 2], [7, 8, 1], [9, 4, 3, 2, 1], [2, 6, 5], [11, 12], [3, 2, 9]]
+    return [encoder.row(np.array(h), catalogue.tokens, "shop") for h in histories]
+
+
+def collate(rows: list[Row], encoder: Encoder, catalogue: EncodedCatalogue, loss: Loss, micro: int):
+    return Collator({"shop": catalogue}, loss, int(encoder.start[0]), encoder.pad, micro)(rows)
+
+
+def plain(model, rows: list[Row], encoder: Encoder, catalogue: EncodedCatalogue, loss: Loss) -> torch.Tensor:
+    """One row, one target, one negative at a time; no batches, no trie, no shared forward."""
+    causal = model.get_base_model()
+
+    def run(ids):
+        out = causal(torch.tensor([ids]), output_hidden_states=True)
+        return out.logits[0], out.hidden_states[-1][0]
+
+    unit = torch.nn.functional.normalize
+    nll, count, anchors = torch.zeros(()), 0, []
+    for r, row in enumerate(rows):
+        first = 1 if loss.targets == "all" else len(row.items) - 1
+        for k in range(first, len(row.items)):
+            final = k == len(row.items) - 1
+            ids = row.tokens[: row.ends[k] + (1 if final else 0)].tolist()
+            logits, states = run(ids)
+            start, end = row.starts[k], row.ends[k]
+            if loss.softmax == "vocabulary":
+                for p in range(start, len(ids)):
+                    nll = nll - logits[p - 1].log_softmax(-1)[ids[p]]
+                    count += 1
+            else:
+                own = catalogue.tokens[row.items[k]].tolist()
+                for d in range(len(own)):
+                    children = sorted({t[d] for t in catalogue.tokens if t[:d].tolist() == own[:d]})
+                    if len(children) > 1:
+                        nll = nll - logits[start + d - 1][children].log_softmax(-1)[children.index(own[d])]
+                        count += 1
+            _, alone = run([int(encoder.start[0]), *catalogue.tokens[row.items[k]].tolist()])
+            anchors.append(
+                (
+                    r,
+                    row.items[k],
+                    unit(states[1:start].mean(0), dim=0),
+                    unit(states[start:end].mean(0), dim=0),
+                    unit(alone[1:].mean(0), dim=0),
+                )
+            )
+
+    def nce(which: int) -> torch.Tensor:
+        total = torch.zeros(())
+        for i, (row_i, item_i, *v_i) in enumerate(anchors):
+            columns = []
+            for j, (row_j, item_j, *v_j) in enumerate(anchors):
+                same = loss.mask_same_history and row_i == row_j
+                if i == j or (item_i != item_j and not same):
+                    pair = (v_i[which] @ v_j[2], v_j[which] @ v_i[2])[loss.direction == "item_to_user"]
+                    columns.append((i == j, pair / loss.tau))
+            values = torch.stack([v for _, v in columns])
+            total = total + values.logsumexp(0) - values[[own for own, _ in columns].index(True)]
+        return total / len(anchors)
+
+    return (1 - loss.alpha - loss.beta) * nll / count + loss.alpha * nce(1) + loss.beta * nce(0)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"targets": "last"},
+        {"softmax": "catalogue"},
+        {"softmax": "catalogue", "targets": "last"},
+        {"direction": "item_to_user"},
+        {"mask_same_history": False},
+    ],
+    ids=str,
+)
+def test_objective_equals_the_plain_formulas(model, rows, encoder, catalogue, plain_loss: Loss, changes: dict) -> None:
+    loss = plain_loss.model_copy(update=changes)
+    batch = collate(rows, encoder, catalogue, loss, micro=3)
+    got = two_tower_step(Towers(model), batch, loss, None).loss
+    torch.testing.assert_close(got, plain(model, rows, encoder, catalogue, loss), rtol=2e-5, atol=1e-5)
+
+
+def gradients(model, batch, loss: Loss) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    model.zero_grad()
+    result = two_tower_step(Towers(model), batch, loss, lambda scalar: scalar.backward())
+    return result.loss, {n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize("micro", [1, 2, 3, 5, 7, 20])
+@pytest.mark.parametrize("softmax", ["vocabulary", "catalogue"])
+def test_gradients_do_not_depend_on_micro_batching(
+    model, rows, encoder, catalogue, plain_loss: Loss, micro: int, softmax: str
+) -> None:
+    loss = plain_loss.model_copy(update={"softmax": softmax})
+    whole_loss, whole = gradients(model, collate(rows, encoder, catalogue, loss, 100), loss)
+    cut_loss, cut = gradients(model, collate(rows, encoder, catalogue, loss, micro), loss)
+    torch.testing.assert_close(cut_loss, whole_loss, rtol=1e-5, atol=1e-6)
+    for name, gradient in whole.items():
+        torch.testing.assert_close(cut[name], gradient, rtol=1e-4, atol=1e-5 * float(gradient.abs().max()), msg=name)
+
+
+def test_dropout_is_replayed(tiny_folder: Path, rows, encoder, catalogue, plain_loss: Loss) -> None:
+    """The first and the second pass see the same masks: the surrogate's value is then the vectors' own."""
+    base = Base(model=str(tiny_folder), dtype="float32", load_in_4bit=False, lora=Lora(r=4, dropout=0.5))
+    torch.manual_seed(3)
+    model = add_adapter(load_model(tiny_folder, base), base).train()
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    seen: list[torch.Tensor] = []
+    towers = Towers(model)
+    states = towers.states
+
+    def recorded(ids: torch.Tensor) -> torch.Tensor:
+        out = states(ids)
+        seen.append(out.detach().clone())
+        return out
+
+    towers.states = recorded  # type: ignore[method-assign]
+    batch = collate(rows, encoder, catalogue, plain_loss, micro=3)
+    two_tower_step(towers, batch, plain_loss, lambda scalar: scalar.backward())
+    half = len(seen) // 2
+    assert half == len(batch.chunks) + len(batch.items)
+    for first, second in zip(seen[:half], seen[half:]):
+        assert torch.equal(first, second)
+    assert not torch.equal(seen[0][:1], states(batch.chunks[0].ids)[:1])  # dropout is really on
+
+
+def test_a_text_of_the_batch_is_no_negative_of_itself(rows, encoder, catalogue, plain_loss: Loss) -> None:
+    batch = collate(rows, encoder, catalogue, plain_loss, 100)
+    texts = [k for row in rows for k in row.items[1:]]
+    for i, a in enumerate(texts):
+        for j, b in enumerate(texts):
+            if a == b:
+                assert not batch.negatives[i, j]
+    assert len(batch.items[0].ends) == len(set(texts))  # encoded once each
+
+
+def test_contrast_per_row_takes_the_latest_targets(rows, encoder, catalogue, plain_loss: Loss) -> None:
+    loss = plain_loss.model_copy(update={"contrast_per_row": 1})
+    batch = collate(rows, encoder, catalogue, loss, 100)
+    assert len(batch.anchor_item) == len(rows)
+    assert batch.chunks[0].anchor_end.tolist() == [int(r.ends[-1]) for r in rows]
+
+
+def test_vocabulary_weight_mixes(model, rows, encoder, catalogue) -> None:
+    quiet = Loss(alpha=0, beta=0, softmax="catalogue")
+    values = {}
+    for weight in (0.0, 0.5, 1.0):
+        loss = quiet.model_copy(update={"vocabulary_weight": weight})
+        values[weight] = two_tower_step(
+            Towers(model), collate(rows, encoder, catalogue, loss, 100), loss, None
+        ).nats_per_item
+    assert values[0.5] - values[0.0] == pytest.approx(float(values[1.0] - values[0.5]), rel=1e-4)
+    assert values[0.5] > values[0.0]
+
+
+def test_one_epoch_on_a_ring_learns_it(tiny_folder: Path, domain: Domain, encoder, catalogue) -> None:
+    """The whole step learns: the next item of a ring is certain once it is seen."""
+    torch.manual_seed(0)
+    base = Base(model=str(tiny_folder), dtype="float32", load_in_4bit=False, lora=Lora(r=8))
+    model = add_adapter(load_model(tiny_folder, base), base)
+    loss = Loss(alpha=0.1, beta=0.05)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    ring = [encoder.row(np.arange(s, s + 4) % 30, catalogue.tokens, "shop") for s in range(30)]
+    history = []
+    for _ in range(60):
+        batch = collate(ring, encoder, catalogue, loss, 30)
+        optimizer.zero_grad()
+        history.append(float(two_tower_step(Towers(model), batch, loss, lambda s: s.backward()).nats_per_item))
+        optimizer.step()
+    assert history[0] > 3
+    assert history[-1] < 0.5 * history[0]
