@@ -127,6 +127,9 @@ class Loss(Section):
     contrast_per_row: PositiveInt | None = Field(2, description="latest targets of a row in L_TT, L_UT; null: all")
     mask_same_history: bool = Field(True, description="other targets of a history are no negatives")
     softmax: Literal["vocabulary", "catalogue"] = "catalogue"
+    prior: Share = Field(
+        1.0, description="with softmax: catalogue, this much of the items' log training count is added to their logits"
+    )
     vocabulary_weight: Annotated[float, Field(ge=0)] = Field(
         0.0, description="with softmax: catalogue, so much of the vocabulary loss is added to L_NIG"
     )

@@ -117,8 +117,10 @@ def _scalar(node: yaml.ScalarNode) -> Any:
 
 
 def _merge(below: Any, above: Any) -> Any:
+    """Sections are merged key by key; anything else is replaced, and so is `fields`: an ordered choice, no section."""
     if isinstance(below, dict) and isinstance(above, dict):
-        return {**below, **{k: _merge(below[k], v) if k in below else v for k, v in above.items()}}
+        merged = {k: _merge(below[k], v) if k in below and k != "fields" else v for k, v in above.items()}
+        return {**below, **merged}
     return above
 
 

@@ -14,6 +14,8 @@ from calrec_lite.recipe import Loss, Text
 from calrec_lite.text.encoding import EncodedCatalogue, Encoder, encode_catalogue
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ["OMP_NUM_THREADS"] = "1"  # for the processes tests start; a tiny model is slower on many threads
+torch.set_num_threads(1)
 SHARED = Path(__file__).parents[2] / "shared"
 
 WORDS = "red blue green small large steel glass paper tea cup lamp pen book box pot fan rug mat jar key".split()
@@ -45,8 +47,8 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(fast),
-        hidden_size=32,
-        intermediate_size=48,
+        hidden_size=64,  # NF4 on a CPU wants multiples of 64
+        intermediate_size=128,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
@@ -54,7 +56,7 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tie_word_embeddings=True,
         bos_token_id=fast.bos_token_id,
         eos_token_id=fast.eos_token_id,
-        initializer_range=0.3,
+        initializer_range=0.2,
     )
     LlamaForCausalLM(config).save_pretrained(folder)
     return folder
@@ -92,7 +94,7 @@ def encoder(tiny_folder: Path) -> Encoder:
 
 @pytest.fixture(scope="session")
 def catalogue(domain: Domain, encoder: Encoder) -> EncodedCatalogue:
-    return encode_catalogue(domain.name, domain.catalogue, encoder)
+    return encode_catalogue(domain.name, domain.catalogue, encoder, domain.train_counts(), prior=1.0)
 
 
 @pytest.fixture

@@ -122,6 +122,11 @@ class Domain:
         """See `Sequences.train_items`."""
         return self.sequences.train_items(u)
 
+    def train_counts(self) -> NDArray[np.int64]:
+        """Events of each item in the training part, (N,)."""
+        kept = [self.train_items(u) for u in range(len(self.sequences))]
+        return np.bincount(np.concatenate([*kept, np.empty(0, np.int32)]), minlength=len(self.catalogue))
+
     def case(self, u: int, split: Split) -> tuple[NDArray[np.int32], int] | None:
         """See `Sequences.case`."""
         return self.sequences.case(u, split)

@@ -77,7 +77,7 @@ class Table:
             if name in self.columns:
                 return name
         wanted = usual[0] if named is None else named
-        near = difflib.get_close_matches(wanted, self.columns, 1)
+        near = difflib.get_close_matches(wanted, self.columns, 1, cutoff=0.75)
         hint = f", did you mean `{near[0]}`?" if near else "."
         raise InputError(
             f"{self.path}: no column `{wanted}` for `{key}`{hint} The columns are: {', '.join(self.columns)}"
@@ -184,7 +184,7 @@ def _bad_json_line(path: Path) -> str | None:
     with _open(path) as file:
         for number, line in enumerate(file, 1):
             try:
-                value = json.loads(line) if line.strip() else {}
+                value = json.loads(line.rstrip()) if line.strip() else {}
             except UnicodeDecodeError:
                 return f"{path}:{number}: is not UTF-8 text; convert it first"
             except json.JSONDecodeError as error:

@@ -14,7 +14,6 @@ from scipy import sparse
 
 from calrec_lite.data.domain import Domain
 from calrec_lite.evaluate.metrics import CELLS
-from calrec_lite.evaluate.protocol import train_counts
 
 Histories = Sequence[NDArray[np.int32]]
 
@@ -23,7 +22,7 @@ class Popularity:
     """The items most often trained on, the same for everyone; the order in which the other baselines break ties."""
 
     def __init__(self, domain: Domain, seed: int) -> None:
-        counts = train_counts(domain)
+        counts = domain.train_counts()
         random = np.random.default_rng(seed).permutation(len(counts))
         self._order = np.lexsort((random, -counts))  # place -> item, (N,)
         self._place = np.empty_like(self._order)  # item -> place, (N,)

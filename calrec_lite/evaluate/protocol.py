@@ -140,12 +140,6 @@ def evaluate_system(ranker: Ranker, cases: Cases, protocol: Protocol) -> SystemR
     return SystemResult(metrics, lists, ranks, seconds)
 
 
-def train_counts(domain: Domain) -> NDArray[np.int64]:
-    """How often each item occurs in the domain's training part, (N,)."""
-    items = [domain.train_items(u) for u in range(len(domain.sequences))]
-    return np.bincount(np.concatenate([*items, np.empty(0, dtype=np.int32)]), minlength=len(domain.catalogue))
-
-
 def slices(domain: Domain, cases: Cases, ranks: Ranks, protocol: Protocol) -> dict[str, dict[str, int | Interval]]:
     """The metrics apart for kinds of users; a slice without users is left out.
 
@@ -155,7 +149,7 @@ def slices(domain: Domain, cases: Cases, ranks: Ranks, protocol: Protocol) -> di
     Args:
         ranks: of one system on `cases`, (U,).
     """
-    trained, repeat = train_counts(domain)[cases.targets], cases.repeats
+    trained, repeat = domain.train_counts()[cases.targets], cases.repeats
     length = np.array([len(history) for history in cases.histories])
     masks = {
         "target: new": trained == 0,

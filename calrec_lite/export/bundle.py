@@ -31,12 +31,13 @@ def export_run(run: Run, to: Path) -> Path:
         dtype=recipe.base.dtype,
         text=recipe.text,
         recommend=recipe.recommend,
+        prior=recipe.loss.prior if recipe.loss.softmax == "catalogue" else 0.0,
         seed=recipe.seed,
     )
     with atomic_path(to) as temporary:
         shutil.copytree(merged, temporary)
         _explicit_generation(temporary, run)
-        write_package(temporary, info, domain.catalogue if recipe.export.catalogue else None)
+        write_package(temporary, info, domain.catalogue if recipe.export.catalogue else None, domain.train_counts())
         (temporary / "README.md").write_text(render_card(run), encoding="utf-8")
     return to
 

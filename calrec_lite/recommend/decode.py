@@ -36,7 +36,9 @@ class _Beams:
 
 
 @torch.no_grad()
-def beam_search(tree: PromptTree, trie: Trie, beams: int, excluded: Sequence[np.ndarray]) -> list[Ranked]:
+def beam_search(
+    tree: PromptTree, trie: Trie, bias: np.ndarray, beams: int, excluded: Sequence[np.ndarray]
+) -> list[Ranked]:
     """The most probable items of each user, at most `beams`, in order of their exact log-probability.
 
     Probabilities are over the children of each fork of the trie, so that they add up to one over the
@@ -45,7 +47,8 @@ def beam_search(tree: PromptTree, trie: Trie, beams: int, excluded: Sequence[np.
 
     Args:
         tree: the prompts, nothing below them yet.
-        trie: of the catalogue.
+        trie, bias: of the catalogue (`EncodedCatalogue`).
+        beams: partial items kept a user.
         excluded: for each user, items that may not be recommended.
     """
     users = len(excluded)
@@ -55,13 +58,13 @@ def beam_search(tree: PromptTree, trie: Trie, beams: int, excluded: Sequence[np.
     beam = _Beams(everyone, np.zeros(users), np.full(users, 0 if len(trie.depth) else ~0), np.zeros(users, np.int64))
     barred = np.unique(np.concatenate([u * trie.n_items + np.asarray(x, np.int64) for u, x in enumerate(excluded)]))
     while (beam.fork >= 0).any():
-        beam, edges, parents = _step(tree, trie, beam, beams, barred)
+        beam, edges, parents = _step(tree, trie, bias, beam, beams, barred)
         _feed(tree, trie, beam, edges, parents, users)
     return [_ranked(beam, u) for u in range(users)]
 
 
 def _step(
-    tree: PromptTree, trie: Trie, beam: _Beams, beams: int, barred: np.ndarray
+    tree: PromptTree, trie: Trie, bias: np.ndarray, beam: _Beams, beams: int, barred: np.ndarray
 ) -> tuple[_Beams, np.ndarray, np.ndarray]:
     """Expand every partial item by the children of its fork and keep each user's best `beams`.
 
@@ -69,7 +72,7 @@ def _step(
     """
     open_ = np.flatnonzero(beam.fork >= 0)
     edges, parent = gather_ranges(trie.ptr[beam.fork[open_]], trie.ptr[beam.fork[open_] + 1])
-    logp = _child_logprobs(tree, beam.user[open_], beam.slot[open_], trie.token[edges], parent)
+    logp = _child_logprobs(tree, beam.user[open_], beam.slot[open_], trie.token[edges], bias[edges], parent)
     done = np.flatnonzero(beam.fork < 0)
     source = np.concatenate([open_[parent], done])
     score = np.concatenate([beam.score[open_][parent] + logp, beam.score[done]])
@@ -89,15 +92,15 @@ def _step(
 
 
 def _child_logprobs(
-    tree: PromptTree, user: np.ndarray, slot: np.ndarray, tokens: np.ndarray, parent: np.ndarray
+    tree: PromptTree, user: np.ndarray, slot: np.ndarray, tokens: np.ndarray, bias: np.ndarray, parent: np.ndarray
 ) -> np.ndarray:
-    """(E,) log P(child | children of its fork); `tokens`, `parent` (E,) name each child and its partial item."""
+    """(E,) log P(child | children of its fork); `tokens`, `bias`, `parent` (E,) belong to each child."""
     distinct, column = np.unique(tokens, return_inverse=True)
     device = tree.device
     states = tree.states[torch.from_numpy(user).to(device), torch.from_numpy(slot).to(device)]  # (n, D)
     logits = (states @ tree.towers.head[torch.from_numpy(distinct).to(device)].T).float()  # (n, U)
     owner = torch.from_numpy(parent).to(device)
-    entries = logits[owner, torch.from_numpy(column).to(device)]
+    entries = logits[owner, torch.from_numpy(column).to(device)] + torch.from_numpy(bias).to(device)
     return (entries - segment_logsumexp(entries, owner, len(states))[owner]).double().cpu().numpy()
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from pydantic import Field
 
 from calrec_lite.data.domain import Catalogue
@@ -25,6 +26,7 @@ class PackageInfo(Section):
     dtype: Literal["bfloat16", "float32"]
     text: Text
     recommend: Recommend
+    prior: float = Field(description="weight of the items' log training counts in their logits")
     seed: int
 
 
@@ -36,6 +38,7 @@ class Package:
     info: PackageInfo
     ids: list[str]
     fields: list[dict[str, str]]
+    counts: np.ndarray
 
     @property
     def text(self) -> Text:
@@ -56,16 +59,16 @@ class Package:
     def catalogue(self, encoder: Encoder) -> EncodedCatalogue:
         """The items, tokenised."""
         items = Catalogue(self.ids, self.fields, {item: i for i, item in enumerate(self.ids)})
-        return encode_catalogue(self.info.domain, items, encoder)
+        return encode_catalogue(self.info.domain, items, encoder, self.counts, self.info.prior)
 
 
-def write_package(folder: Path, info: PackageInfo, catalogue: Catalogue | None) -> None:
-    """Write calrec.json and, if given, the catalogue (one item a line: id, fields) into `folder`."""
+def write_package(folder: Path, info: PackageInfo, catalogue: Catalogue | None, counts: np.ndarray) -> None:
+    """Write calrec.json and, if given, the catalogue (one item a line: id, fields, training events) into `folder`."""
     (folder / NAME).write_text(json.dumps(info.model_dump(mode="json"), indent=1) + "\n", encoding="utf-8")
     if catalogue is not None:
         with (folder / CATALOGUE).open("w", encoding="utf-8") as file:
-            for item, fields in zip(catalogue.ids, catalogue.fields):
-                file.write(json.dumps({"id": item, "fields": fields}, ensure_ascii=False) + "\n")
+            for item, fields, count in zip(catalogue.ids, catalogue.fields, counts.tolist()):
+                file.write(json.dumps({"id": item, "fields": fields, "count": count}, ensure_ascii=False) + "\n")
 
 
 def open_package(source: str | Path) -> Package:
@@ -87,7 +90,8 @@ def open_package(source: str | Path) -> Package:
     if not lines.is_file():
         raise InputError(f"{source}: exported without its catalogue (export.catalogue: false), so it cannot recommend")
     items = [json.loads(line) for line in lines.read_text(encoding="utf-8").splitlines()]
-    return Package(folder, info, [i["id"] for i in items], [i["fields"] for i in items])
+    counts = np.array([i["count"] for i in items], np.int64)
+    return Package(folder, info, [i["id"] for i in items], [i["fields"] for i in items], counts)
 
 
 def _from_hub(source: str) -> Path:

@@ -153,7 +153,7 @@ class Recommender:
         tree = PromptTree(self.towers, [prompts[u] for u in users], self.encoder.pad)
         excluded = [barred[u] for u in users]
         if self.options.strategy == "beam":
-            found = beam_search(tree, self.catalogue.trie, max(self.options.beams, k), excluded)
+            found = beam_search(tree, self.catalogue.trie, self.catalogue.bias, max(self.options.beams, k), excluded)
             return [self._completed(f, k, e) for f, e in zip(found, excluded)]
         draws = [np.random.default_rng([self.seed, u]) for u in users]
         options = self.options

@@ -37,6 +37,7 @@ class Forks(OnDevice):
         positions: (F,) index into the flattened (B * T) states of the state that decides.
         tokens: (U,) distinct child tokens.
         entry_fork, entry_token: (E,) for each child of each fork: its fork (0..F-1), its column in `tokens`.
+        entry_bias: (E,) what is added to its logit.
         chosen: (F,) the entry that is taken.
     """
 
@@ -44,6 +45,7 @@ class Forks(OnDevice):
     tokens: Tensor
     entry_fork: Tensor
     entry_token: Tensor
+    entry_bias: Tensor
     chosen: Tensor
 
 
@@ -169,8 +171,8 @@ class Collator:
         domains = {row.domain for row in rows}
         if len(domains) > 1:
             raise ValueError(f"a chunk holds rows of one domain, not of {sorted(domains)}")
-        trie = self.catalogues[domains.pop()].trie
-        return fork_tensors(trie, np.array([d[0] for d in decided]), np.array([d[1] for d in decided]))
+        catalogue = self.catalogues[domains.pop()]
+        return fork_tensors(catalogue.trie, catalogue.bias, np.array([d[0] for d in decided]), np.array([d[1] for d in decided]))
 
     def _contrast(self, rows: Sequence[Row]) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
         """Distinct texts of pass A (shortest first), each anchor's text, and who is a negative of whom."""
@@ -203,7 +205,7 @@ def item_chunk(texts: Sequence[np.ndarray], start: int, pad: int) -> ItemChunk:
     return ItemChunk(torch.from_numpy(ids), torch.tensor([1 + len(t) for t in texts]))
 
 
-def fork_tensors(trie: Trie, before: np.ndarray, items: np.ndarray) -> Forks:
+def fork_tensors(trie: Trie, bias: np.ndarray, before: np.ndarray, items: np.ndarray) -> Forks:
     """The forks that `items` pass, where `before` (N,) is the flattened position of the state before each item."""
     edges, target = gather_ranges(trie.path_ptr[items], trie.path_ptr[items + 1])
     edges = trie.path[edges]  # (F,)
@@ -216,6 +218,7 @@ def fork_tensors(trie: Trie, before: np.ndarray, items: np.ndarray) -> Forks:
         tokens=torch.from_numpy(tokens),
         entry_fork=torch.from_numpy(entry_fork),
         entry_token=torch.from_numpy(entry_token),
+        entry_bias=torch.from_numpy(bias[entries]),
         chosen=torch.from_numpy(begin + edges - trie.ptr[forks]),
     )
 

@@ -145,6 +145,9 @@ class EncodedCatalogue:
         texts: each item as the template writes it.
         tokens: ids of each text, distinct, none a prefix of another.
         trie: the radix tree over `tokens`.
+        bias: (E,) what is added to the logit of each edge of the trie: `loss.prior` times the log of how often the
+            items below it were trained on.
+        counts: (N,) how often each item was trained on.
     """
 
     name: str
@@ -152,13 +155,30 @@ class EncodedCatalogue:
     texts: list[str]
     tokens: list[Tokens]
     trie: Trie = field(repr=False)
+    bias: np.ndarray
+    counts: np.ndarray
 
     def __len__(self) -> int:
         return len(self.texts)
 
 
-def encode_catalogue(name: str, catalogue: Catalogue, encoder: Encoder, progress: bool = False) -> EncodedCatalogue:
-    """Tokenise a catalogue. Raises InputError where two items cannot be told apart by their ids."""
+def encode_catalogue(
+    name: str,
+    catalogue: Catalogue,
+    encoder: Encoder,
+    counts: np.ndarray | None = None,
+    prior: float = 0.0,
+    progress: bool = False,
+) -> EncodedCatalogue:
+    """Tokenise a catalogue.
+
+    Args:
+        counts: (N,) events of each item in the training part; None: all alike.
+        prior: weight of their logarithm in the catalogue softmax (`loss.prior`).
+
+    Raises:
+        InputError: where two items cannot be told apart by their ids.
+    """
     template = Template(encoder.text, catalogue.labels)
     texts = [template.item(f) for f in catalogue.fields]
     tokens = encoder.limit(encoder.items(texts, progress))
@@ -170,4 +190,7 @@ def encode_catalogue(name: str, catalogue: Catalogue, encoder: Encoder, progress
                 f"domain `{name}`: the tokenizer cannot tell {texts[other]!r} from {texts[i]!r}; "
                 "add a field that differs to `fields`"
             )
-    return EncodedCatalogue(name, catalogue.titles, texts, tokens, Trie.build(tokens))
+    trie = Trie.build(tokens)
+    counts = np.zeros(len(tokens), np.int64) if counts is None else counts
+    bias = (prior * np.log(trie.below(counts + 1.0))).astype(np.float32)
+    return EncodedCatalogue(name, catalogue.titles, texts, tokens, trie, bias, counts)

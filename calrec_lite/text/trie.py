@@ -43,6 +43,10 @@ class Trie:
         """(E,) the fork each edge leaves from."""
         return np.repeat(np.arange(len(self.ptr) - 1), np.diff(self.ptr))
 
+    def below(self, weights: np.ndarray) -> np.ndarray:
+        """(E,) the sum of the items' weights (N,) below each edge."""
+        return np.bincount(self.path, np.repeat(weights, np.diff(self.path_ptr)), len(self.token))
+
     @classmethod
     def build(cls, sequences: Sequence[np.ndarray]) -> "Trie":
         """Build from distinct token sequences, none of which is a prefix of another.

@@ -126,7 +126,11 @@ class Run:
     def catalogue(self, name: str) -> EncodedCatalogue:
         """The domain's items, tokenised."""
         if name not in self._encoded:
-            self._encoded[name] = encode_catalogue(name, self.domain(name).catalogue, self.encoder, progress=True)
+            domain, loss = self.domain(name), self.recipe.loss
+            prior = loss.prior if loss.softmax == "catalogue" else 0.0
+            self._encoded[name] = encode_catalogue(
+                name, domain.catalogue, self.encoder, domain.train_counts(), prior, progress=True
+            )
         return self._encoded[name]
 
     def final(self) -> Path:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from calrec_lite.errors import InputError
-from calrec_lite.evaluate.protocol import Protocol, build_cases, evaluate_system, slices, train_counts
+from calrec_lite.evaluate.protocol import Protocol, build_cases, evaluate_system, slices
 
 
 class Fixed:
@@ -27,7 +27,7 @@ def test_leave_one_out(make_domain: Any) -> None:
     assert [history.tolist() for history in validation.histories] == [[0, 1], [6]]
     assert test.targets.tolist() == [3, 4]
     assert validation.targets.tolist() == [2, 5]
-    assert train_counts(domain).tolist() == [1, 1, 0, 0, 1, 1, 1]
+    assert domain.train_counts().tolist() == [1, 1, 0, 0, 1, 1, 1]
 
 
 def test_the_draw_is_seeded_and_sorted(make_domain: Any) -> None:

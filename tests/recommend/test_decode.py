@@ -44,7 +44,7 @@ def prompts(encoder: Encoder, catalogue: EncodedCatalogue) -> list[np.ndarray]:
 
 
 @torch.no_grad()
-def exact(towers: Towers, prompt: np.ndarray, items: list[np.ndarray]) -> np.ndarray:
+def exact(towers: Towers, prompt: np.ndarray, items: list[np.ndarray], counts: np.ndarray) -> np.ndarray:
     """(N,) log-probability of every item, each scored by itself in a forward of its whole text."""
     scores = np.zeros(len(items))
     plain = [t.tolist() for t in items]
@@ -54,7 +54,8 @@ def exact(towers: Towers, prompt: np.ndarray, items: list[np.ndarray]) -> np.nda
         for d in range(len(tokens)):
             children = sorted({t[d] for t in plain if t[:d] == tokens[:d]})
             if len(children) > 1:
-                logp = logits[len(prompt) + d - 1][children].float().log_softmax(-1)
+                below = [sum(n + 1 for t, n in zip(plain, counts) if t[: d + 1] == [*tokens[:d], c]) for c in children]
+                logp = (logits[len(prompt) + d - 1][children].float() + torch.tensor(below).log()).log_softmax(-1)
                 scores[i] += float(logp[children.index(tokens[d])])
     return scores
 
@@ -63,9 +64,9 @@ def test_beam_search_finds_the_true_order_with_exact_scores(
     towers: Towers, prompts: list[np.ndarray], encoder: Encoder, catalogue: EncodedCatalogue
 ) -> None:
     n = len(catalogue)
-    found = beam_search(PromptTree(towers, prompts, encoder.pad), catalogue.trie, n, NOTHING)
+    found = beam_search(PromptTree(towers, prompts, encoder.pad), catalogue.trie, catalogue.bias, n, NOTHING)
     for prompt, ranked in zip(prompts, found):
-        scores = exact(towers, prompt, catalogue.tokens)
+        scores = exact(towers, prompt, catalogue.tokens, catalogue.counts)
         assert np.exp(scores).sum() == pytest.approx(1, abs=1e-4)
         assert sorted(ranked.items.tolist()) == list(range(n))
         np.testing.assert_allclose(ranked.scores, scores[ranked.items], atol=2e-4)
@@ -75,9 +76,11 @@ def test_beam_search_finds_the_true_order_with_exact_scores(
 def test_few_beams_keep_the_best_and_excluded_items_never_show(
     towers: Towers, prompts: list[np.ndarray], encoder: Encoder, catalogue: EncodedCatalogue
 ) -> None:
-    whole = beam_search(PromptTree(towers, prompts, encoder.pad), catalogue.trie, len(catalogue), NOTHING)
+    whole = beam_search(
+        PromptTree(towers, prompts, encoder.pad), catalogue.trie, catalogue.bias, len(catalogue), NOTHING
+    )
     barred = [w.items[:3] for w in whole]
-    found = beam_search(PromptTree(towers, prompts, encoder.pad), catalogue.trie, 20, barred)
+    found = beam_search(PromptTree(towers, prompts, encoder.pad), catalogue.trie, catalogue.bias, 20, barred)
     for all_, some, out in zip(whole, found, barred):
         assert not set(some.items.tolist()) & set(out.tolist())
         assert len(set(some.items.tolist())) == len(some.items)
@@ -87,16 +90,18 @@ def test_few_beams_keep_the_best_and_excluded_items_never_show(
 def test_lists_do_not_depend_on_who_shares_the_batch(
     towers: Towers, prompts: list[np.ndarray], encoder: Encoder, catalogue: EncodedCatalogue
 ) -> None:
-    together = beam_search(PromptTree(towers, prompts, encoder.pad), catalogue.trie, 10, NOTHING)
+    together = beam_search(PromptTree(towers, prompts, encoder.pad), catalogue.trie, catalogue.bias, 10, NOTHING)
     for prompt, ranked in zip(prompts, together):
-        alone = beam_search(PromptTree(towers, [prompt], encoder.pad), catalogue.trie, 10, NOTHING[:1])[0]
+        alone = beam_search(PromptTree(towers, [prompt], encoder.pad), catalogue.trie, catalogue.bias, 10, NOTHING[:1])[
+            0
+        ]
         assert alone.items.tolist() == ranked.items.tolist()
         np.testing.assert_allclose(alone.scores, ranked.scores, atol=1e-4)
 
 
 def test_a_catalogue_of_one_item(towers: Towers, prompts: list[np.ndarray], encoder: Encoder, catalogue) -> None:
     trie = Trie.build(catalogue.tokens[:1])
-    found = beam_search(PromptTree(towers, prompts, encoder.pad), trie, 5, NOTHING)
+    found = beam_search(PromptTree(towers, prompts, encoder.pad), trie, np.empty(0, np.float32), 5, NOTHING)
     assert all(f.items.tolist() == [0] and f.scores[0] == 0 for f in found)
 
 

@@ -62,7 +62,16 @@ def plain(model, rows: list[Row], encoder: Encoder, catalogue: EncodedCatalogue,
                 for d in range(len(own)):
                     children = sorted({t[d] for t in catalogue.tokens if t[:d].tolist() == own[:d]})
                     if len(children) > 1:
-                        nll = nll - logits[start + d - 1][children].log_softmax(-1)[children.index(own[d])]
+                        prior = [
+                            sum(
+                                n + 1
+                                for t, n in zip(catalogue.tokens, catalogue.counts)
+                                if t[: d + 1].tolist() == [*own[:d], c]
+                            )
+                            for c in children
+                        ]
+                        scores = logits[start + d - 1][children] + torch.tensor(prior, dtype=torch.float32).log()
+                        nll = nll - scores.log_softmax(-1)[children.index(own[d])]
                         count += 1
             _, alone = run([int(encoder.start[0]), *catalogue.tokens[row.items[k]].tolist()])
             anchors.append(

@@ -1,0 +1,350 @@
+"""Each rule of the preparation on a few rows, with the outcome worked out by hand."""
+
+import random
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from handmade import TITLES, histories, json_lines, write, write_csv
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from calrec_lite import recipe
+from calrec_lite.data.domain import Domain
+from calrec_lite.data.prepare import describe, prepare, prepare_to
+from calrec_lite.errors import InputError
+
+Shop = Callable[..., Domain]
+
+
+def test_events_are_ordered_by_time_and_items_by_text(shop: Shop) -> None:
+    domain = shop([("u", "c", 30), ("v", "b", 5), ("u", "a", 10), ("u", "b", 20)], {"a": "Zoo", "b": "Yak", "c": "Ant"})
+    assert histories(domain) == {"u": ["Zoo", "Yak", "Ant"], "v": ["Yak"]}
+    assert domain.catalogue.titles == ["Ant", "Yak", "Zoo"]
+    assert domain.catalogue.ids == ["c", "b", "a"]
+    assert domain.catalogue.aliases == {"a": 2, "b": 1, "c": 0}
+    assert domain.sequences.times is not None
+    assert domain.sequences.times.tolist() == [10, 20, 30, 5]
+
+
+def test_rows_that_cannot_be_used_are_dropped_and_counted(shop: Shop) -> None:
+    events = [("u", "a", 1), ("", "a", 2), ("u", " ", 2), ("u", "b", 2), ("u", "b", 2), ("u", "b", 3), ("u", "c", "")]
+    domain = shop(
+        [*events, ("u", "gone", 4), ("v", "gone", 4), ("u", "mute", 5), ("u", "mute", 6)], TITLES | {"mute": ""}
+    )
+    assert histories(domain) == {"u": ["Apple", "Bread", "Bread"]}
+    assert domain.info["dropped"] == {
+        "no user or item": {"events": 2},
+        "no time": {"events": 1},
+        "same user, item and time": {"events": 1},
+        "item without record": {"events": 2, "items": 1},
+        "item without text": {"events": 2, "items": 1},
+        "user with too few events": {"events": 0, "users": 0},
+        "item with too few events": {"events": 0, "items": 0},
+    }
+    assert domain.info["read"]["rows"] == 11
+
+
+def test_without_times_the_inputs_order_stands_and_nothing_is_a_duplicate(shop: Shop) -> None:
+    domain = shop([("u", "c"), ("u", "a"), ("v", "a"), ("u", "a"), ("u", "b")])
+    assert histories(domain) == {"u": ["Cheese", "Apple", "Apple", "Bread"], "v": ["Apple"]}
+    assert domain.sequences.times is None
+    assert domain.info["statistics"]["tied_neighbours"] is None
+
+
+def test_items_with_the_same_text_are_one(shop: Shop) -> None:
+    titles = {"a": "Apple", "b": " apple", "x": "<b>Apple</b>", "y": "Apple  ", "unseen": "Apple"}
+    domain = shop([("u", "y", 1), ("u", "x", 2), ("v", "b", 1), ("v", "a", 2)], titles)
+    assert domain.catalogue.titles == ["Apple", "apple"]
+    assert domain.catalogue.aliases == {"a": 0, "x": 0, "y": 0, "b": 1}
+    assert domain.catalogue.ids == ["a", "b"]
+    assert histories(domain) == {"u": ["Apple", "Apple"], "v": ["apple", "Apple"]}
+    assert domain.info["merged_items"] == 2
+
+
+def test_merging_comes_before_the_item_threshold(shop: Shop) -> None:
+    titles = {"a1": "Apple", "a2": "Apple", "b": "Bread"}
+    domain = shop([("u", "a1", 1), ("v", "a2", 1), ("v", "b", 2)], titles, min_item_events=2)
+    assert domain.catalogue.titles == ["Apple"]
+
+
+def test_the_threshold_is_applied_until_nothing_changes(shop: Shop) -> None:
+    # w goes (1 event), then d falls to 1 and goes, then v falls to 1 and goes; u, x stay on a and b.
+    events = [("u", "a", 1), ("u", "b", 2), ("x", "a", 1), ("x", "b", 2), ("v", "a", 1), ("v", "d", 2), ("w", "d", 1)]
+    domain = shop(events, min_user_events=2, min_item_events=2)
+    assert histories(domain) == {"u": ["Apple", "Bread"], "x": ["Apple", "Bread"]}
+    assert domain.info["dropped"]["user with too few events"] == {"events": 2, "users": 2}
+    assert domain.info["dropped"]["item with too few events"] == {"events": 1, "items": 1}
+
+
+def test_repeats_are_dropped_where_an_item_left_made_two_neighbours(shop: Shop) -> None:
+    events = [("u", "a", 1), ("u", "a", 2), ("u", "b", 3), ("u", "a", 4), ("u", "c", 5), ("v", "a", 1), ("v", "c", 2)]
+    assert histories(shop(events, drop_repeats=True)) == {
+        "u": ["Apple", "Bread", "Apple", "Cheese"],
+        "v": ["Apple", "Cheese"],
+    }
+    domain = shop(events, drop_repeats=True, min_item_events=2)  # b goes, so u's apples meet
+    assert histories(domain) == {"u": ["Apple", "Cheese"], "v": ["Apple", "Cheese"]}
+    assert domain.info["dropped"]["repeat of the previous item"] == {"events": 2}
+    assert histories(shop(events))["u"] == ["Apple", "Apple", "Bread", "Apple", "Cheese"]
+
+
+def naive_core(events: list[tuple[str, str, int]], repeats: bool, users: int, items: int) -> dict[str, list[str]]:
+    """The fixed point, in plain Python; events have distinct times."""
+    rows = sorted(set(events), key=lambda row: row[2])
+    while True:
+        last: dict[str, str] = {}
+        kept = []
+        for row in rows:
+            if not repeats or last.get(row[0]) != row[1]:
+                kept.append(row)
+            last[row[0]] = row[1]
+        count = Counter(user for user, _, _ in kept)
+        kept = [row for row in kept if count[row[0]] >= users]
+        count = Counter(item for _, item, _ in kept)
+        kept = [row for row in kept if count[row[1]] >= items]
+        if kept == rows:
+            break
+        rows = kept
+    out: dict[str, list[str]] = {}
+    for user, item, _ in rows:
+        out.setdefault(user, []).append(TITLES[item])
+    return out
+
+
+@given(
+    pairs=st.lists(st.tuples(st.sampled_from("uvwx"), st.sampled_from("abcde")), min_size=1, max_size=30),
+    repeats=st.booleans(),
+    users=st.integers(1, 4),
+    items=st.integers(1, 4),
+)
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_core_and_repeats_match_a_plain_loop(
+    shop: Shop, pairs: list[tuple[str, str]], repeats: bool, users: int, items: int
+) -> None:
+    events = [(user, item, time) for time, (user, item) in enumerate(pairs)]
+    expected = naive_core(events, repeats, users, items)
+    options: dict[str, Any] = {"drop_repeats": repeats, "min_user_events": users, "min_item_events": items}
+    if not expected:
+        with pytest.raises(InputError, match="no usable row is left"):
+            shop(events, **options)
+        return
+    assert histories(shop(events, **options)) == expected
+
+
+def test_ties_are_shuffled_by_the_seed_alone(shop: Shop) -> None:
+    titles = {f"i{i:02}": f"Item {i:02}" for i in range(40)}
+    events = [("u", item, 7) for item in titles]
+    first = shop(events, titles)
+    order = first.sequences.of(0).tolist()
+    assert sorted(order) == list(range(40))
+    assert order != list(range(40))
+    assert abs(np.corrcoef(order, range(40))[0, 1]) < 0.5  # ids do not leak through
+    random.Random(1).shuffle(events)
+    again = shop(events, titles)
+    assert again.fingerprint == first.fingerprint
+    assert again.sequences.of(0).tolist() == order
+    other = shop(events, titles, seed=1)
+    assert other.sequences.of(0).tolist() != order
+    assert other.fingerprint != first.fingerprint
+
+
+def test_a_cap_on_events_keeps_the_latest_and_the_whole_catalogue(shop: Shop) -> None:
+    events = [("u", item, time) for time, item in enumerate("abcde")] + [("v", "a", 1)]
+    domain = shop(events, max_user_events=2)
+    assert histories(domain) == {"u": ["Dates", "Eggs"], "v": ["Apple"]}
+    assert domain.catalogue.titles == ["Apple", "Bread", "Cheese", "Dates", "Eggs"]
+    assert domain.info["dropped"]["older than the user's latest"] == {"events": 3}
+
+
+def test_a_cap_on_users_draws_them_by_the_seed(shop: Shop) -> None:
+    events = [(f"u{u:02}", item, time) for u in range(30) for time, item in enumerate("abc" if u else "dea")]
+    drawn = shop(events, max_users=10)
+    assert len(drawn.sequences) == 10
+    assert len(drawn.catalogue) == 5
+    assert drawn.info["dropped"]["user not drawn"] == {"events": 60, "users": 20}
+    assert drawn.sequences.users != [f"u{u:02}" for u in range(10)]
+    assert shop(events, max_users=10).fingerprint == drawn.fingerprint
+    assert shop(events, seed=1, max_users=10).sequences.users != drawn.sequences.users
+    assert set(shop(events, max_users=5).sequences.users) <= set(drawn.sequences.users)
+    assert len(shop(events, max_users=99).sequences) == 30
+
+
+def test_statistics_by_hand(shop: Shop) -> None:
+    events = [("u", "a", 0), ("u", "b", 0), ("u", "a", 86400), ("u", "c", 86400), ("v", "a", 5), ("w", "a", 1)]
+    events += [("w", "b", 2), ("w", "c", 3)]
+    assert shop(events).info["statistics"] == {
+        "users": 3,
+        "items": 3,
+        "events": 8,
+        "users_with_a_test_case": 2,
+        "length": {"min": 1, "median": 3.0, "mean": 2.67, "max": 4},
+        "repeats": 0.125,  # u's second a
+        "tied_neighbours": 0.4,  # 2 of u's 3 pairs, none of w's 2
+        "tied_test_targets": 0.5,  # u's, not w's
+        "first": "1970-01-01",
+        "last": "1970-01-02",
+    }
+
+
+def test_the_report_says_what_was_dropped_and_why(shop: Shop) -> None:
+    titles = TITLES | {"a2": "Apple", "mute": "<br>"}
+    events = [
+        ("u", "a", 1),
+        ("u", "a2", 1),
+        ("u", "b", 2),
+        ("u", "b", 2),
+        ("u", "mute", 3),
+        ("", "b", 1),
+        ("v", "b", 0),
+    ]
+    text = describe(shop(events, titles, min_user_events=2))
+    assert text.splitlines()[0] == "shop: 1 users, 2 items, 3 events, 1970-01-01 to 1970-01-01"
+    for line in (
+        "read            7 rows, 4 item records (0 of them repeat an item)",
+        "dropped                   1 events: no user or item",
+        "dropped                   1 events: same user, item and time",
+        "dropped                   1 events: item without text, 1 items",
+        "dropped                   1 events: user with too few events, 1 users",
+        "emptied                   1 values of Title that were no text but markup, scripts or fillers",
+        "merged                    1 items into others with the same text",
+        "test cases      1 users with three or more events",
+        "equal times     50.0% of neighbouring events, 0.0% of test targets with the event before",
+        "item text       Title; such as: Title: Bread",
+    ):
+        assert f"  {line}\n" in text
+    assert "item without record" not in text
+
+
+def test_nothing_left_is_an_error_that_says_where_the_rows_went(shop: Shop) -> None:
+    with pytest.raises(InputError) as error:
+        shop([("u", "a", 1), ("v", "b", 1), ("v", "b", 1)], min_user_events=2)
+    message = str(error.value)
+    assert "events.csv: no usable row is left of 3: 1 same user, item and time; 2 user with too few events" in message
+    assert "min_user_events" in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_the_result_does_not_depend_on_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    rows = 150_000
+    users, items = np.arange(rows) % 997, (np.arange(rows) * 7919) % 1009
+    table = pa.table({"user": users, "item": items, "title": [f"Item {i}" for i in items]})
+    path = tmp_path / f"events.{kind}"
+    if kind == "parquet":
+        pq.write_table(table, path, row_group_size=5000)
+    elif kind == "csv":
+        write_csv(path, table.column_names, zip(*table.to_pydict().values(), strict=True))
+    else:
+        write(path, json_lines(table.to_pylist()))
+    connect = duckdb.connect
+    prints = set()
+    for threads in (1, 4):
+        monkeypatch.setattr(duckdb, "connect", lambda name, n=threads: connect(name, config={"threads": n}))
+        domain = prepare("big", recipe.Domain(interactions=str(path)), 0)
+        prints.add(domain.fingerprint)
+    assert len(prints) == 1
+    # Without times the input's order must be the sequences' order.
+    u = domain.sequences.users.index("5")
+    titles = domain.catalogue.titles
+    assert [titles[i] for i in domain.sequences.of(u)] == [f"Item {i}" for i in items[users == 5]]
+
+
+def test_the_same_rows_in_any_format_have_one_fingerprint(tmp_path: Path) -> None:
+    events = [("1", "10", 1388534400), ("1", "11", 1388620800), ("1", "12", 1388707200), ("2", "10", 1388534400)]
+    items = [{"item": "10", "title": "Größe, “A”"}, {"item": "11", "title": 'B "2"'}, {"item": "12", "title": "C|D"}]
+    dates = ["2014-01-01", "2014-01-02T00:00:00Z", "2014-01-03 02:00:00+02:00", "2014-01-01 00:00"]
+    records = [dict(zip(("user", "item", "time"), event, strict=True)) for event in events]
+    tab = "user\titem\ttime\n" + "".join("\t".join(map(str, event)) + "\n" for event in events)
+    listed = [
+        {"user": 1, "item": [10, 11, 12], "time": [1388534400.0, 1388620800.9, 1388707200000]},
+        {"user": 2, "item": [10], "time": [1388534400]},
+        {"user": 3, "item": [], "time": []},
+    ]
+    pq.write_table(pa.Table.from_pylist(records), tmp_path / "e.parquet")
+    pq.write_table(pa.Table.from_pylist(listed), tmp_path / "lists.parquet")
+    pq.write_table(
+        pa.table(
+            {"user": ["1", "1", "1", "2"], "item": [10, 11, 12, 10], "time": np.array(dates_utc(), "datetime64[us]")}
+        ),
+        tmp_path / "stamps.parquet",
+    )
+    files = [
+        write_csv(tmp_path / "e.csv", ["user", "item", "time"], events),
+        write_csv(
+            tmp_path / "dates.csv", ["user", "item", "time"], [(*e[:2], d) for e, d in zip(events, dates, strict=True)]
+        ),
+        write(tmp_path / "e.csv.gz", "\ufeffuser;time;item\r\n" + "".join(f"{u};{t};{i}\r\n" for u, i, t in events)),
+        write(tmp_path / "e.tsv", tab),
+        write(tmp_path / "e.tsv.gz", tab),
+        write(tmp_path / "e.jsonl", json_lines(records)),
+        write(tmp_path / "e.json.gz", json_lines(records).rstrip("\n")),
+        write(tmp_path / "lists.jsonl.gz", json_lines(listed)),
+        tmp_path / "e.parquet",
+        tmp_path / "lists.parquet",
+        tmp_path / "stamps.parquet",
+    ]
+    pq.write_table(pa.Table.from_pylist(items), tmp_path / "i.parquet")
+    records_of_items = [
+        write(tmp_path / "i.jsonl", json_lines(items)),
+        write_csv(tmp_path / "i.csv", ["item", "title"], [tuple(item.values()) for item in items]),
+        tmp_path / "i.parquet",
+    ]
+    made = [
+        prepare("d", recipe.Domain(interactions=str(e), items=str(i), min_user_events=1), 0)
+        for e, i in [(e, records_of_items[0]) for e in files] + [(files[0], i) for i in records_of_items]
+    ]
+    assert {domain.fingerprint for domain in made} == {made[0].fingerprint}
+    assert histories(made[0]) == {"1": ["Größe, “A”", 'B "2"', "C|D"], "2": ["Größe, “A”"]}
+    assert made[0].info["statistics"]["first"] == "2014-01-01"
+
+
+def dates_utc() -> list[str]:
+    return ["2014-01-01T00:00:00", "2014-01-02T00:00:00", "2014-01-03T00:00:00", "2014-01-01T00:00:00"]
+
+
+def test_a_prepared_folder_is_used_again_until_something_changes(tmp_path: Path) -> None:
+    interactions = write_csv(tmp_path / "e.csv", ["user", "item", "time", "title"], [("u", i, 1, i) for i in "abc"])
+    folder = tmp_path / "prepared" / "shop"
+    options: dict[str, Any] = {"interactions": str(interactions)}
+
+    def stamp(seed: int = 0, name: str = "shop", **more: Any) -> int:
+        domain = prepare_to(name, recipe.Domain(**options, **more), seed, folder)
+        assert Domain.open(folder).info == domain.info
+        return (folder / "domain.json").stat().st_mtime_ns
+
+    first = stamp()
+    assert stamp() == first
+    options["interactions"] = str(write(tmp_path / "moved.csv", interactions.read_bytes()))
+    assert stamp() == first  # the same bytes elsewhere
+    changed = [stamp(seed=1), stamp(seed=1, min_user_events=2), stamp(seed=1, name="other")]
+    write(tmp_path / "moved.csv", interactions.read_text().replace(",1,", ",2,"))
+    changed.append(stamp(seed=1, name="other"))
+    (folder / "items.parquet").write_bytes(b"damaged")
+    changed.append(stamp(seed=1, name="other"))
+    assert all(a != b for a, b in zip([first, *changed], changed, strict=False))
+    assert [path.name for path in folder.parent.iterdir()] == ["shop"]
+
+
+def test_an_error_leaves_no_folder_and_never_replaces_a_foreign_one(tmp_path: Path) -> None:
+    bad = recipe.Domain(interactions=str(write(tmp_path / "e.csv", "user,item,title\nu,a\n")))
+    with pytest.raises(InputError):
+        prepare_to("shop", bad, 0, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["e.csv"]
+    good = recipe.Domain(interactions=str(write(tmp_path / "e.csv", "user,item,title\n" + "u,a,A\n" * 3)))
+    prepare_to("shop", good, 0, tmp_path / "out")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    with pytest.raises(InputError):
+        prepare_to("shop", recipe.Domain(interactions=str(write(tmp_path / "f.csv", "user\nu\n"))), 0, tmp_path / "out")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+    (tmp_path / "photos").mkdir()
+    write(tmp_path / "photos" / "cat.jpg", b"meow")
+    with pytest.raises(InputError, match="photos: exists and is no prepared domain"):
+        prepare_to("shop", good, 0, tmp_path / "photos")
+    assert (tmp_path / "photos" / "cat.jpg").read_bytes() == b"meow"

@@ -1,0 +1,130 @@
+"""Recipes: strict, every mistake at once with its line, and files that extend one another."""
+
+from pathlib import Path
+
+import pytest
+
+from calrec_lite.errors import InputError
+from calrec_lite.recipe import require_domain
+from calrec_lite.recipe_file import builtin_folder, load_recipe, save_resolved
+
+GOOD = """\
+name: small
+base: {model: some/model}
+domains:
+  films: {interactions: ratings.csv, fields: {Title: name}}
+stages:
+  - {name: one, domains: [films], epochs: 1}
+"""
+
+
+def write(folder: Path, text: str, name: str = "r.yaml") -> Path:
+    path = folder / name
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def failure(path: Path, *overrides: str) -> list[str]:
+    with pytest.raises(InputError) as caught:
+        load_recipe(path, overrides)
+    return str(caught.value).splitlines()
+
+
+def test_defaults_fill_what_is_not_said(tmp_path: Path) -> None:
+    recipe = load_recipe(write(tmp_path, GOOD))
+    assert (recipe.seed, recipe.loss.alpha, recipe.domains["films"].min_user_events) == (0, 0.125, 3)
+    assert recipe.target == "films"
+    with pytest.raises(InputError, match="no domain `books`; it has: films"):
+        require_domain(recipe, "books")
+
+
+def test_every_mistake_is_reported_with_its_line_and_a_suggestion(tmp_path: Path) -> None:
+    text = GOOD + "loss:\n  alfa: 0.1\n  tau: -1\noptim:\n  batch_size: many\n"
+    path = write(tmp_path, text)
+    lines = failure(path)
+    assert len(lines) == 3
+    assert any(line == f"{path}:8: loss.alfa: unknown key; did you mean `alpha`?" for line in lines)
+    assert any(line.startswith(f"{path}:9: loss.tau: ") and "-1" in line for line in lines)
+    assert any(line.startswith(f"{path}:11: optim.batch_size: ") and "'many'" in line for line in lines)
+
+
+def test_a_missing_key_is_named(tmp_path: Path) -> None:
+    path = write(tmp_path, GOOD.replace("base: {model: some/model}\n", "base: {}\n"))
+    assert failure(path) == [f"{path}:2: base.model: is missing"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("domains: [films]", "domains: [filmz]", "stages.0.domains.0: no domain `filmz`; there are: films"),
+        ("epochs: 1", "epochs: 1, max_steps: 2", "set exactly one of epochs and max_steps"),
+        ("model: some/model", "model: m, load_in_8bit: true", "load_in_4bit and load_in_8bit exclude each other"),
+    ],
+)
+def test_keys_that_contradict_each_other(tmp_path: Path, old: str, new: str, said: str) -> None:
+    (line,) = failure(write(tmp_path, GOOD.replace(old, new)))
+    assert said in line
+
+
+def test_extends_puts_the_own_values_above(tmp_path: Path) -> None:
+    write(tmp_path, "seed: 7\nloss: {tau: 0.1, beta: 0.2}\n", "below.yaml")
+    recipe = load_recipe(write(tmp_path, "extends: below.yaml\nloss: {tau: 0.3}\n" + GOOD))
+    assert (recipe.seed, recipe.loss.tau, recipe.loss.beta) == (7, 0.3, 0.2)
+
+
+def test_a_mistake_in_an_extended_file_names_that_file(tmp_path: Path) -> None:
+    below = write(tmp_path, "seed: 7\nloss:\n  tauu: 0.1\n", "below.yaml")
+    assert failure(write(tmp_path, "extends: [below.yaml]\n" + GOOD)) == [
+        f"{below}:3: loss.tauu: unknown key; did you mean `tau`?"
+    ]
+
+
+def test_extends_in_a_circle(tmp_path: Path) -> None:
+    write(tmp_path, "extends: a.yaml\n", "b.yaml")
+    (line,) = failure(write(tmp_path, "extends: b.yaml\n" + GOOD, "a.yaml"))
+    assert "extends itself" in line
+
+
+def test_overrides(tmp_path: Path) -> None:
+    path = write(tmp_path, GOOD)
+    recipe = load_recipe(path, ["stages.0.epochs=2", "loss.direction=both", "optim.learning_rate=1e-3", "seed=3"])
+    assert recipe.stages[0].epochs == 2 and recipe.loss.direction == "both" and recipe.seed == 3
+    assert recipe.optim.learning_rate == 0.001
+    assert failure(path, "loss.tua=1") == ["--set loss.tua=1: loss.tua: unknown key; did you mean `tau`?"]
+    assert "write it as key.sub=value" in failure(path, "seed")[0]
+    assert "not a position in a list of 1" in failure(path, "stages.5=x")[0]
+    assert "single value" in failure(path, "name.x=1")[0]
+
+
+def test_the_resolved_file_is_a_recipe_that_says_the_same(tmp_path: Path) -> None:
+    recipe = load_recipe(write(tmp_path, GOOD), ["text.missing=null"])
+    save_resolved(recipe, tmp_path / "resolved.yaml")
+    assert load_recipe(tmp_path / "resolved.yaml") == recipe
+    assert [p.name for p in tmp_path.iterdir() if p.name.endswith(".tmp")] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("name: a\nseed: 1\nname: b\n", ":3: key `name` appears twice"),
+        ("name: [a\n", "not valid YAML"),
+        ("- a\n", "a recipe is a mapping"),
+    ],
+)
+def test_files_that_are_no_recipe(tmp_path: Path, text: str, said: str) -> None:
+    (line,) = failure(write(tmp_path, text))
+    assert said in line and str(tmp_path / "r.yaml") in line
+
+
+def test_a_file_that_is_not_there() -> None:
+    assert "did you mean `demo`?" in failure(Path("dem"))[0]
+
+
+@pytest.mark.parametrize("name", ["demo"])
+def test_every_whole_recipe_that_comes_with_the_package_is_valid(name: str) -> None:
+    assert load_recipe(name).name == name
+
+
+def test_the_paper_settings_are_valid_under_a_recipe_that_extends_them(tmp_path: Path) -> None:
+    recipe = load_recipe(write(tmp_path, f"extends: {builtin_folder() / 'calrec.yaml'}\n" + GOOD))
+    assert recipe.loss.targets == "last" and recipe.recommend.strategy == "sample"

@@ -1,0 +1,209 @@
+"""A whole run on the tiny model: stages, hand-over, resume, logs, export, recommend."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from calrec_lite.errors import InputError, RunError
+from calrec_lite.evaluate.systems import evaluate_run
+from calrec_lite.export.bundle import export_run
+from calrec_lite.recipe_file import check_recipe
+from calrec_lite.recommend import Recommender
+from calrec_lite.train.run import Run
+from calrec_lite.train.stage import last_checkpoint, train_run
+from tests.conftest import item_names
+
+STEPS = 6  # too few to learn much: that training helps is shown on real weights in tests/real
+
+
+def values(tiny_folder: Path, data: Path, **base) -> dict:
+    """A recipe of two domains and two stages, as plain data."""
+    return {
+        "name": "tiny",
+        "base": {"model": str(tiny_folder), "dtype": "float32", "load_in_4bit": False, "lora": {"r": 4}, **base},
+        "domains": {
+            name: {"interactions": str(data / f"{name}.csv"), "fields": {"Title": "title"}, "columns": {"time": "time"}}
+            for name in ("shop", "other")
+        },
+        "text": {"max_items": 6},
+        "stages": [
+            {"name": "joint", "domains": ["other", "shop"], "max_steps": STEPS},
+            {"name": "target", "domains": ["shop"], "max_steps": STEPS},
+        ],
+        "optim": {"batch_size": 4, "micro_batch_size": 2, "save_every": 2, "log_every": 2, "learning_rate": 5e-3},
+        "recommend": {"beams": 15},
+        "evaluate": {"users": 20, "bootstrap": 200},
+    }
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    for name, n in (("shop", 30), ("other", 20)):
+        names = item_names(n)
+        lines = ["user,item,time,title"]
+        for user in range(40):
+            start = rng.integers(n)
+            lines += [f"{user},{(start + t) % n},{t},{names[(start + t) % n]}" for t in range(rng.integers(4, 12))]
+        (folder / f"{name}.csv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_folder: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    run = Run.start(check_recipe(values(tiny_folder, data)), tmp_path_factory.mktemp("runs"))
+    train_run(run)
+    return run
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def test_stages_change_the_weights_and_hand_them_on(trained: Run, tiny_folder: Path) -> None:
+    base, first, second = (weights(f) for f in (tiny_folder, trained.stages[0].merged, trained.stages[1].merged))
+    adapted = [k for k in base if "proj" in k]
+    assert all(not torch.equal(base[k], first[k]) and not torch.equal(first[k], second[k]) for k in adapted)
+    assert all(torch.equal(base[k], second[k]) for k in base if k not in adapted)
+    facts = trained.stage_metrics()
+    assert list(facts) == ["1-joint", "2-target"]
+    for stage in facts.values():
+        assert stage["valid_nats_after"] != stage["valid_nats_before"]
+        assert stage["valid_nats_merged"] == pytest.approx(stage["valid_nats_after"], abs=1e-3)
+        assert stage["parity"]["max_difference"] < 1e-2
+    assert facts["2-target"]["valid_nats_before"] == pytest.approx(facts["1-joint"]["valid_nats_merged"], abs=1e-3)
+    assert not trained.stages[0].checkpoints.exists()
+
+
+def test_log_has_every_component_and_rate(trained: Run) -> None:
+    entries = [json.loads(line) for line in trained.log.read_text().splitlines()]
+    steps = [(e["stage"], e["step"]) for e in entries if "loss" in e]
+    assert steps == [(s, k) for s in ("1-joint", "2-target") for k in (2, 4, 6)]
+    for entry in (e for e in entries if "loss" in e):
+        for key in ("nig", "tt", "ut", "nats_per_item", "grad_norm", "targets_per_second", "tokens_per_second"):
+            assert entry[key] > 0, key
+        loss = trained.recipe.loss
+        whole = (1 - loss.alpha - loss.beta) * entry["nig"] + loss.alpha * entry["tt"] + loss.beta * entry["ut"]
+        assert entry["loss"] == pytest.approx(whole, rel=1e-3)
+
+
+def test_a_finished_run_is_not_trained_again(trained: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    before = weights(trained.final())
+    train_run(Run.open(trained.folder))
+    assert capsys.readouterr().out.count("done already") == 2
+    assert all(torch.equal(before[k], v) for k, v in weights(trained.final()).items())
+
+
+def test_another_recipe_of_the_same_name_is_refused(trained: Run) -> None:
+    other = trained.recipe.model_copy(update={"seed": 9})
+    with pytest.raises(InputError, match="differs in seed"):
+        Run.start(other, trained.folder.parent)
+
+
+def test_killed_and_started_again_it_ends_in_the_same_weights(
+    trained: Run, tiny_folder: Path, data: Path, tmp_path: Path
+) -> None:
+    """SIGKILL at a checkpoint of the second stage; the weights are equal bit for bit to never having stopped."""
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(values(tiny_folder, data)))
+    command = [sys.executable, "-m", "calrec_lite", "train", str(recipe), "--runs", str(tmp_path)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    run = Run.start(check_recipe(values(tiny_folder, data)), tmp_path)
+    deadline = time.monotonic() + 120
+    while last_checkpoint(run.stages[1].checkpoints) is None and time.monotonic() < deadline:
+        assert process.poll() is None, process.stderr.read().decode()[-2000:]
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not run.stages[1].done
+    assert subprocess.run(command, capture_output=True).returncode == 0
+    for stage, other in zip(trained.stages, run.stages):
+        one, two = weights(stage.merged), weights(other.merged)
+        assert all(torch.equal(one[k], two[k]) for k in one)
+    steps = [json.loads(line)["step"] for line in run.log.read_text().splitlines() if '"loss"' in line]
+    assert steps == [2, 4, 6, 2, 4, 6]
+
+
+def test_a_cut_off_checkpoint_is_passed_over(tmp_path: Path) -> None:
+    for step, state in ((2, "{}"), (4, '{"global_st')):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(state)
+    (tmp_path / "checkpoint-6").mkdir()
+    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-2"
+    assert last_checkpoint(tmp_path / "none") is None
+
+
+def test_a_loss_that_is_no_number_stops_the_run(tiny_folder: Path, data: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    model = AutoModelForCausalLM.from_pretrained(tiny_folder)
+    model.model.layers[0].mlp.up_proj.weight.data[0, 0] = float("nan")
+    model.save_pretrained(broken)
+    from transformers import AutoTokenizer
+
+    AutoTokenizer.from_pretrained(tiny_folder).save_pretrained(broken)
+    run = Run.start(check_recipe(values(broken, data)), tmp_path)
+    with pytest.raises(RunError, match="no longer a number at step 2"):
+        train_run(run)
+
+
+def test_4bit_base_trains_and_merges_onto_the_original(tiny_folder: Path, data: Path, tmp_path: Path) -> None:
+    """NF4 on whatever device there is; what is merged is the original weights plus the adapter, not the NF4 grid."""
+    recipe = check_recipe(values(tiny_folder, data, load_in_4bit=True, dtype="bfloat16"))
+    run = Run.start(recipe, tmp_path)
+    train_run(run)
+    merged = AutoModelForCausalLM.from_pretrained(run.final())
+    assert not hasattr(merged.config, "quantization_config")
+    key = "model.layers.0.self_attn.q_proj.weight"
+    first = load_file(run.stages[0].adapter / "adapter_model.safetensors")
+    prefix = "base_model.model.model.layers.0.self_attn.q_proj"
+    delta = (32 / 4) * first[f"{prefix}.lora_B.weight"] @ first[f"{prefix}.lora_A.weight"]
+    torch.testing.assert_close(weights(run.stages[0].merged)[key], weights(tiny_folder)[key] + delta)
+
+
+def test_evaluation_export_and_recommend(trained: Run, tmp_path: Path) -> None:
+    results = evaluate_run(trained)
+    systems = {"popularity", "last_item", "bm25_last", "transitions", "base", "stage1", "final"}
+    assert set(results["systems"]) == systems
+    for metrics in results["systems"].values():
+        assert set(metrics) == {"recall@1", "recall@10", "ndcg@10", "mrr"}
+        assert all(m["low"] <= m["value"] <= m["high"] for m in metrics.values())
+    folder = export_run(trained, tmp_path / "export")
+    card = (folder / "README.md").read_text()
+    assert "| final" in card
+    assert "transitions" in card
+    recommender = Recommender.from_pretrained(folder)
+    titles = recommender.catalogue.titles
+    lists = recommender.recommend([titles[:3], ["something nobody has heard of"], []], k=10)
+    for own in lists:
+        assert len({item.title for item in own}) == 10
+        assert {item.title for item in own} <= set(titles)
+    assert not {item.title for item in lists[0]} & set(titles[:3])
+    plain = AutoModelForCausalLM.from_pretrained(folder)
+    assert not plain.generation_config.do_sample
+    with pytest.raises(InputError, match="no earlier export"):
+        export_run(trained, trained.folder)
+
+
+def test_sampling_gives_lists_of_distinct_items_too(trained: Run) -> None:
+    from calrec_lite.evaluate.systems import open_recommender
+
+    options = trained.recipe.recommend.model_copy(update={"strategy": "sample", "samples": 8, "temperature": 1.0})
+    sampling = Run(trained.recipe.model_copy(update={"recommend": options}), trained.folder)
+    recommender = open_recommender(sampling, trained.final())
+    histories = [np.array([0, 1, 2], np.int32), np.array([4], np.int32)]
+    lists = recommender.rank(histories, 10, exclude_seen=True)
+    for history, own in zip(histories, lists):
+        assert len(set(own.tolist()) - {-1}) == 10
+        assert not set(own.tolist()) & set(history.tolist())
+    assert (lists == recommender.rank(histories, 10, exclude_seen=True)).all()
