@@ -18,7 +18,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # for the processes tests start; a tiny mod
 torch.set_num_threads(1)
 SHARED = Path(__file__).parents[2] / "shared"
 
-WORDS = "red blue green small large steel glass paper tea cup lamp pen book box pot fan rug mat jar key".split()
+WORDS = tuple("red blue green small large steel glass paper tea cup lamp pen book box pot fan rug mat jar key".split())
 
 
 def item_names(n: int) -> list[str]:

@@ -88,7 +88,7 @@ def test_extends_in_a_circle(tmp_path: Path) -> None:
 def test_overrides(tmp_path: Path) -> None:
     path = write(tmp_path, GOOD)
     recipe = load_recipe(path, ["stages.0.epochs=2", "loss.direction=both", "optim.learning_rate=1e-3", "seed=3"])
-    assert recipe.stages[0].epochs == 2 and recipe.loss.direction == "both" and recipe.seed == 3
+    assert (recipe.stages[0].epochs, recipe.loss.direction, recipe.seed) == (2, "both", 3)
     assert recipe.optim.learning_rate == 0.001
     assert failure(path, "loss.tua=1") == ["--set loss.tua=1: loss.tua: unknown key; did you mean `tau`?"]
     assert "write it as key.sub=value" in failure(path, "seed")[0]
@@ -113,7 +113,8 @@ def test_the_resolved_file_is_a_recipe_that_says_the_same(tmp_path: Path) -> Non
 )
 def test_files_that_are_no_recipe(tmp_path: Path, text: str, said: str) -> None:
     (line,) = failure(write(tmp_path, text))
-    assert said in line and str(tmp_path / "r.yaml") in line
+    assert said in line
+    assert str(tmp_path / "r.yaml") in line
 
 
 def test_a_file_that_is_not_there() -> None:
@@ -127,4 +128,4 @@ def test_every_whole_recipe_that_comes_with_the_package_is_valid(name: str) -> N
 
 def test_the_paper_settings_are_valid_under_a_recipe_that_extends_them(tmp_path: Path) -> None:
     recipe = load_recipe(write(tmp_path, f"extends: {builtin_folder() / 'calrec.yaml'}\n" + GOOD))
-    assert recipe.loss.targets == "last" and recipe.recommend.strategy == "sample"
+    assert (recipe.loss.targets, recipe.recommend.strategy) == ("last", "sample")

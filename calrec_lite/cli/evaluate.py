@@ -43,5 +43,6 @@ def compare(run_a: Path, run_b: Path) -> None:
     """Differences between two evaluated runs, RUN_B minus RUN_A, by paired bootstrap over the same users."""
     from calrec_lite.evaluate.compare import compare as compare_runs
     from calrec_lite.evaluate.compare import comparison_table
+    from calrec_lite.train.run import Run
 
-    click.echo(comparison_table(compare_runs(run_a, run_b)))
+    click.echo(comparison_table(compare_runs(Run.open(run_a).evaluation, Run.open(run_b).evaluation)))

@@ -1,0 +1,1 @@
+"""The folder others open, and its model card."""

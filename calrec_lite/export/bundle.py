@@ -1,4 +1,4 @@
-"""A run's last weights as one folder that opens as it is in transformers, in vLLM by its files, and as a Recommender."""
+"""A run's last weights as one folder that opens as it is: in transformers, in vLLM, and as a Recommender."""
 
 import json
 import shutil

@@ -1,0 +1,1 @@
+"""The LLM: loading, two towers, losses, merging."""

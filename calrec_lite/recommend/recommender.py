@@ -184,7 +184,7 @@ class Recommender:
 
 
 def _batches(prompts: Sequence[Tokens], tokens: int) -> Iterator[list[int]]:
-    """Users of similar prompt length together, as many as fit `tokens`; the longest first: what is too large fails early."""
+    """Users of similar prompt length together, as many as fit `tokens`; the longest first."""
     order = sorted(range(len(prompts)), key=lambda u: (-len(prompts[u]), u))
     at = 0
     while at < len(order):

@@ -164,15 +164,14 @@ class Collator:
 
     def _forks(self, rows: Sequence[Row], width: int) -> Forks:
         decided = [
-            (b * width + row.starts[k] - 1, row.items[k], row.domain)
-            for b, row in enumerate(rows)
-            for k in self.targets(row)
+            (b * width + row.starts[k] - 1, row.items[k]) for b, row in enumerate(rows) for k in self.targets(row)
         ]
         domains = {row.domain for row in rows}
         if len(domains) > 1:
             raise ValueError(f"a chunk holds rows of one domain, not of {sorted(domains)}")
         catalogue = self.catalogues[domains.pop()]
-        return fork_tensors(catalogue.trie, catalogue.bias, np.array([d[0] for d in decided]), np.array([d[1] for d in decided]))
+        before, items = (np.array([d[column] for d in decided]) for column in (0, 1))
+        return fork_tensors(catalogue.trie, catalogue.bias, before, items)
 
     def _contrast(self, rows: Sequence[Row]) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
         """Distinct texts of pass A (shortest first), each anchor's text, and who is a negative of whom."""

@@ -1,4 +1,4 @@
-"""The step against a slow, plain re-implementation of METHOD sections 3, 5 and 5b, and against itself cut differently."""
+"""The step against a slow, plain re-implementation of METHOD 3, 5 and 5b, and against itself cut differently."""
 
 from pathlib import Path
 

@@ -1,0 +1,131 @@
+"""The command line as a user meets it: exit codes, one clear line, nothing half-written."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from calrec_lite.cli import main
+
+RECIPE = """
+name: mine
+base: {model: nowhere/at-all, load_in_4bit: false}
+domains:
+  shop: {interactions: events.csv, fields: {Title: title}}
+stages:
+  - {name: target, domains: [shop], max_steps: 2}
+"""
+COMMANDS = ["demo", "prepare", "train", "evaluate", "compare", "recommend", "merge", "export"]
+
+
+def run(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setattr(sys, "argv", ["calrec-lite", *arguments])
+    try:
+        main()
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    return tmp_path
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help(command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([command, "--help"], monkeypatch) == 0
+    assert "Usage:" in capsys.readouterr().out
+
+
+def test_help_loads_nothing_heavy() -> None:
+    code = (
+        "import sys; sys.argv=['x','--help']; from calrec_lite.cli import main\ntry: main()\nexcept SystemExit: pass\n"
+    )
+    code += "print(sorted({'torch','transformers','duckdb','pyarrow','pandas'} & set(sys.modules)))"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out.strip().endswith("[]")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["train", "no.yaml"], "no.yaml: no such recipe file"),
+        (["train", "recipe.yaml", "--set", "optim.batchsize=3"], "did you mean `batch_size`"),
+        (["train", "recipe.yaml", "--set", "nonsense"], "write it as key.sub=value"),
+        (["prepare", "recipe.yaml"], "events.csv"),
+        (["evaluate", "nowhere"], "no run here"),
+        (["export", "nowhere"], "no run here"),
+        (["recommend", "nowhere/at-all", "a title"], "nowhere/at-all"),
+        (["recommend", "nowhere"], "give titles"),
+        (["recommend", "nowhere", "--users", "u.jsonl"], "--out"),
+        (["recommend", "nowhere", "--users", "u.jsonl", "--out", "x.txt"], ".jsonl or .parquet"),
+        (["merge", "here", "there", "to"], "no config.json"),
+        (["compare", "a", "b"], "a"),
+        (["train"], "Missing argument"),
+        (["fly"], "No such command"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_the_user_got_wrong_is_one_line_and_exit_2(
+    arguments: list[str],
+    says: str,
+    elsewhere: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    before = {p.name for p in elsewhere.iterdir()}
+    assert run(arguments, monkeypatch) == 2
+    error = capsys.readouterr().err
+    assert says in error
+    assert "Traceback" not in error
+    assert {p.name for p in elsewhere.iterdir()} <= before | {"runs"}
+    assert not list(elsewhere.rglob("*.tmp"))
+
+
+def test_histories_are_checked_line_by_line(elsewhere: Path, monkeypatch, capsys) -> None:
+    (elsewhere / "u.jsonl").write_text('{"user": "a", "history": ["x"]}\n{"user": "b"}\n')
+    assert run(["recommend", "nowhere", "--users", "u.jsonl", "--out", "x.jsonl"], monkeypatch) == 2
+    assert "u.jsonl:2" in capsys.readouterr().err
+
+
+def test_dry_run_prints_a_recipe_that_is_one(elsewhere: Path, monkeypatch, capsys) -> None:
+    assert run(["train", "recipe.yaml", "--set", "seed=7", "--dry-run"], monkeypatch) == 0
+    (elsewhere / "resolved.yaml").write_text(capsys.readouterr().out)
+    assert run(["train", "resolved.yaml", "--dry-run"], monkeypatch) == 0
+    assert "seed: 7" in capsys.readouterr().out
+    assert not (elsewhere / "runs").exists()
+
+
+def test_the_whole_line_by_commands(elsewhere: Path, tiny_folder: Path, monkeypatch, capsys) -> None:
+    """prepare, train, evaluate, export, recommend, compare, each by its command."""
+    lines = ["user,item,time,title"]
+    names = [f"{a} {b}" for a in ("red", "blue", "green", "small") for b in ("cup", "pen", "box", "lamp")]
+    for user in range(30):
+        lines += [f"u{user},{(user + t) % 16},{t},{names[(user + t) % 16]}" for t in range(4 + user % 5)]
+    (elsewhere / "events.csv").write_text("\n".join(lines) + "\n")
+    small = [f"base.model={tiny_folder}", "base.dtype=float32", "optim.batch_size=4", "evaluate.bootstrap=100"]
+    settings = [part for pair in small for part in ("--set", pair)]
+    assert run(["prepare", "recipe.yaml", *settings], monkeypatch) == 0
+    assert "16 items" in capsys.readouterr().out
+    for name in ("mine", "yours"):
+        assert run(["train", "recipe.yaml", *settings, "--set", f"name={name}"], monkeypatch) == 0
+        assert run(["evaluate", f"runs/{name}", "--users", "20", "--out", f"{name}.json"], monkeypatch) == 0
+    assert "| final" in capsys.readouterr().out
+    assert set(json.loads((elsewhere / "mine.json").read_text())["systems"]) >= {"base", "final", "transitions"}
+    assert run(["compare", "runs/mine", "runs/yours"], monkeypatch) == 0
+    assert run(["export", "runs/mine", "--to", "model"], monkeypatch) == 0
+    capsys.readouterr()
+    assert run(["recommend", "model", "red cup", "blue pen", "-k", "5"], monkeypatch) == 0
+    shown = capsys.readouterr().out.strip().splitlines()
+    assert len(shown) == 5
+    assert not any(". red cup " in line for line in shown)
+    (elsewhere / "u.jsonl").write_text('{"user": "a", "history": ["red cup"]}\n{"user": "b", "history": []}\n')
+    for out in ("lists.jsonl", "lists.parquet"):
+        assert run(["recommend", "model", "--users", "u.jsonl", "--out", out], monkeypatch) == 0
+    rows = [json.loads(line) for line in (elsewhere / "lists.jsonl").read_text().splitlines()]
+    assert [(r["user"], len(r["items"])) for r in rows] == [("a", 10), ("b", 10)]

