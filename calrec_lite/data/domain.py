@@ -60,8 +60,8 @@ class Catalogue:
 
     @property
     def titles(self) -> list[str]:
-        """The value of each item's first label, (N,)."""
-        return [next(iter(item.values())) for item in self.fields]
+        """What a person calls each item: its `Title`, or where it has none the value of its first label, (N,)."""
+        return [item.get("Title") or next(iter(item.values())) for item in self.fields]
 
 
 @dataclass(frozen=True)
