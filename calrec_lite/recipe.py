@@ -108,6 +108,9 @@ class Stage(Section):
     epochs: PositiveFloat | None = None
     max_steps: PositiveInt | None = None
     learning_rate: PositiveFloat | None = None
+    handover: Literal["merge", "continue"] = Field(
+        "merge", description="start from the weights merged before, quantised afresh, or carry the adapter before on"
+    )
 
     @model_validator(mode="after")
     def _length(self) -> "Stage":
@@ -153,6 +156,7 @@ class Optim(Section):
     batch_size: PositiveInt = Field(16, description="rows of one optimiser step; all of them are negatives")
     micro_batch_size: PositiveInt | Literal["auto"] = Field("auto", description="rows in memory at once")
     gradient_checkpointing: bool = False
+    handover_tolerance: PositiveFloat = Field(0.05, description="nats an item a hand-over may cost without a warning")
     eval_every: PositiveInt | None = Field(None, description="steps between validation losses; null: at the end")
     save_every: PositiveInt = Field(100, description="steps between checkpoints")
     log_every: PositiveInt = 10

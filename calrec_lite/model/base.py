@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import (
     AutoConfig,
@@ -129,8 +130,10 @@ def _require_causal(folder: Path, base: Base) -> None:
         raise InputError(f"base.model: {base.model} is an encoder-decoder; a causal language model is needed")
 
 
-def add_adapter(model: PreTrainedModel, base: Base, gradient_checkpointing: bool = False) -> PeftModel:
-    """Put fresh LoRA layers into the linear layers of the decoder; only they are trained.
+def add_adapter(
+    model: PreTrainedModel, base: Base, gradient_checkpointing: bool = False, carried: Path | None = None
+) -> PeftModel:
+    """Put LoRA layers into the linear layers of the decoder, fresh or `carried` from a folder; only they are trained.
 
     Never through `prepare_model_for_kbit_training`, whose fp32 copies cost more than 4 bits save
     (DESIGN 4.5). The adapter is kept in fp32: it is small, and bf16 loses the small updates.
@@ -145,11 +148,18 @@ def add_adapter(model: PreTrainedModel, base: Base, gradient_checkpointing: bool
         use_rslora=lora.use_rslora,
         use_dora=lora.use_dora,
     )
+    for layer in (m for m in model.modules() if isinstance(m, Linear4bit)):
+        # in eval mode on a CPU bitsandbytes repacks the weights for a kernel that has no backward, for good:
+        # a validation loss before training would cut off every gradient below, without an error
+        layer.support_avx512bf16_for_cpu = False
     if gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.enable_input_require_grads()
     try:
-        adapted = get_peft_model(model, config)
+        if carried:
+            adapted = PeftModel.from_pretrained(model, str(carried), is_trainable=True)
+        else:
+            adapted = get_peft_model(model, config)
     except ValueError as error:
         raise InputError(f"base.lora: {' '.join(str(error).split())[:200]}") from None
     for parameter in adapted.parameters():

@@ -33,16 +33,29 @@ def train_run(run: Run) -> None:
     Raises:
         InputError, RunError: as described at what they name; the run can be started again.
     """
-    before = run.base
-    for stage, folder in zip(run.recipe.stages, run.stages):
+    for i, folder in enumerate(run.stages):
         if folder.done:
             print(f"stage {folder.folder.name}: done already")
         else:
-            _train_stage(run, stage, folder, before)
-        before = folder.merged
+            _train_stage(run, i)
 
 
-def _train_stage(run: Run, stage: Stage, folder: StageFolder, base: Path) -> None:
+def _origin(run: Run, index: int) -> tuple[Path, Path | None]:
+    """The weights a stage starts from and the adapter it carries on, if any (DESIGN 4.6).
+
+    `merge`: the merged weights of the stage before. `continue`: what that stage itself started from, with its adapter.
+    """
+    if index == 0:
+        return run.base, None
+    before = run.stages[index - 1]
+    if run.recipe.stages[index].handover == "merge":
+        return before.merged, None
+    return _origin(run, index - 1)[0], before.adapter
+
+
+def _train_stage(run: Run, index: int) -> None:
+    stage, folder = run.recipe.stages[index], run.stages[index]
+    base, carried = _origin(run, index)
     recipe, name = run.recipe, folder.folder.name
     domains = [run.domain(d) for d in stage.domains]
     catalogues = {d: run.catalogue(d) for d in stage.domains}
@@ -58,9 +71,9 @@ def _train_stage(run: Run, stage: Stage, folder: StageFolder, base: Path) -> Non
         run.encoder,
     )
     print(f"stage {name}: {len(rows):,} rows of {', '.join(stage.domains)}; {len(valid):,} validation users")
-    run.note(name, "training", base=str(base))
+    run.note(name, "training", base=str(base), adapter=str(carried) if carried else None)
     set_seed(recipe.seed)
-    model = add_adapter(load_model(base, recipe.base), recipe.base, recipe.optim.gradient_checkpointing)
+    model = add_adapter(load_model(base, recipe.base), recipe.base, recipe.optim.gradient_checkpointing, carried)
     config = _config(run, stage, folder, model, rows)
     trainer = CALRecTrainer(model, config, run.encoder, catalogues, rows, valid, [RunLog(run, name)])
     facts = _train(trainer, valid, folder)
@@ -69,6 +82,7 @@ def _train_stage(run: Run, stage: Stage, folder: StageFolder, base: Path) -> Non
     run.note(name, "merging")
     facts["layers_merged"] = merge_adapter(base, folder.adapter, folder.merged)
     facts |= _check_merge(trainer, valid, folder.merged, run)
+    facts |= _check_handover(trainer, valid, run, index, facts)
     write_json(folder.metrics, facts)
     run.note(name, "done")
     shutil.rmtree(folder.checkpoints, ignore_errors=True)
@@ -101,6 +115,7 @@ def _config(run: Run, stage: Stage, folder: StageFolder, model: PeftModel, rows:
         eval_strategy="steps" if optim.eval_every else "no",
         eval_steps=optim.eval_every,
         report_to=optim.report_to or "none",
+        disable_tqdm=False,
         use_cpu=device().type == "cpu",
         dataloader_num_workers=0 if device().type == "cpu" else 2,
     )
@@ -161,6 +176,25 @@ def _check_merge(trainer: CALRecTrainer, valid: Rows, merged: Path, run: Run) ->
     facts = asdict(parity(logits(trainer.towers), logits(towers)))
     nats = validation_loss(towers, valid, trainer.eval_collator, trainer.args)
     return {"parity": facts, "valid_nats_merged": nats}
+
+
+def _check_handover(trainer: CALRecTrainer, valid: Rows, run: Run, index: int, facts: dict[str, Any]) -> dict[str, Any]:
+    """The validation loss as the next stage will start with it; a loud warning where it has risen too far."""
+    following = run.recipe.stages[index + 1 : index + 2]
+    quantised = run.recipe.base.load_in_4bit or run.recipe.base.load_in_8bit
+    if not following or following[0].handover == "continue" or not quantised:
+        handed_on = facts["valid_nats_merged" if following and following[0].handover == "merge" else "valid_nats_after"]
+    else:
+        towers = Towers(load_model(run.stages[index].merged, run.recipe.base))
+        handed_on = validation_loss(towers, valid, trainer.eval_collator, trainer.args)
+    rise = handed_on - facts["valid_nats_after"]
+    if rise > run.recipe.optim.handover_tolerance:
+        print(
+            f"WARNING: the hand-over after stage {run.stages[index].folder.name} costs {rise:.3f} nats an item "
+            f"({facts['valid_nats_after']:.3f} -> {handed_on:.3f}): part of what the stage learnt is lost. "
+            "Set `handover: continue` for the next stage, or load the base in bf16 (base.load_in_4bit: false)"
+        )
+    return {"valid_nats_handed_on": handed_on}
 
 
 class RunLog(TrainerCallback):

@@ -171,6 +171,35 @@ def test_4bit_base_trains_and_merges_onto_the_original(tiny_folder: Path, data: 
     torch.testing.assert_close(weights(run.stages[0].merged)[key], weights(tiny_folder)[key] + delta)
 
 
+@pytest.mark.parametrize("four_bits", [False, True], ids=["full", "nf4"])
+def test_an_adapter_carried_on_loses_nothing(tiny_folder: Path, data: Path, tmp_path: Path, four_bits: bool) -> None:
+    """`handover: continue`: stage 2 starts where stage 1 ended, and one merge onto the original holds both."""
+    recipe = values(tiny_folder, data, load_in_4bit=four_bits)
+    recipe["stages"] = [{**s, "domains": ["shop"]} for s in recipe["stages"]]
+    recipe["stages"][1]["handover"] = "continue"
+    run = Run.start(check_recipe(recipe), tmp_path)
+    train_run(run)
+    first, second = run.stage_metrics().values()
+    assert second["valid_nats_before"] == pytest.approx(first["valid_nats_after"], abs=1e-4)
+    assert first["valid_nats_handed_on"] == first["valid_nats_after"]
+    adapter = load_file(run.stages[1].adapter / "adapter_model.safetensors")
+    key = "model.layers.0.self_attn.q_proj"
+    a, b = (adapter[f"base_model.model.{key}.lora_{side}.weight"] for side in "AB")
+    torch.testing.assert_close(weights(run.final())[f"{key}.weight"], weights(tiny_folder)[f"{key}.weight"] + 8 * b @ a)
+
+
+def test_a_costly_handover_is_a_loud_warning(
+    tiny_folder: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = values(tiny_folder, data, load_in_4bit=True)
+    recipe["optim"]["handover_tolerance"] = 1e-9
+    run = Run.start(check_recipe(recipe), tmp_path)
+    train_run(run)
+    first = run.stage_metrics()["1-joint"]
+    loss = first["valid_nats_handed_on"] - first["valid_nats_after"]
+    assert ("WARNING: the hand-over after stage 1-joint costs" in capsys.readouterr().out) == (loss > 1e-9)
+
+
 def test_evaluation_export_and_recommend(trained: Run, tmp_path: Path) -> None:
     results = evaluate_run(trained)
     systems = {"popularity", "last_item", "bm25_last", "transitions", "base", "stage1", "final"}

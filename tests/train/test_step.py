@@ -165,6 +165,27 @@ def test_dropout_is_replayed(tiny_folder: Path, rows, encoder, catalogue, plain_
     assert not torch.equal(seen[0][:1], states(batch.chunks[0].ids)[:1])  # dropout is really on
 
 
+def test_a_validation_before_training_leaves_the_gradients_of_a_4bit_base_alone(
+    tiny_folder: Path, rows, encoder, catalogue, plain_loss: Loss
+) -> None:
+    """bitsandbytes repacks 4-bit weights on a CPU in eval mode, for a kernel without backward."""
+    found = []
+    for validate in (False, True):
+        torch.manual_seed(0)
+        base = Base(model=str(tiny_folder), load_in_4bit=True, lora=Lora(r=4))
+        model = add_adapter(load_model(tiny_folder, base), base)
+        batch = collate(rows, encoder, catalogue, plain_loss, micro=3)
+        if validate:
+            model.eval()
+            with torch.no_grad():
+                two_tower_step(Towers(model), batch, plain_loss, None)
+        model.train()
+        found.append(gradients(model, batch, plain_loss)[1])
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], gradient, msg=name)
+    assert float(found[0]["base_model.model.model.layers.0.self_attn.v_proj.lora_B.default.weight"].abs().max()) > 0
+
+
 def test_a_text_of_the_batch_is_no_negative_of_itself(rows, encoder, catalogue, plain_loss: Loss) -> None:
     batch = collate(rows, encoder, catalogue, plain_loss, 100)
     texts = [k for row in rows for k in row.items[1:]]
