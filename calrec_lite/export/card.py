@@ -20,6 +20,7 @@ def render_card(run: Run) -> str:
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
         "tags": ["calrec-lite", "recommendation", "sequential-recommendation"],
+        **({"license": recipe.base.license} if recipe.base.license else {}),
         **({"base_model": base} if "://" not in base and not base.endswith(".gguf") else {}),
         **({"model-index": [_model_index(recipe.name, results)]} if results else {}),
     }
@@ -28,14 +29,17 @@ def render_card(run: Run) -> str:
         f"---\n{yaml.safe_dump(metadata, sort_keys=False)}---",
         f"# {recipe.name}",
         f"A sequential recommender for `{domain.name}` ({len(domain.catalogue):,} items), finetuned from `{base}` by "
-        f"the method of CALRec with calrec-lite {__version__}. The base's licence applies.",
+        f"the method of CALRec with calrec-lite {__version__}. "
+        f"Licence of the base: {recipe.base.license or 'see there'}.",
         _USE,
         "## Results",
         table(results) if results else "Not evaluated yet: run `calrec-lite evaluate` and export again.",
         "## Stages",
         _stages(run.stage_metrics()),
         "## Data",
-        f"Fingerprint of the prepared domain: `{domain.fingerprint}`.",
+        _data(run),
+        "## Limits",
+        _LIMITS,
         "## Recipe",
         f"```yaml\n{yaml.safe_dump(resolved(recipe), sort_keys=False, allow_unicode=True)}```",
     ]
@@ -50,6 +54,13 @@ recommender.recommend([["a title", "another title"]], k=10)
 ```"""
 
 
+_LIMITS = (
+    "It recommends items of this catalogue only, learnt from past choices with whatever bias they hold; it was "
+    "measured offline on held-out choices, which is not the same as being useful to a person. An item that is not in "
+    "`catalogue.jsonl` can be added there as text without training, but is then as rare as an item nobody took."
+)
+
+
 def _results(run: Run) -> dict[str, Any] | None:
     file = run.evaluation / "metrics.json"
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
@@ -58,16 +69,30 @@ def _results(run: Run) -> dict[str, Any] | None:
 def _stages(stages: dict[str, Any]) -> str:
     """Validation loss at each hand-over (nats an item) and how the merged weights compare with the adapter."""
     lines = [
-        "| stage | steps | before | after | merged | top-1 agreement | max logit difference |",
-        "|---|--:|--:|--:|--:|--:|--:|",
+        "| stage | steps | before | after | merged | handed on | top-1 agreement | max logit difference |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for name, facts in stages.items():
         parity = facts["parity"]
-        lines.append(
-            f"| {name} | {facts['steps']} | {facts['valid_nats_before']:.3f} | {facts['valid_nats_after']:.3f} "
-            f"| {facts['valid_nats_merged']:.3f} | {parity['top1_agreement']:.4f} | {parity['max_difference']:.3f} |"
-        )
-    return "\n".join(lines) + "\n\nValidation loss in nats an item; `merged` is the merged weights in full precision."
+        nats = [facts[f"valid_nats_{when}"] for when in ("before", "after", "merged", "handed_on")]
+        cells = [str(facts["steps"]), *(f"{n:.3f}" for n in nats), f"{parity['top1_agreement']:.4f}"]
+        lines.append(f"| {name} | {' | '.join(cells)} | {parity['max_difference']:.3f} |")
+    notes = (
+        "Validation loss in nats an item: before and after training with the adapter live, of the merged weights in "
+        "full precision, and as the next stage loaded them. Agreement and difference: logits of the merged weights "
+        "against the live adapter."
+    )
+    return "\n".join(lines) + f"\n\n{notes}"
+
+
+def _data(run: Run) -> str:
+    """Every domain the model has seen, with its size and fingerprint."""
+    lines = ["| domain | users | items | events | fingerprint |", "|---|--:|--:|--:|---|"]
+    for name in dict.fromkeys(d for stage in run.recipe.stages for d in stage.domains):
+        domain = run.domain(name)
+        sizes = len(domain.sequences), len(domain.catalogue), len(domain.sequences.items)
+        lines.append(f"| {name} | {' | '.join(f'{n:,}' for n in sizes)} | `{domain.fingerprint}` |")
+    return "\n".join(lines)
 
 
 def _model_index(name: str, results: dict[str, Any]) -> dict[str, Any]:

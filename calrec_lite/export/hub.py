@@ -22,10 +22,10 @@ from calrec_lite.errors import InputError, RunError
 # checkpoints, logs, prepared domains. catalogue.jsonl is in an export only if its recipe asks (`export.catalogue`).
 _LOADED = (
     *("README.md", "calrec.json", "catalogue.jsonl", "config.json", "generation_config.json"),
-    *("model.safetensors", "model-?????-of-?????.safetensors", "model.safetensors.index.json"),
-    *("adapter_config.json", "adapter_model.safetensors"),
+    *("model*.safetensors", "model.safetensors.index.json", "adapter_config.json", "adapter_model.safetensors"),
     *("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json"),
-    *("vocab.json", "vocab.txt", "merges.txt", "chat_template.jinja"),
+    *("vocab.json", "vocab.txt", "merges.txt", "chat_template.jinja", "chat_template.json"),
+    *("preprocessor_config.json", "processor_config.json"),
     *("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json", "[0-9]_*/config.json"),
 )
 _ALLOWED = (*_LOADED, "LICENSE*", "NOTICE*", "model*.gguf")
@@ -113,7 +113,10 @@ def _check_weights(folder: Path, names: dict[str, int]) -> None:
     """A copy that was cut off is found here, not by those who download it. Reads headers only."""
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        try:
+            shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (ValueError, KeyError):
+            raise InputError(f"{index}: cannot be read; export again") from None
         if absent := sorted(shards - names.keys()):
             raise InputError(f"{folder}: lacks {', '.join(absent)}, which {index.name} names; export again")
     for name in names:

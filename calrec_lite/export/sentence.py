@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from calrec_lite.errors import InputError
-from calrec_lite.text.encoding import Encoder
+from calrec_lite.text.encoding import Encoder, Tokens
 from calrec_lite.text.template import END_OF_ITEM
 
 # The package's public names, not the full paths that sentence-transformers writes: vLLM knows a pooling model by
@@ -25,10 +25,11 @@ def write_sentence_files(folder: Path, encoder: Encoder) -> None:
         users = model.encode_query(prompts)            # (B, D) v_U; `Template.prompt` of the recent items
         scores = users @ items.T                       # cosines: all rows have length 1
 
-    `encode` gives the same vectors, but only `encode_document` cuts an item at `max_item_tokens` as
-    `Encoder.limit` does. (Items that only differ beyond that limit are not cut by `Encoder.limit`; for them
-    `encode` is right.) A history beyond `max_history_tokens` is not cut, oldest items first, as
-    `Encoder.prompt` does: the user passes the items that fit.
+    `encode` gives the same vectors for both kinds of text, but only `encode_document` cuts an item at
+    `max_item_tokens` as `Encoder.limit` does. (`encode` is right for items that differ beyond it only, which
+    `Encoder.limit` leaves whole, and for one of exactly that length whose line break is part of a token.)
+    Nothing cuts a history at `max_history_tokens`: pass the items that fit, as `Encoder.recent` picks them. A
+    text beyond the model's own positions loses its end (`max_seq_length`).
 
     How each difference between the two libraries is closed:
 
@@ -103,13 +104,18 @@ def _weights(start: str, start_id: int, rows: int) -> dict[str, Any]:
 
 def _chat_template(encoder: Encoder) -> str:
     """Jinja that puts around a text what stands around it in a history."""
-    start, space, first, end = (
-        json.dumps(s, ensure_ascii=False) for s in (_start(encoder), _space(encoder), encoder.text.first, END_OF_ITEM)
+    wording = (
+        _start(encoder),
+        _space(encoder, f"{PROBE}{END_OF_ITEM}", encoder.items([PROBE])[0]),
+        _space(encoder, encoder.text.first, encoder.first),
+        encoder.text.first,
+        END_OF_ITEM,
     )
+    start, before_item, before_history, first, end = (json.dumps(w, ensure_ascii=False) for w in wording)
     return (
         '{%- set text = messages[-1]["content"] -%}'
-        f"{{%- if {end} in text or text == {first} -%}}{{{{ {start} + text }}}}"
-        f"{{%- else -%}}{{{{ {start} + {space} + text + {end} }}}}{{%- endif -%}}"
+        f"{{%- if {end} in text or text == {first} -%}}{{{{ {start} + {before_history} + text }}}}"
+        f"{{%- else -%}}{{{{ {start} + {before_item} + text + {end} }}}}{{%- endif -%}}"
     )
 
 
@@ -117,17 +123,13 @@ def _start(encoder: Encoder) -> str:
     return str(encoder.tokenizer.convert_ids_to_tokens(int(encoder.start[0])))
 
 
-def _space(encoder: Encoder) -> str:
-    """What must stand between the start token and an item: a space, unless the tokenizer puts one there itself."""
-
-    def ids(text: str) -> list[int]:
-        return list(encoder.tokenizer(_start(encoder) + text, add_special_tokens=False)["input_ids"])
-
-    item = [*encoder.start, *encoder.items([PROBE])[0]]
+def _space(encoder: Encoder, text: str, ids: Tokens) -> str:
+    """What must stand between the start token and `text` for these `ids`; tokenizers differ in what they add there."""
     for space in (" ", ""):
-        if ids(f"{space}{PROBE}{END_OF_ITEM}") == item and ids(encoder.text.first) == [*encoder.start, *encoder.first]:
+        coded = encoder.tokenizer(f"{_start(encoder)}{space}{text}", add_special_tokens=False)
+        if coded["input_ids"] == [*encoder.start, *ids]:
             return space
     raise InputError(
-        "sentence-transformers: this base's tokenizer splits an item after the start token in another way than inside "
+        "sentence-transformers: this base's tokenizer splits a text after the start token in another way than inside "
         "a history, so that its vectors would differ"
     )

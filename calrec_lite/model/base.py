@@ -50,8 +50,11 @@ def _from_hub(base: Base) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     patterns = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
+    again = ["consolidated*", "original/*"]  # the same weights in their maker's own format
     try:
-        return Path(snapshot_download(base.model, revision=base.revision, allow_patterns=patterns))
+        return Path(
+            snapshot_download(base.model, revision=base.revision, allow_patterns=patterns, ignore_patterns=again)
+        )
     except HFValidationError:
         raise InputError(f"base.model: {base.model} is neither a folder here nor a Hub id (OWNER/NAME)") from None
     except LocalEntryNotFoundError:

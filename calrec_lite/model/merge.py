@@ -66,8 +66,8 @@ def merge_adapter(
     config = json.loads((base / "config.json").read_text(encoding="utf-8"))
     if "quantization_config" in config:
         raise InputError(f"{base}: the base's own weights are quantised; merge onto the unquantised original")
-    shards = sorted(base.glob("*.safetensors"))
-    present = {key for shard in shards for key in _keys(shard)}
+    shards = _shards(base)
+    present = {_module(key) for shard in shards for key in _keys(shard)}
     missing = sorted(set(deltas) - present)
     if missing:
         raise InputError(
@@ -82,6 +82,20 @@ def merge_adapter(
             for shard in shards:
                 _write_shard(shard, temporary / shard.name, deltas, onto, bar)
     return len(deltas)
+
+
+def _shards(base: Path) -> list[Path]:
+    """The files transformers loads: Mistral's and others' folders hold the same weights again in another format."""
+    index = base / "model.safetensors.index.json"
+    if not index.is_file():
+        return [base / "model.safetensors"]
+    names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+    return [base / name for name in sorted(set(names))]
+
+
+def _module(key: str) -> str:
+    """The model's name of a stored tensor: files of bases that also read images have their text layers elsewhere."""
+    return re.sub(r"^language_model\.model\.", "model.language_model.", key)
 
 
 def _keys(shard: Path) -> list[str]:
@@ -140,7 +154,7 @@ def _write_shard(source: Path, to: Path, deltas: dict[str, Delta], onto: str, ba
                 tensor = file.get_tensor(key)
                 if onto == "dequantized" and tensor.dim() == 2 and not NEVER_QUANTISED.search(key):
                     tensor = _through_nf4(tensor)
-                out.write(_raw(deltas[key].applied(tensor) if key in deltas else tensor))
+                out.write(_raw(deltas[name].applied(tensor) if (name := _module(key)) in deltas else tensor))
                 bar.update(1)
 
 

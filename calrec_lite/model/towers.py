@@ -47,8 +47,10 @@ class Towers:
         if scaled or output.bias is not None:
             raise InputError(f"base.model: an LM head with {', '.join(scaled) or 'a bias'} is not supported")
         self.head: Tensor = output.weight  # (V, D)
-        sliding = "sliding_attention" in (getattr(text, "layer_types", None) or [])
-        self.window: int | None = text.sliding_window if sliding else None
+        layers = getattr(text, "layer_types", None)  # without them one window, if any, holds for all layers (Mistral)
+        self.mixed = layers is not None
+        sliding = layers is None or "sliding_attention" in layers
+        self.window: int | None = getattr(text, "sliding_window", None) if sliding else None
         self.autocast = self.head.dtype is torch.bfloat16
         if self.autocast:
             for layer in (m for m in model.modules() if isinstance(m, LoraLayer)):
@@ -78,7 +80,8 @@ class Towers:
             mask = self._mask(visible)
             if self.window:
                 near = positions.unsqueeze(2) - key_positions.unsqueeze(1) < self.window  # type: ignore[union-attr]
-                mask = {"full_attention": mask, "sliding_attention": self._mask(visible & near)}
+                near_mask = self._mask(visible & near)
+                mask = {"full_attention": mask, "sliding_attention": near_mask} if self.mixed else near_mask
         with torch.autocast(ids.device.type, torch.bfloat16, enabled=self.autocast):
             return self.decoder(
                 input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True

@@ -1,7 +1,7 @@
 """A Hub on 127.0.0.1: the endpoints that a push needs, over real HTTP, with connections that can be cut.
 
 Paths and payloads are those of huggingface_hub's `hf_api.py`, `_commit_api.py` and `lfs.py`; files of 10 kB or more
-are LFS objects, as the real Hub decides by type and size. Refusals do the worst that a server can: they quote the token.
+are LFS objects, as the real Hub decides by type and size. Refusals do the worst a server can: they quote the token.
 """
 
 import base64

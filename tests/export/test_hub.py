@@ -285,6 +285,9 @@ def test_half_an_export_is_not_sent(folder: Path) -> None:
     shard.unlink()
     with pytest.raises(InputError, match=f"lacks {SHARDS[0]}"):
         choose_files(folder)
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"lay')
+    with pytest.raises(InputError, match=r"index.json: cannot be read"):
+        choose_files(folder)
 
 
 def test_an_adapter_is_an_export_too(folder: Path) -> None:

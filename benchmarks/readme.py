@@ -1,0 +1,65 @@
+"""Write the tables of README.md and docs/ from benchmarks/results/*.json.
+
+    python benchmarks/readme.py          fill them in
+    python benchmarks/readme.py --check  exit 1 if one differs from its JSON
+
+A table stands between `<!-- results: NAME -->` and `<!-- end -->`; NAME is a function below.
+"""
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from calrec_lite.evaluate.results import table
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"(<!-- results: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def results(name: str) -> dict[str, Any]:
+    return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def machine(facts: dict[str, Any]) -> str:
+    versions = facts["versions"]
+    packages = ", ".join(f"{name} {versions[name]}" for name in ("torch", "transformers", "peft", "bitsandbytes"))
+    hardware = facts["hardware"]
+    where = hardware["gpu"] or f"{hardware['cpus']} CPU cores ({hardware['machine']})"
+    return f"`{facts['command']}`, {facts['date'][:10]}, {where}, {packages}"
+
+
+def demo() -> str:
+    facts = results("demo_cpu")
+    minutes, memory = facts["wall_seconds"] / 60, facts["peak_memory_bytes"] / 1e9
+    return f"{table(facts)}\n\n{machine(facts)}: {minutes:.1f} minutes, {memory:.1f} GB at most.\n"
+
+
+def demo_output() -> str:
+    return "```text\n" + "\n".join(results("demo_cpu")["output_end"]) + "\n```\n"
+
+
+def handover() -> str:
+    from handover import table as rows
+
+    facts = results("handover_cpu")
+    ratios = "\n".join(f"- `{key}`: {value:.4g}" for key, value in facts["ratios"].items())
+    return f"{rows(facts)}\n\n{facts['setting']}. {machine(facts)}.\n\n{ratios}\n"
+
+
+def filled(text: str) -> str:
+    return BLOCK.sub(lambda m: f"{m[1]}{globals()[m[2]]()}{m[3]}", text)
+
+
+def main() -> None:
+    stale = [page for page in PAGES if filled(page.read_text(encoding="utf-8")) != page.read_text(encoding="utf-8")]
+    if "--check" in sys.argv:
+        sys.exit(f"not what the results say: {', '.join(p.name for p in stale)}" if stale else 0)
+    for page in stale:
+        page.write_text(filled(page.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
