@@ -148,6 +148,8 @@ def _override(values: Any, override: str, lines: dict[Path_, str]) -> None:
         here[last] = value
     else:
         raise InputError(f"--set {override}: `{'.'.join(map(str, parts[:-1]))}` is a single value, not a section")
+    for n in range(1, len(parts)):
+        lines.setdefault(tuple(parts[:n]), f"--set {override}")
     lines[tuple(parts)] = f"--set {override}"
 
 

@@ -129,3 +129,8 @@ def test_every_whole_recipe_that_comes_with_the_package_is_valid(name: str) -> N
 def test_the_paper_settings_are_valid_under_a_recipe_that_extends_them(tmp_path: Path) -> None:
     recipe = load_recipe(write(tmp_path, f"extends: {builtin_folder() / 'calrec.yaml'}\n" + GOOD))
     assert (recipe.loss.targets, recipe.recommend.strategy) == ("last", "sample")
+
+
+def test_an_override_that_cannot_be_is_blamed_on_itself(tmp_path: Path) -> None:
+    (line,) = failure(write(tmp_path, GOOD), "seed.x=1")
+    assert line.startswith("--set seed.x=1: seed")

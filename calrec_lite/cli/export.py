@@ -12,15 +12,20 @@ FOLDER = click.Path(path_type=Path, file_okay=False)
 
 @click.command()
 @click.argument("run", type=FOLDER)
-@click.option("--to", type=FOLDER, help="The new folder; default: RUN/export.")
-def export(run: Path, to: Path | None) -> None:
+@click.option("--to", type=FOLDER, help="The new folder; default: RUN/export, or RUN/export-adapter.")
+@click.option("--adapter", is_flag=True, help="The last stage's adapter alone.")
+def export(run: Path, to: Path | None, adapter: bool) -> None:
     """Write RUN's model as one folder for transformers, vLLM and `calrec-lite recommend`, with its model card."""
-    from calrec_lite.export.bundle import export_run
+    from calrec_lite.export.bundle import export_adapter, export_run
     from calrec_lite.train.run import Run
 
     quiet_libraries()
     opened = Run.open(run)
-    click.echo(f"-> {export_run(opened, to or opened.export)}")
+    if adapter:
+        written = export_adapter(opened, to or opened.folder / "export-adapter")
+    else:
+        written = export_run(opened, to or opened.export)
+    click.echo(f"-> {written}")
 
 
 @click.command()

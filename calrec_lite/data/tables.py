@@ -113,7 +113,7 @@ def open_table(connection: duckdb.DuckDBPyConnection, path: Path) -> Table:
     if kind in ("csv", "atomic"):
         return _open_text(path, kind, "\t" if kind == "atomic" or ".tsv" in suffixes else None)
     table = Table(path, kind, {})
-    options = ", format='newline_delimited'" if kind == "json" else ""
+    options = ", format='newline_delimited', sample_size=-1" if kind == "json" else ""  # a field may come late
     with table.reading():
         found = connection.execute(f"DESCRIBE SELECT * FROM read_{kind}({literal(str(path))}{options})").fetchall()
     columns = {name: kind_ for name, kind_, *_ in found}

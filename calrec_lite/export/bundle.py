@@ -12,6 +12,7 @@ from calrec_lite.export.sentence import write_sentence_files
 from calrec_lite.files import atomic_path
 from calrec_lite.recommend.package import PackageInfo, write_package
 from calrec_lite.train.run import Run
+from calrec_lite.train.stage import stage_origin
 
 
 def export_run(run: Run, to: Path) -> Path:
@@ -24,26 +25,63 @@ def export_run(run: Run, to: Path) -> Path:
     Raises:
         InputError: if the run is not trained to the end, or `to` is a folder of something else.
     """
-    merged, recipe = run.final(), run.recipe
+    merged = run.final()
+    _refuse_foreign(to)
+    with atomic_path(to) as temporary:
+        shutil.copytree(merged, temporary)
+        _explicit_generation(temporary, run)
+        try:
+            write_sentence_files(temporary, run.encoder)
+        except InputError as error:  # the rest of the folder is as good without them
+            print(f"no sentence-transformers files: {error}")
+        _describe(temporary, run)
+    return to
+
+
+def export_adapter(run: Run, to: Path) -> Path:
+    """Write the last stage's adapter alone, with calrec.json, the catalogue and the card: the small file.
+
+    Raises:
+        InputError: if the adapter belongs to weights that exist in this run only, or as `export_run`.
+    """
+    run.final()
+    origin, _ = stage_origin(run, len(run.stages) - 1)
+    if origin != run.base:
+        raise InputError(
+            "--adapter: the last stage was trained on merged weights of this run, which nobody else has; "
+            "export the whole model, or train with `handover: continue`"
+        )
+    _refuse_foreign(to)
+    with atomic_path(to) as temporary:
+        shutil.copytree(run.stages[-1].adapter, temporary)
+        config = json.loads((temporary / "adapter_config.json").read_text(encoding="utf-8"))
+        config["base_model_name_or_path"] = run.recipe.base.model.partition("#")[0]
+        (temporary / "adapter_config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+        _describe(temporary, run)
+    return to
+
+
+def _refuse_foreign(to: Path) -> None:
     if to.is_dir() and any(to.iterdir()) and not (to / "calrec.json").is_file():
         raise InputError(f"{to}: is there and is no earlier export; name another folder")
+
+
+def _describe(folder: Path, run: Run) -> None:
+    """calrec.json, the catalogue and the card."""
+    recipe = run.recipe
     domain = run.domain(recipe.target)
     info = PackageInfo(
         domain=domain.name,
         fingerprint=domain.fingerprint,
+        labels=list(domain.catalogue.labels),
         dtype=recipe.base.dtype,
         text=recipe.text,
         recommend=recipe.recommend,
         prior=recipe.loss.prior if recipe.loss.softmax == "catalogue" else 0.0,
         seed=recipe.seed,
     )
-    with atomic_path(to) as temporary:
-        shutil.copytree(merged, temporary)
-        _explicit_generation(temporary, run)
-        write_sentence_files(temporary, run.encoder)
-        write_package(temporary, info, domain.catalogue if recipe.export.catalogue else None, domain.train_counts())
-        (temporary / "README.md").write_text(render_card(run), encoding="utf-8")
-    return to
+    write_package(folder, info, domain.catalogue if recipe.export.catalogue else None, domain.train_counts())
+    (folder / "README.md").write_text(render_card(run), encoding="utf-8")
 
 
 def _explicit_generation(folder: Path, run: Run) -> None:

@@ -23,6 +23,7 @@ class PackageInfo(Section):
     format: Literal[1] = 1
     domain: str
     fingerprint: str = Field(description="of the prepared domain")
+    labels: list[str] = Field(description="attributes of an item's text, in order")
     dtype: Literal["bfloat16", "float32"]
     text: Text
     recommend: Recommend

@@ -40,7 +40,7 @@ def train_run(run: Run) -> None:
             _train_stage(run, i)
 
 
-def _origin(run: Run, index: int) -> tuple[Path, Path | None]:
+def stage_origin(run: Run, index: int) -> tuple[Path, Path | None]:
     """The weights a stage starts from and the adapter it carries on, if any (DESIGN 4.6).
 
     `merge`: the merged weights of the stage before. `continue`: what that stage itself started from, with its adapter.
@@ -50,12 +50,12 @@ def _origin(run: Run, index: int) -> tuple[Path, Path | None]:
     before = run.stages[index - 1]
     if run.recipe.stages[index].handover == "merge":
         return before.merged, None
-    return _origin(run, index - 1)[0], before.adapter
+    return stage_origin(run, index - 1)[0], before.adapter
 
 
 def _train_stage(run: Run, index: int) -> None:
     stage, folder = run.recipe.stages[index], run.stages[index]
-    base, carried = _origin(run, index)
+    base, carried = stage_origin(run, index)
     recipe, name = run.recipe, folder.folder.name
     domains = [run.domain(d) for d in stage.domains]
     catalogues = {d: run.catalogue(d) for d in stage.domains}

@@ -16,7 +16,8 @@ from transformers import AutoModelForCausalLM
 
 from calrec_lite.errors import InputError, RunError
 from calrec_lite.evaluate.systems import evaluate_run
-from calrec_lite.export.bundle import export_run
+from calrec_lite.export.bundle import export_adapter, export_run
+from calrec_lite.model.merge import merge_adapter
 from calrec_lite.recipe_file import check_recipe
 from calrec_lite.recommend import Recommender
 from calrec_lite.train.run import Run
@@ -222,6 +223,24 @@ def test_evaluation_export_and_recommend(trained: Run, tmp_path: Path) -> None:
     assert not plain.generation_config.do_sample
     with pytest.raises(InputError, match="no earlier export"):
         export_run(trained, trained.folder)
+
+
+def test_an_adapter_alone_is_exported_only_where_others_have_its_base(
+    trained: Run, tiny_folder: Path, data: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match="handover: continue"):
+        export_adapter(trained, tmp_path / "adapter")
+    recipe = values(tiny_folder, data)
+    recipe["stages"] = recipe["stages"][1:]
+    run = Run.start(check_recipe(recipe), tmp_path)
+    train_run(run)
+    folder = export_adapter(run, tmp_path / "adapter")
+    assert not list(folder.glob("model*.safetensors"))
+    config = json.loads((folder / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(tiny_folder)
+    merge_adapter(tiny_folder, folder, tmp_path / "merged", progress=False)
+    one, two = weights(tmp_path / "merged"), weights(run.final())
+    assert all(torch.equal(one[k], two[k]) for k in one)
 
 
 def test_sampling_gives_lists_of_distinct_items_too(trained: Run) -> None:
