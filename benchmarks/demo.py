@@ -46,7 +46,7 @@ def main() -> None:
                 stage.name: json.loads((stage / "metrics.json").read_text(encoding="utf-8"))
                 for stage in sorted((options.runs / "demo").glob("[0-9]-*"))
             },
-            "output_end": demo.stdout.splitlines()[-46:],
+            "output_end": demo.stdout.replace(f"{ROOT}/", "").splitlines()[-44:],
         },
     )
 

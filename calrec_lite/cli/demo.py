@@ -48,13 +48,18 @@ def demo(runs: Path, overrides: tuple[str, ...]) -> None:
 
 def _show(run: "Run", exported: Path) -> None:
     """Three held-out users: what they took, what is recommended, what they really took next."""
-    from calrec_lite.evaluate.protocol import build_cases
+    import numpy as np
+
+    from calrec_lite.evaluate.protocol import Cases, build_cases
     from calrec_lite.recommend import Recommender
 
     recipe = run.recipe
     domain = run.domain(recipe.target)
     titles = domain.catalogue.titles
-    cases = build_cases(domain, "test", SHOWN, recipe.seed)
+    every = build_cases(domain, "test", None, recipe.seed)
+    able = np.flatnonzero(~every.repeats) if recipe.recommend.exclude_seen else np.arange(len(every.users))
+    shown = np.random.default_rng(recipe.seed).permutation(able)[:SHOWN]  # of those whose next item may be recommended
+    cases = Cases(every.users[shown], [every.histories[i] for i in shown], every.targets[shown], every.items)
     histories = [[domain.catalogue.ids[i] for i in history] for history in cases.histories]
     for user, history, target, own in zip(
         cases.users, cases.histories, cases.targets, Recommender.from_pretrained(exported).recommend(histories, 10)

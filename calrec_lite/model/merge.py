@@ -37,7 +37,7 @@ class Delta:
 
     def applied(self, weight: Tensor) -> Tensor:
         """(out, in) in the dtype of `weight`, added in fp32."""
-        merged = weight.float() + self.scaling * (self.b.float() @ self.a.float())
+        merged = torch.addmm(weight.float(), self.b.float(), self.a.float(), alpha=self.scaling)
         if self.magnitude is not None:
             merged *= (self.magnitude.float() / merged.norm(dim=1)).unsqueeze(1)
         return merged.to(weight.dtype)
