@@ -21,7 +21,7 @@ setup: $(READY)
 # torch goes in by itself first, so that the platform's default build is the one everything else is resolved against.
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "calrec-lite needs Python 3.10 or newer: make PYTHON=python3.11 ...")'
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	test -f $(VENV)/made || { $(PYTHON) -m venv --clear $(VENV) && touch $(VENV)/made; }
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
 	touch $@

@@ -96,8 +96,12 @@ class Text(Section):
 
     @model_validator(mode="after")
     def _placeholders(self) -> "Text":
-        if "{value}" not in self.field:
-            raise ValueError("field must contain {value}")
+        try:
+            shown = self.field.format(name="", value="\0")
+        except (KeyError, IndexError, ValueError):
+            shown = ""
+        if "\0" not in shown:
+            raise ValueError("field must contain {value}, and no braces but {name} and {value}")
         return self
 
 
@@ -206,7 +210,7 @@ class Recipe(Section):
     """A whole recipe, in the order a person thinks."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     base: Base
     domains: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")], Domain] = Field(min_length=1)
     text: Text = Text()

@@ -74,16 +74,19 @@ def _read(path: Path, lines: dict[Path_, str], seen: tuple[Path, ...]) -> Any:
     if path in seen:
         raise InputError(f"{path}: extends itself by way of {' -> '.join(map(str, seen))}")
     try:
+        own_lines: dict[Path_, str] = {}
         node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        values = _construct(node, (), path, own_lines) if node is not None else {}
+    except (yaml.YAMLError, ValueError) as error:  # UnicodeDecodeError is a ValueError
         raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    own_lines: dict[Path_, str] = {}
-    values = _construct(node, (), path, own_lines) if node is not None else {}
     if not isinstance(values, dict):
         raise InputError(f"{path}: a recipe is a mapping of sections (base:, domains:, ...)")
     parents = values.pop("extends", [])
+    parents = [parents] if isinstance(parents, str) else parents
+    if not isinstance(parents, list) or not all(isinstance(p, str) for p in parents):
+        raise InputError(f"{path}: extends: give a file name or a list of them")
     merged: Any = {}
-    for parent in [parents] if isinstance(parents, str) else parents:
+    for parent in parents:
         merged = _merge(merged, _read(_find(parent, path.parent), lines, (*seen, path)))
     lines.update(own_lines)
     return _merge(merged, values)
@@ -94,7 +97,11 @@ def _construct(node: yaml.Node, at: Path_, path: Path, lines: dict[Path_, str]) 
     if isinstance(node, yaml.MappingNode):
         out: dict[Any, Any] = {}
         for key_node, value_node in node.value:
-            key = _construct(key_node, (*at, "?"), path, {})
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise InputError(
+                    f"{path}:{key_node.start_mark.line + 1}: a key must be a single word; quote text in braces"
+                )
+            key = _scalar(key_node)
             if key in out:
                 raise InputError(f"{path}:{key_node.start_mark.line + 1}: key `{key}` appears twice")
             lines[(*at, key)] = f"{path}:{key_node.start_mark.line + 1}"
@@ -128,8 +135,11 @@ def _override(values: Any, override: str, lines: dict[Path_, str]) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise InputError(f"--set {override}: write it as key.sub=value")
-    node = yaml.compose(text, Loader=yaml.SafeLoader)
-    value = _construct(node, (), Path("--set"), {}) if node is not None else None
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        value = _construct(node, (), Path("--set"), {}) if node is not None else None
+    except (yaml.YAMLError, ValueError) as error:
+        raise InputError(f"--set {override}: not valid YAML: {' '.join(str(error).split())}") from None
     parts: list[str | int] = [int(p) if p.isdigit() else p for p in key.split(".")]
     here = values
     for part in parts[:-1]:

@@ -60,9 +60,10 @@ def _show(run: "Run", exported: Path) -> None:
     able = np.flatnonzero(~every.repeats) if recipe.recommend.exclude_seen else np.arange(len(every.users))
     shown = np.random.default_rng(recipe.seed).permutation(able)[:SHOWN]  # of those whose next item may be recommended
     cases = Cases(every.users[shown], [every.histories[i] for i in shown], every.targets[shown], every.items)
-    histories = [[domain.catalogue.ids[i] for i in history] for history in cases.histories]
+    recommender = Recommender.from_pretrained(exported)
+    histories = [[recommender.catalogue.texts[i] for i in history] for history in cases.histories]
     for user, history, target, own in zip(
-        cases.users, cases.histories, cases.targets, Recommender.from_pretrained(exported).recommend(histories, 10)
+        cases.users, cases.histories, cases.targets, recommender.recommend(histories, 10)
     ):
         click.echo(f"user {domain.sequences.users[user]} took, last: {'; '.join(titles[i] for i in history[-LATEST:])}")
         for place, item in enumerate(own, 1):

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @click.option(
     "--users",
     type=click.Path(path_type=Path, dir_okay=False),
-    help='Histories, one user a line: {"user": "u1", "history": ["title or item id", ...]}, oldest first.',
+    help='Histories, one user a line: {"user": "u1", "history": ["title or, where none reads so, item id", ...]}.',
 )
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Lists as .jsonl or .parquet.")
 @click.option("-k", type=click.IntRange(min=1), help="Length of a list; default: the recipe's.")

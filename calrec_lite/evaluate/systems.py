@@ -8,7 +8,7 @@ from calrec_lite.evaluate.baselines import BASELINES
 from calrec_lite.evaluate.protocol import Protocol, Ranker, SystemResult, build_cases, evaluate_system
 from calrec_lite.evaluate.results import write_results
 from calrec_lite.files import atomic_path
-from calrec_lite.model.base import load_model
+from calrec_lite.model.base import load_model, roomy_device
 from calrec_lite.model.towers import Towers
 from calrec_lite.recommend.recommender import Recommender
 from calrec_lite.train.run import Run
@@ -60,7 +60,8 @@ def _systems(run: Run) -> Iterator[tuple[str, Ranker]]:
 def open_recommender(run: Run, folder: Path) -> Recommender:
     """A recommender over the run's target domain with full weights from `folder`."""
     recipe = run.recipe
-    towers = Towers(load_model(folder, recipe.base, quantised=False))
+    base = recipe.base.model_copy(update={"attention": "sdpa"})  # a tree of continuations needs a mask of its own
+    towers = Towers(load_model(folder, base, quantised=False, where=roomy_device(folder)))
     name = recipe.target
     ids = run.domain(name).catalogue.ids
     return Recommender(towers, run.encoder, run.catalogue(name), ids, recipe.recommend, recipe.seed)

@@ -1,6 +1,8 @@
 """The model card: README.md with Hub metadata, rendered from facts on disk."""
 
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -21,7 +23,8 @@ def render_card(run: Run) -> str:
         "pipeline_tag": "text-generation",
         "tags": ["calrec-lite", "recommendation", "sequential-recommendation"],
         **({"license": recipe.base.license} if recipe.base.license else {}),
-        **({"base_model": base} if "://" not in base and not base.endswith(".gguf") else {}),
+        **({"base_model": base} if _on_hub(base) else {}),
+        **({"datasets": hub} if (hub := _hub_datasets(run)) else {}),
         **({"model-index": [_model_index(recipe.name, results)]} if results else {}),
     }
     domain = run.domain(recipe.target)
@@ -44,6 +47,17 @@ def render_card(run: Run) -> str:
         f"```yaml\n{yaml.safe_dump(resolved(recipe), sort_keys=False, allow_unicode=True)}```",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _on_hub(base: str) -> bool:
+    """Whether a base's name is a Hub id, not a path of this machine."""
+    return bool(re.fullmatch(r"[\w.-]+/[\w.-]+", base)) and not Path(base).exists() and not base.endswith(".gguf")
+
+
+def _hub_datasets(run: Run) -> list[str]:
+    """OWNER/NAME of every Hub data set the recipe reads."""
+    sources = (source for d in run.recipe.domains.values() for source in (d.interactions, d.items or ""))
+    return sorted({"/".join(s.split("/")[3:5]).partition("@")[0] for s in sources if s.startswith("hf://datasets/")})
 
 
 _USE = """```python

@@ -1,12 +1,14 @@
 """The base LLM and its tokenizer: where they come from, how they are loaded, how the adapter is put in."""
 
+import json
 import os
 from pathlib import Path
 from typing import Any
 
 import torch
 from bitsandbytes.nn import Linear4bit
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+from safetensors.torch import load_file
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -17,6 +19,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from calrec_lite.data.checksum import file_sha256
 from calrec_lite.data.sources import fetch
 from calrec_lite.errors import InputError
 from calrec_lite.files import atomic_path, cache_folder
@@ -42,6 +45,8 @@ def base_folder(base: Base) -> Path:
         raise InputError(f"base.model: {folder} holds no config.json, so it is no transformers model")
     if not any(folder.glob("*.safetensors")):
         raise InputError(f"base.model: {folder} holds no *.safetensors (pickled weights are never loaded)")
+    if "quantization_config" in json.loads((folder / "config.json").read_text(encoding="utf-8")):
+        raise InputError(f"base.model: {base.model} is quantised already; name its unquantised original")
     return folder
 
 
@@ -50,6 +55,8 @@ def _from_hub(base: Base) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     patterns = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
+    if base.trust_remote_code:
+        patterns.append("*.py")
     again = ["consolidated*", "original/*"]  # the same weights in their maker's own format
     try:
         return Path(
@@ -64,8 +71,7 @@ def _from_hub(base: Base) -> Path:
 
 
 def _unpack_gguf(path: Path, name: str) -> Path:
-    stat = path.stat()
-    folder = cache_folder() / "bases" / f"{path.stem}-{stat.st_size:x}"
+    folder = cache_folder() / "bases" / f"{path.stem}-{file_sha256(path)[:16]}"
     if (folder / "config.json").is_file():
         return folder
     print(f"unpacking {name.partition('#')[0]} to bf16, once")
@@ -95,12 +101,22 @@ def device() -> torch.device:
     return torch.device("cpu")
 
 
-def load_model(folder: Path, base: Base, quantised: bool = True) -> PreTrainedModel:
+def roomy_device(folder: Path) -> torch.device:
+    """Where the full weights of a folder go: the GPU if they fit beside what is on it, else the CPU."""
+    size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    gpu = device()
+    if gpu.type == "cpu" or torch.cuda.mem_get_info(gpu)[0] > 1.3 * size:
+        return gpu
+    return torch.device("cpu")
+
+
+def load_model(folder: Path, base: Base, quantised: bool = True, where: torch.device | None = None) -> PreTrainedModel:
     """Load the weights of a local folder as the recipe says: NF4 with double quantisation, int8, bf16 or fp32.
 
     Args:
         folder: from `base_folder`, or a stage's merged weights.
         quantised: False loads full weights whatever the recipe says.
+        where: default: `device()`.
     """
     dtype = getattr(torch, base.dtype)
     quantisation = None
@@ -118,13 +134,18 @@ def load_model(folder: Path, base: Base, quantised: bool = True) -> PreTrainedMo
         folder,
         dtype=dtype,
         quantization_config=quantisation,
-        device_map={"": device()},
+        device_map={"": where or device()},
         attn_implementation=base.attention,
         trust_remote_code=base.trust_remote_code,
         local_files_only=True,
     )
     model.config.use_cache = False
     return model
+
+
+def load_adapter_weights(model: PeftModel, folder: Path) -> None:
+    """Put the weights of a saved adapter into the one that is there."""
+    set_peft_model_state_dict(model, load_file(folder / "adapter_model.safetensors"))
 
 
 def _require_causal(folder: Path, base: Base) -> None:

@@ -23,7 +23,13 @@ from calrec_lite.errors import InputError
 from calrec_lite.files import atomic_path
 
 NEVER_QUANTISED = re.compile(r"embed|lm_head|norm")  # what transformers leaves unquantised in a 4-bit model
-COPIED = ("*.json", "*.model", "*.txt", "*.jinja")  # config, tokenizer, templates; weights and their index are written
+COPIED = (
+    "*.json",
+    "*.py",
+    "*.model",
+    "*.txt",
+    "*.jinja",
+)  # config, tokenizer, templates; weights and their index are written
 
 
 @dataclass(frozen=True)
@@ -67,11 +73,12 @@ def merge_adapter(
     if "quantization_config" in config:
         raise InputError(f"{base}: the base's own weights are quantised; merge onto the unquantised original")
     shards = _shards(base)
-    present = {_module(key) for shard in shards for key in _keys(shard)}
-    missing = sorted(set(deltas) - present)
+    present = {_module(key): shape for shard in shards for key, shape in _shapes(shard).items()}
+    missing = sorted(key for key, d in deltas.items() if present.get(key) != [d.b.shape[0], d.a.shape[1]])
     if missing:
         raise InputError(
-            f"{adapter}: fits another base: {len(missing)} of {len(deltas)} layers are not in {base} ({missing[0]})"
+            f"{adapter}: fits another base: {len(missing)} of {len(deltas)} layers are not in {base}, "
+            f"or of another shape ({missing[0]})"
         )
     with atomic_path(to) as temporary:
         temporary.mkdir()
@@ -98,9 +105,9 @@ def _module(key: str) -> str:
     return re.sub(r"^language_model\.model\.", "model.language_model.", key)
 
 
-def _keys(shard: Path) -> list[str]:
+def _shapes(shard: Path) -> dict[str, list[int]]:
     with safe_open(shard, "pt") as file:
-        return list(file.keys())
+        return {key: list(file.get_slice(key).get_shape()) for key in list(file.keys())}
 
 
 def _read_deltas(adapter: Path) -> dict[str, Delta]:
@@ -187,7 +194,7 @@ def parity(one: Iterator[Tensor], other: Iterator[Tensor]) -> Parity:
     worst, total, count, agree, places = 0.0, 0.0, 0, 0, 0
     for a, b in zip(one, other, strict=True):
         difference = (a.float() - b.float()).abs()
-        worst = max(worst, float(difference.max()))
+        worst = max(worst, float(difference.nan_to_num(float("inf")).max()))
         total, count = total + float(difference.sum()), count + difference.numel()
         agree, places = agree + int((a.argmax(-1) == b.argmax(-1)).sum()), places + len(a)
     return Parity(worst, total / count, agree / places)

@@ -40,6 +40,7 @@ class Package:
     ids: list[str]
     fields: list[dict[str, str]]
     counts: np.ndarray
+    aliases: dict[str, int]
 
     @property
     def text(self) -> Text:
@@ -59,17 +60,22 @@ class Package:
 
     def catalogue(self, encoder: Encoder) -> EncodedCatalogue:
         """The items, tokenised."""
-        items = Catalogue(self.ids, self.fields, {item: i for i, item in enumerate(self.ids)})
+        items = Catalogue(self.ids, self.fields, self.aliases)
         return encode_catalogue(self.info.domain, items, encoder, self.counts, self.info.prior)
 
 
 def write_package(folder: Path, info: PackageInfo, catalogue: Catalogue | None, counts: np.ndarray) -> None:
-    """Write calrec.json and, if given, the catalogue (one item a line: id, fields, training events) into `folder`."""
+    """Write calrec.json into `folder` and, if given, the catalogue: an item a line, id, fields, count, merged ids."""
     (folder / NAME).write_text(json.dumps(info.model_dump(mode="json"), indent=1) + "\n", encoding="utf-8")
     if catalogue is not None:
         with (folder / CATALOGUE).open("w", encoding="utf-8") as file:
-            for item, fields, count in zip(catalogue.ids, catalogue.fields, counts.tolist()):
-                file.write(json.dumps({"id": item, "fields": fields, "count": count}, ensure_ascii=False) + "\n")
+            merged: dict[int, list[str]] = {}
+            for alias, index in catalogue.aliases.items():
+                merged.setdefault(index, []).append(alias)
+            for i, (item, fields, count) in enumerate(zip(catalogue.ids, catalogue.fields, counts.tolist())):
+                others = [alias for alias in merged.get(i, []) if alias != item]
+                entry = {"id": item, "fields": fields, "count": count, **({"also": others} if others else {})}
+                file.write(json.dumps(entry, ensure_ascii=False) + "\n")
 
 
 def open_package(source: str | Path) -> Package:
@@ -87,12 +93,15 @@ def open_package(source: str | Path) -> Package:
         raise InputError(f"{source}: no {NAME} in it; name a folder that `calrec-lite export` wrote") from None
     except ValueError as error:
         raise InputError(f"{folder / NAME}: {str(error).splitlines()[0]}; written by another version?") from None
+    if (folder / "adapter_config.json").is_file():
+        raise InputError(f"{source}: an adapter alone; export without --adapter to recommend from it")
     lines = folder / CATALOGUE
     if not lines.is_file():
         raise InputError(f"{source}: exported without its catalogue (export.catalogue: false), so it cannot recommend")
     items = [json.loads(line) for line in lines.read_text(encoding="utf-8").splitlines()]
     counts = np.array([i["count"] for i in items], np.int64)
-    return Package(folder, info, [i["id"] for i in items], [i["fields"] for i in items], counts)
+    aliases = {alias: n for n, i in enumerate(items) for alias in (i["id"], *i.get("also", []))}
+    return Package(folder, info, [i["id"] for i in items], [i["fields"] for i in items], counts, aliases)
 
 
 def _from_hub(source: str) -> Path:

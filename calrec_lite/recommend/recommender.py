@@ -1,6 +1,6 @@
 """`Recommender`: histories in, ranked lists of real items out."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -36,6 +36,7 @@ class Recommender:
         encoder: the base's tokenizer with the recipe's wording.
         catalogue: the items.
         ids: an outside id for each item.
+        aliases: further outside ids -> item, where several were merged into one.
         options: strategy and its numbers.
         seed: of the sampling.
     """
@@ -48,10 +49,11 @@ class Recommender:
         ids: Sequence[str],
         options: Recommend,
         seed: int = 0,
+        aliases: Mapping[str, int] | None = None,
     ) -> None:
         towers.decoder.eval()
         self.towers, self.encoder, self.catalogue, self.ids = towers, encoder, catalogue, ids
-        self.options, self.seed = options, seed
+        self.options, self.seed, self.aliases = options, seed, aliases or {}
 
     @classmethod
     def from_pretrained(cls, source: str | Path, quantised: bool = False) -> "Recommender":
@@ -67,7 +69,9 @@ class Recommender:
         base = Base(model=str(package.folder), dtype=package.dtype, load_in_4bit=quantised)
         encoder = Encoder(load_tokenizer(package.folder), package.text)
         towers = Towers(load_model(package.folder, base))
-        return cls(towers, encoder, package.catalogue(encoder), package.ids, package.options, package.seed)
+        return cls(
+            towers, encoder, package.catalogue(encoder), package.ids, package.options, package.seed, package.aliases
+        )
 
     def recommend(
         self, histories: Sequence[Sequence[str]], k: int | None = None, progress: bool = False
@@ -109,11 +113,13 @@ class Recommender:
 
     @cached_property
     def _index(self) -> dict[str, int]:
-        """Text, title or id -> item; a title shared by several items means the first of them."""
+        """Text, title, or id -> item, looked up in this order; a title of several items means the first of them."""
         names: dict[str, int] = {}
         for column in (self.catalogue.texts, self.catalogue.titles, self.ids):
             for i, name in enumerate(column):
                 names.setdefault(normalised(name), i)
+        for alias, i in self.aliases.items():
+            names.setdefault(normalised(alias), i)
         return names
 
     @cached_property

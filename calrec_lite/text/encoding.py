@@ -61,7 +61,9 @@ class Encoder:
 
     def _ids(self, text: str, start: int = 0) -> Tokens:
         coded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        return np.array([i for i, (_, end) in zip(*map(coded.get, ("input_ids", "offset_mapping"))) if end > start])
+        return np.array(
+            [i for i, (_, end) in zip(*map(coded.get, ("input_ids", "offset_mapping"))) if end > start], np.int64
+        )
 
     def items(self, texts: Sequence[str], progress: bool = False) -> list[Tokens]:
         """Ids of item texts, the ending line break included; not truncated. `texts` are single lines."""

@@ -45,7 +45,8 @@ def training_rows(domain: Domain, catalogue: EncodedCatalogue, encoder: Encoder,
     """Windows over every user's training part (never the last two items of who has three or more).
 
     With `targets: all` windows share one item, so that each item but a user's first is a target exactly
-    once; with `targets: last` each item but the first ends one window.
+    once (unless `max_history_tokens` cuts a window's oldest items off); with `targets: last` each item
+    but the first ends one window.
     """
     most = encoder.text.max_items
     stride = 1 if loss.targets == "last" else most - 1

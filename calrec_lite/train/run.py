@@ -120,7 +120,14 @@ class Run:
         """The prepared domain, prepared now if it is not there or its source has changed."""
         if name not in self._domains:
             spec = require_domain(self.recipe, name)
-            self._domains[name] = prepare_to(name, spec, self.recipe.seed, self.folder / "domains" / name)
+            domain = prepare_to(name, spec, self.recipe.seed, self.folder / "domains" / name)
+            for stage in self._states()["stages"].values():
+                if stage.get("data", {}).get(name, domain.fingerprint) != domain.fingerprint:
+                    raise InputError(
+                        f"{self.folder}: the data of `{name}` has changed since a stage was trained on it; "
+                        "restore the files, or give the run another `name`"
+                    )
+            self._domains[name] = domain
         return self._domains[name]
 
     def catalogue(self, name: str) -> EncodedCatalogue:
@@ -141,18 +148,33 @@ class Run:
 
     def note(self, stage: str, state: str, **facts: Any) -> None:
         """Record in run.json where the run stands."""
-        file = self.folder / "run.json"
-        states = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"stages": {}}
+        states = self._states()
         now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         states["stages"][stage] = {**states["stages"].get(stage, {}), "state": state, state: now, **facts}
-        write_json(file, states)
+        write_json(self.folder / "run.json", states)
+
+    def _states(self) -> dict[str, Any]:
+        file = self.folder / "run.json"
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"stages": {}}
 
     def stage_metrics(self) -> dict[str, Any]:
         """What each finished stage measured, by the stage's folder name."""
         return {s.folder.name: json.loads(s.metrics.read_text(encoding="utf-8")) for s in self.stages if s.done}
 
 
+FREE = (  # keys of `optim` that change memory, speed or reports, never the weights
+    "micro_batch_size",
+    "gradient_checkpointing",
+    "handover_tolerance",
+    "eval_every",
+    "save_every",
+    "log_every",
+    "report_to",
+)
+
+
 def _changed(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """Sections that decide the weights and differ; how lists are made and measured may change afterwards."""
     deciding = ("seed", "base", "domains", "text", "stages", "loss", "optim")
+    old, new = ({**r, "optim": {k: v for k, v in r["optim"].items() if k not in FREE}} for r in (old, new))
     return [key for key in deciding if old[key] != new[key]]

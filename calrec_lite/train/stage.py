@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -15,7 +16,7 @@ from transformers import TrainerCallback, set_seed
 
 from calrec_lite.errors import InputError, RunError
 from calrec_lite.files import atomic_path, write_json
-from calrec_lite.model.base import add_adapter, device, load_model
+from calrec_lite.model.base import add_adapter, device, load_adapter_weights, load_model, roomy_device
 from calrec_lite.model.merge import merge_adapter, parity
 from calrec_lite.model.towers import Towers
 from calrec_lite.recipe import Stage
@@ -70,8 +71,11 @@ def _train_stage(run: Run, index: int) -> None:
         ],
         run.encoder,
     )
+    if not len(valid):
+        raise InputError(f"stage `{stage.name}`: no user has the three events that a validation case needs")
     print(f"stage {name}: {len(rows):,} rows of {', '.join(stage.domains)}; {len(valid):,} validation users")
-    run.note(name, "training", base=str(base), adapter=str(carried) if carried else None)
+    data = {d.name: d.fingerprint for d in domains}
+    run.note(name, "training", base=str(base), adapter=str(carried) if carried else None, data=data)
     set_seed(recipe.seed)
     model = add_adapter(load_model(base, recipe.base), recipe.base, recipe.optim.gradient_checkpointing, carried)
     config = _config(run, stage, folder, model, rows)
@@ -127,19 +131,30 @@ def _train(trainer: CALRecTrainer, valid: Rows, folder: StageFolder) -> dict[str
     if not start.is_file():
         write_json(start, {"valid_nats_before": _nats(trainer, valid)})
     checkpoint = last_checkpoint(folder.checkpoints)
+    started = time.perf_counter()
     try:
-        result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if checkpoint and _step_of(checkpoint) >= trainer.args.max_steps:  # killed after the last step
+            assert isinstance(trainer.model, PeftModel)
+            load_adapter_weights(trainer.model, checkpoint)
+        else:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except torch.cuda.OutOfMemoryError:
         micro = trainer.args.micro_batch_size
         raise RunError(
             f"out of GPU memory with {micro} rows at once: set optim.micro_batch_size lower (the result stays the "
             "same), or optim.gradient_checkpointing: true, and start the run again"
         ) from None
+    seconds = time.perf_counter() - started
+    after = _nats(trainer, valid)
+    if not math.isfinite(after):
+        raise RunError(
+            "the validation loss after training is no number: lower optim.learning_rate and give the run another `name`"
+        )
     return {
         **json.loads(start.read_text(encoding="utf-8")),
-        "valid_nats_after": _nats(trainer, valid),
-        "steps": trainer.state.global_step,
-        "seconds": result.metrics.get("train_runtime"),
+        "valid_nats_after": after,
+        "steps": trainer.args.max_steps,
+        "seconds_of_last_session": round(seconds, 1),
         "micro_batch_size": trainer.args.micro_batch_size,
         "peak_memory_bytes": peak_bytes(trainer.args.device),
     }
@@ -149,9 +164,13 @@ def _nats(trainer: CALRecTrainer, valid: Rows) -> float:
     return validation_loss(trainer.towers, valid, trainer.eval_collator, trainer.args)
 
 
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.partition("-")[2])
+
+
 def last_checkpoint(folder: Path) -> Path | None:
     """The newest whole checkpoint; one that was cut off (its state is written last) is passed over."""
-    found = sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.partition("-")[2]), reverse=True)
+    found = sorted(folder.glob("checkpoint-*"), key=_step_of, reverse=True)
     for path in found:
         try:
             json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
@@ -163,15 +182,15 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 def _check_merge(trainer: CALRecTrainer, valid: Rows, merged: Path, run: Run) -> dict[str, Any]:
     """Adapter model against merged model: logits on some rows, and the validation loss."""
-    full = load_model(merged, run.recipe.base, quantised=False)
-    towers = Towers(full)
+    trainer.optimizer = None  # its states are not needed any more; the full weights need the room
+    towers = Towers(load_model(merged, run.recipe.base, quantised=False, where=roomy_device(merged)))
     texts = [valid[i].tokens for i in range(min(PARITY_ROWS, len(valid)))]
 
     def logits(of: Towers) -> Iterator[Tensor]:
         of.decoder.eval()
         for tokens in texts:
             ids = torch.from_numpy(tokens).unsqueeze(0).to(of.head.device)
-            yield (of.states(ids) @ of.head.T)[0]
+            yield (of.states(ids) @ of.head.T)[0].cpu()
 
     facts = asdict(parity(logits(trainer.towers), logits(towers)))
     nats = validation_loss(towers, valid, trainer.eval_collator, trainer.args)
@@ -183,16 +202,18 @@ def _check_handover(trainer: CALRecTrainer, valid: Rows, run: Run, index: int, f
     following = run.recipe.stages[index + 1 : index + 2]
     quantised = run.recipe.base.load_in_4bit or run.recipe.base.load_in_8bit
     if not following or following[0].handover == "continue" or not quantised:
-        handed_on = facts["valid_nats_merged" if following and following[0].handover == "merge" else "valid_nats_after"]
+        carried = bool(following) and following[0].handover == "continue"
+        handed_on = facts["valid_nats_after" if carried else "valid_nats_merged"]
     else:
         towers = Towers(load_model(run.stages[index].merged, run.recipe.base))
         handed_on = validation_loss(towers, valid, trainer.eval_collator, trainer.args)
-    rise = handed_on - facts["valid_nats_after"]
+    rise = max(handed_on, facts["valid_nats_merged"]) - facts["valid_nats_after"]
     if rise > run.recipe.optim.handover_tolerance:
         print(
             f"WARNING: the hand-over after stage {run.stages[index].folder.name} costs {rise:.3f} nats an item "
-            f"({facts['valid_nats_after']:.3f} -> {handed_on:.3f}): part of what the stage learnt is lost. "
-            "Set `handover: continue` for the next stage, or load the base in bf16 (base.load_in_4bit: false)"
+            f"({facts['valid_nats_after']:.3f}; merged {facts['valid_nats_merged']:.3f}; as the next stage loads it "
+            f"{handed_on:.3f}): part of what the stage learnt is lost. "
+            "Under another `name`, set `handover: continue` for the next stage, or base.load_in_4bit: false"
         )
     return {"valid_nats_handed_on": handed_on}
 
@@ -205,12 +226,16 @@ class RunLog(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.is_file() else []
-        kept = [line for line in lines if not self._lost(json.loads(line), state.global_step)]
+        kept = [line for line in lines if not self._lost(line, state.global_step)]
         with atomic_path(self.path) as temporary:
             temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
 
-    def _lost(self, entry: dict[str, Any], step: int) -> bool:
-        return entry["stage"] == self.stage and entry["step"] > step
+    def _lost(self, line: str, step: int) -> bool:
+        try:
+            entry = json.loads(line)
+        except ValueError:  # cut off in the middle
+            return True
+        return bool(entry["stage"] == self.stage and entry["step"] > step)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         entry = {

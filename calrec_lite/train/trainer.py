@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from calrec_lite.errors import InputError, RunError
 from calrec_lite.model.towers import Towers
 from calrec_lite.recipe import Loss
 from calrec_lite.text.batch import Collator, StepBatch
-from calrec_lite.text.encoding import EncodedCatalogue, Encoder
+from calrec_lite.text.encoding import EncodedCatalogue, Encoder, Row
 from calrec_lite.text.rows import Rows, StepSampler
 from calrec_lite.train.step import StepLoss, two_tower_step
 
@@ -92,7 +93,9 @@ class CALRecTrainer(Trainer):
         self.towers = Towers(model)
         start = int(encoder.start[0])
         self.collator = Collator(catalogues, args.objective, start, encoder.pad, args.micro_batch_size)
-        last = args.objective.model_copy(update={"targets": "last", "alpha": 0.0, "beta": 0.0})
+        last = args.objective.model_copy(
+            update={"targets": "last", "alpha": 0.0, "beta": 0.0, "vocabulary_weight": 0.0}
+        )
         self.eval_collator = Collator(catalogues, last, start, encoder.pad, args.micro_batch_size)
         self._sums: dict[str, Tensor] = {}
         self._counts = {"targets": 0, "tokens": 0, "steps": 0}
@@ -106,7 +109,7 @@ class CALRecTrainer(Trainer):
         loader = DataLoader(
             rows,
             batch_sampler=sampler,
-            collate_fn=lambda part: {"step": self.collator(part)},
+            collate_fn=partial(_step, self.collator),  # no lambda: workers may have to pickle it
             num_workers=self.args.dataloader_num_workers,
         )
         loader.set_epoch = sampler.set_epoch  # type: ignore[attr-defined]  # the Trainer calls it before each epoch
@@ -143,8 +146,8 @@ class CALRecTrainer(Trainer):
             if not math.isfinite(logs["loss"]) or not math.isfinite(logs.get("grad_norm", 0.0)):
                 raise RunError(
                     f"the loss is no longer a number at step {self.state.global_step} "
-                    f"(loss {logs['loss']}, gradient norm {logs.get('grad_norm')}); the last checkpoint is whole. "
-                    "Lower optim.learning_rate, or raise loss.tau, and start the run again"
+                    f"(loss {logs['loss']}, gradient norm {logs.get('grad_norm')}): "
+                    "lower optim.learning_rate, or raise loss.tau, and give the run another `name`"
                 )
         super().log(logs, start_time)
 
@@ -159,13 +162,14 @@ class CALRecTrainer(Trainer):
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
         """Validation loss in nats per item under the stage's softmax, over the last item of each row."""
+        started = time.perf_counter()
         rows = eval_dataset or self.eval_dataset
         assert isinstance(rows, Rows)
         nats = validation_loss(self.towers, rows, self.eval_collator, self.args)
         metrics = {f"{metric_key_prefix}_nats_per_item": nats}
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        self._since = time.perf_counter()
+        self._since += time.perf_counter() - started  # the rates are of training alone
         return metrics
 
 
@@ -175,14 +179,19 @@ def validation_loss(towers: Towers, rows: Rows, collator: Collator, args: CALRec
     towers.decoder.eval()
     order = sorted(range(len(rows)), key=lambda i: (rows.domain[i], rows.length[i]))
     size = max(collator.micro_batch_size, 8)
-    total = torch.zeros((), device=args.device)
+    device = towers.head.device
+    total = torch.zeros((), device=device)
     for d in range(len(rows.parts)):
         own = [i for i in order if rows.domain[i] == d]
         for at in tqdm(range(0, len(own), size), "validation loss", leave=False, disable=args.disable_tqdm):
-            batch = collator([rows[i] for i in own[at : at + size]]).to(args.device)
+            batch = collator([rows[i] for i in own[at : at + size]]).to(device)
             nll = two_tower_step(towers, batch, collator.loss, None)
             total += nll.nats_per_item * batch.targets
     return float(total) / len(rows)
+
+
+def _step(collator: Collator, rows: list[Row]) -> dict[str, StepBatch]:
+    return {"step": collator(rows)}
 
 
 class StageProgress(TrainerCallback):

@@ -97,6 +97,9 @@ def test_adapters_that_do_nothing_or_do_not_fit_are_refused(tiny_folder: Path, t
     save_file({k.replace("layers.1", "layers.7"): v for k, v in weights.items()}, file)
     with pytest.raises(InputError, match="fits another base"):
         merge_adapter(tiny_folder, tmp_path / "adapter", tmp_path / "merged", progress=False)
+    save_file({k: v[:, :-1].contiguous() if "lora_A" in k else v for k, v in weights.items()}, file)
+    with pytest.raises(InputError, match="another shape"):
+        merge_adapter(tiny_folder, tmp_path / "adapter", tmp_path / "merged", progress=False)
     save_file({**weights, "base_model.model.lm_head.weight": torch.zeros(1)}, file)
     with pytest.raises(InputError, match="no LoRA"):
         merge_adapter(tiny_folder, tmp_path / "adapter", tmp_path / "merged", progress=False)
