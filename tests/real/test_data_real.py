@@ -123,4 +123,4 @@ def test_the_recipes_wheels(name: str, wheel: str, expected: tuple[int, int, int
     assert counts(domain) == expected
     lengths = np.diff(domain.sequences.offsets)
     assert lengths.min() >= 5
-    assert np.bincount(domain.sequences.items).min() >= 5
+    assert np.bincount(domain.sequences.items).min() >= values.get("min_item_events", 1)
