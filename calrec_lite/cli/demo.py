@@ -19,6 +19,7 @@ LATEST = 8  # titles of their histories
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a value of recipes/demo.yaml.")
 def demo(runs: Path, overrides: tuple[str, ...]) -> None:
     """Train, evaluate and export a small recommender on real data, films and groceries, in 15 minutes on a CPU."""
+    quiet_libraries()
     from calrec_lite.data.prepare import describe
     from calrec_lite.evaluate.results import table
     from calrec_lite.evaluate.systems import evaluate_run
@@ -27,7 +28,6 @@ def demo(runs: Path, overrides: tuple[str, ...]) -> None:
     from calrec_lite.train.run import Run
     from calrec_lite.train.stage import train_run
 
-    quiet_libraries()
     run = Run.start(load_recipe("demo", overrides), runs)
     for name in run.recipe.domains:
         click.echo(f"{describe(run.domain(name))}\n")

@@ -17,12 +17,12 @@ FOLDER = click.Path(path_type=Path, file_okay=False)
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Also write metrics.json here.")
 def evaluate(run: Path, users: int | None, split: str | None, out: Path | None) -> None:
     """Measure a trained RUN, its base and its stages against the baselines, on the same held-out users."""
+    quiet_libraries()
     from calrec_lite.evaluate.results import table
     from calrec_lite.evaluate.systems import evaluate_run
     from calrec_lite.files import atomic_path
     from calrec_lite.train.run import Run
 
-    quiet_libraries()
     opened = Run.open(run)
     changes = {key: value for key, value in (("users", users), ("split", split)) if value}
     if changes:

@@ -16,10 +16,10 @@ FOLDER = click.Path(path_type=Path, file_okay=False)
 @click.option("--adapter", is_flag=True, help="The last stage's adapter alone.")
 def export(run: Path, to: Path | None, adapter: bool) -> None:
     """Write RUN's model as one folder for transformers, vLLM and `calrec-lite recommend`, with its model card."""
+    quiet_libraries()
     from calrec_lite.export.bundle import export_adapter, export_run
     from calrec_lite.train.run import Run
 
-    quiet_libraries()
     opened = Run.open(run)
     if adapter:
         written = export_adapter(opened, to or opened.folder / "export-adapter")

@@ -35,10 +35,10 @@ def recommend(
         raise InputError("recommend: --users needs --out FILE")
     if out and out.suffix not in (".jsonl", ".parquet"):
         raise InputError(f"--out {out}: the name must end in .jsonl or .parquet")
+    quiet_libraries()
     from calrec_lite.recommend import Recommender
 
     names, histories = read_histories(users) if users else (["you"], [list(titles)])
-    quiet_libraries()
     lists = Recommender.from_pretrained(model, quantised).recommend(histories, k, progress=users is not None)
     if out:
         _write(out, names, lists)

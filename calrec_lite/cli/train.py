@@ -37,10 +37,10 @@ def train(recipe: str, overrides: tuple[str, ...], runs: Path, dry_run: bool) ->
 
         click.echo(yaml.safe_dump(resolved(loaded), sort_keys=False, allow_unicode=True), nl=False)
         return
+    quiet_libraries()
     from calrec_lite.train.run import Run
     from calrec_lite.train.stage import train_run
 
-    quiet_libraries()
     run = Run.start(loaded, runs)
     train_run(run)
     click.echo(f"trained: {run.final()}\nnext: calrec-lite evaluate {run.folder}")
