@@ -148,6 +148,11 @@ class Loss(Section):
             raise ValueError(f"alpha + beta = {self.alpha + self.beta:g}, but may be 1 at most")
         return self
 
+    @property
+    def effective_prior(self) -> float:
+        """The prior as it acts: only the catalogue softmax knows the items."""
+        return self.prior if self.softmax == "catalogue" else 0.0
+
 
 class Optim(Section):
     """The optimiser step."""

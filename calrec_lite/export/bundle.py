@@ -77,7 +77,7 @@ def _describe(folder: Path, run: Run) -> None:
         dtype=recipe.base.dtype,
         text=recipe.text,
         recommend=recipe.recommend,
-        prior=recipe.loss.prior if recipe.loss.softmax == "catalogue" else 0.0,
+        prior=recipe.loss.effective_prior,
         seed=recipe.seed,
     )
     write_package(folder, info, domain.catalogue if recipe.export.catalogue else None, domain.train_counts())

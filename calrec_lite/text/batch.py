@@ -121,7 +121,7 @@ class Collator:
     def __call__(self, rows: Sequence[Row]) -> StepBatch:
         chunks = [self._chunk(part) for part in _parts(rows, self.micro_batch_size)]
         texts, anchor_item, negatives = self._contrast(rows)
-        items = [self._item_chunk(part) for part in _parts(texts, 4 * self.micro_batch_size)]
+        items = [item_chunk(part, self.start, self.pad) for part in _parts(texts, 4 * self.micro_batch_size)]
         vocabulary = self.loss.softmax == "vocabulary"
         return StepBatch(
             chunks=chunks,
@@ -189,9 +189,6 @@ class Collator:
         if self.loss.mask_same_history:
             negatives &= row_of[:, None] != row_of[None, :]
         return [texts[key] for key in distinct], item, negatives
-
-    def _item_chunk(self, texts: Sequence[np.ndarray]) -> ItemChunk:
-        return item_chunk(texts, self.start, self.pad)
 
 
 def item_chunk(texts: Sequence[np.ndarray], start: int, pad: int) -> ItemChunk:

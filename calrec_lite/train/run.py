@@ -133,8 +133,7 @@ class Run:
     def catalogue(self, name: str) -> EncodedCatalogue:
         """The domain's items, tokenised."""
         if name not in self._encoded:
-            domain, loss = self.domain(name), self.recipe.loss
-            prior = loss.prior if loss.softmax == "catalogue" else 0.0
+            domain, prior = self.domain(name), self.recipe.loss.effective_prior
             self._encoded[name] = encode_catalogue(
                 name, domain.catalogue, self.encoder, domain.train_counts(), prior, progress=True
             )

@@ -199,11 +199,11 @@ def _check_merge(trainer: CALRecTrainer, valid: Rows, merged: Path, run: Run) ->
 
 def _check_handover(trainer: CALRecTrainer, valid: Rows, run: Run, index: int, facts: dict[str, Any]) -> dict[str, Any]:
     """The validation loss as the next stage will start with it; a loud warning where it has risen too far."""
-    following = run.recipe.stages[index + 1 : index + 2]
-    quantised = run.recipe.base.load_in_4bit or run.recipe.base.load_in_8bit
-    if not following or following[0].handover == "continue" or not quantised:
-        carried = bool(following) and following[0].handover == "continue"
-        handed_on = facts["valid_nats_after" if carried else "valid_nats_merged"]
+    handover = run.recipe.stages[index + 1].handover if index + 1 < len(run.stages) else None
+    if handover == "continue":
+        handed_on = facts["valid_nats_after"]
+    elif handover is None or not (run.recipe.base.load_in_4bit or run.recipe.base.load_in_8bit):
+        handed_on = facts["valid_nats_merged"]
     else:
         towers = Towers(load_model(run.stages[index].merged, run.recipe.base))
         handed_on = validation_loss(towers, valid, trainer.eval_collator, trainer.args)
