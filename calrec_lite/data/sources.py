@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from calrec_lite.data.checksum import file_sha256
@@ -39,6 +40,32 @@ def fetch(location: str) -> Path:
     if not path.is_file():
         raise InputError(f"{path}: {'is a folder, not a file' if path.is_dir() else 'no such file'}")
     return path
+
+
+def snapshot(
+    repo: str, key: str, allow: Sequence[str], ignore: Sequence[str] = (), revision: str | None = None
+) -> Path:
+    """A local folder with a Hub repository's files whose names match `allow` and not `ignore`.
+
+    Args:
+        key: where the name stands, for the message.
+
+    Raises:
+        InputError: no such repository, no access, or the Hub cannot be reached.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(
+            snapshot_download(repo, revision=revision, allow_patterns=list(allow), ignore_patterns=list(ignore))
+        )
+    except HFValidationError:
+        raise InputError(f"{key}: {repo} is neither a folder here nor a Hub id (OWNER/NAME)") from None
+    except LocalEntryNotFoundError:
+        raise InputError(f"{key}: {repo} is not in the Hub cache and the Hub cannot be reached") from None
+    except HfHubHTTPError as error:
+        raise InputError(f"{key}: {repo}: {str(error).splitlines()[0]}") from None
 
 
 def _from_hub(location: str) -> Path:

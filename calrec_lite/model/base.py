@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from calrec_lite.data.checksum import file_sha256
-from calrec_lite.data.sources import fetch
+from calrec_lite.data.sources import fetch, snapshot
 from calrec_lite.errors import InputError
 from calrec_lite.files import atomic_path, cache_folder
 from calrec_lite.recipe import Base
@@ -51,23 +51,11 @@ def base_folder(base: Base) -> Path:
 
 
 def _from_hub(base: Base) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
     patterns = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
     if base.trust_remote_code:
         patterns.append("*.py")
     again = ["consolidated*", "original/*"]  # the same weights in their maker's own format
-    try:
-        return Path(
-            snapshot_download(base.model, revision=base.revision, allow_patterns=patterns, ignore_patterns=again)
-        )
-    except HFValidationError:
-        raise InputError(f"base.model: {base.model} is neither a folder here nor a Hub id (OWNER/NAME)") from None
-    except LocalEntryNotFoundError:
-        raise InputError(f"base.model: {base.model} is not in the Hub cache and the Hub cannot be reached") from None
-    except HfHubHTTPError as error:
-        raise InputError(f"base.model: {base.model}: {str(error).splitlines()[0]}") from None
+    return snapshot(base.model, "base.model", patterns, again, base.revision)
 
 
 def _unpack_gguf(path: Path, name: str) -> Path:

@@ -9,6 +9,7 @@ import numpy as np
 from pydantic import Field
 
 from calrec_lite.data.domain import Catalogue
+from calrec_lite.data.sources import snapshot
 from calrec_lite.errors import InputError
 from calrec_lite.recipe import Recommend, Section, Text
 from calrec_lite.text.encoding import EncodedCatalogue, Encoder, encode_catalogue
@@ -86,7 +87,7 @@ def open_package(source: str | Path) -> Package:
     """
     folder = Path(source)
     if not folder.is_dir():
-        folder = _from_hub(str(source))
+        folder = snapshot(str(source), "model", ["*.safetensors", "*.json", "*.jsonl", "*.model", "*.jinja"])
     try:
         info = PackageInfo.model_validate_json((folder / NAME).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -102,19 +103,3 @@ def open_package(source: str | Path) -> Package:
     counts = np.array([i["count"] for i in items], np.int64)
     aliases = {alias: n for n, i in enumerate(items) for alias in (i["id"], *i.get("also", []))}
     return Package(folder, info, [i["id"] for i in items], [i["fields"] for i in items], counts, aliases)
-
-
-def _from_hub(source: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(
-            snapshot_download(source, allow_patterns=["*.safetensors", "*.json", "*.jsonl", "*.model", "*.jinja"])
-        )
-    except HFValidationError:
-        raise InputError(f"{source}: neither a folder here nor a Hub id (OWNER/NAME)") from None
-    except LocalEntryNotFoundError:
-        raise InputError(f"{source}: not in the Hub cache, and the Hub cannot be reached") from None
-    except HfHubHTTPError as error:
-        raise InputError(f"{source}: {str(error).splitlines()[0]}") from None
