@@ -36,7 +36,7 @@ from calrec_lite.text.batch import Collator
 from calrec_lite.text.rows import Rows, validation_rows
 from calrec_lite.train.run import Run
 from calrec_lite.train.stage import train_run
-from calrec_lite.train.step import two_tower_step
+from calrec_lite.train.trainer import validation_loss
 
 ROOT = Path(__file__).parents[1]
 USERS = 300
@@ -58,7 +58,7 @@ def recipe_values(data: Path, handover: str, steps: int) -> dict[str, Any]:
     base = load_recipe_base()
     return {
         "name": f"handover-{handover}",
-        "base": {**base, "load_in_4bit": True, "attention": "eager"},
+        "base": {**base, "load_in_4bit": True},
         "domains": {
             "toys": domain("amazon14_toys", 500),
             "beauty": domain("amazon14_beauty", 500),
@@ -112,22 +112,16 @@ class Measure:
         self.protocol = Protocol(users=USERS)
         self.ranks: dict[str, Any] = {}
 
-    @torch.no_grad()
     def __call__(self, name: str, model: torch.nn.Module) -> dict[str, Any]:
         towers = Towers(model)
-        towers.decoder.eval()
-        total = count = 0.0
-        for at in range(0, len(self.rows), 8):
-            batch = self.collator([self.rows[i] for i in range(at, min(at + 8, len(self.rows)))])
-            total += float(two_tower_step(towers, batch, self.collator.loss, None).nats_per_item) * batch.targets
-            count += batch.targets
+        nats = validation_loss(towers, self.rows, self.collator, progress=False)
         run = self.run
         ids = run.domain("scientific").catalogue.ids
         recommender = Recommender(towers, run.encoder, run.catalogue("scientific"), ids, run.recipe.recommend)
         ranks = evaluate_system(recommender, self.cases, self.protocol).ranks
         self.ranks[name] = ranks
-        facts = {"valid_nats_per_item": total / count, "ndcg@10": summarise(ranks, 2000, 0)["ndcg@10"]}
-        print(name, facts)
+        facts = {"valid_nats_per_item": nats, "ndcg@10": summarise(ranks, 2000, 0)["ndcg@10"]}
+        print(name, facts, flush=True)
         return facts
 
 
@@ -250,13 +244,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "handover")
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "handover_cpu.json")
     options = parser.parse_args()
     quiet_libraries()
     fetch(load_recipe_base()["model"])
     cost = merge_cost(options.runs)
-    print(json.dumps(cost))
+    print(json.dumps(cost), flush=True)
     rows, compared = variants(trained(options.data, options.runs, options.steps), options.runs)
     after = {key: rows[f"stage 2 ({key}): adapter live"]["valid_nats_per_item"] for key in ("merge", "continue")}
     results = {

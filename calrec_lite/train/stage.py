@@ -161,7 +161,7 @@ def _train(trainer: CALRecTrainer, valid: Rows, folder: StageFolder) -> dict[str
 
 
 def _nats(trainer: CALRecTrainer, valid: Rows) -> float:
-    return validation_loss(trainer.towers, valid, trainer.eval_collator, trainer.args)
+    return validation_loss(trainer.towers, valid, trainer.eval_collator)
 
 
 def _step_of(checkpoint: Path) -> int:
@@ -193,7 +193,7 @@ def _check_merge(trainer: CALRecTrainer, valid: Rows, merged: Path, run: Run) ->
             yield (of.states(ids) @ of.head.T)[0].cpu()
 
     facts = asdict(parity(logits(trainer.towers), logits(towers)))
-    nats = validation_loss(towers, valid, trainer.eval_collator, trainer.args)
+    nats = validation_loss(towers, valid, trainer.eval_collator)
     return {"parity": facts, "valid_nats_merged": nats}
 
 
@@ -206,7 +206,7 @@ def _check_handover(trainer: CALRecTrainer, valid: Rows, run: Run, index: int, f
         handed_on = facts["valid_nats_merged"]
     else:
         towers = Towers(load_model(run.stages[index].merged, run.recipe.base))
-        handed_on = validation_loss(towers, valid, trainer.eval_collator, trainer.args)
+        handed_on = validation_loss(towers, valid, trainer.eval_collator)
     rise = max(handed_on, facts["valid_nats_merged"]) - facts["valid_nats_after"]
     if rise > run.recipe.optim.handover_tolerance:
         print(

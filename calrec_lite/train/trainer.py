@@ -165,7 +165,7 @@ class CALRecTrainer(Trainer):
         started = time.perf_counter()
         rows = eval_dataset or self.eval_dataset
         assert isinstance(rows, Rows)
-        nats = validation_loss(self.towers, rows, self.eval_collator, self.args)
+        nats = validation_loss(self.towers, rows, self.eval_collator, not self.args.disable_tqdm)
         metrics = {f"{metric_key_prefix}_nats_per_item": nats}
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -174,7 +174,7 @@ class CALRecTrainer(Trainer):
 
 
 @torch.no_grad()
-def validation_loss(towers: Towers, rows: Rows, collator: Collator, args: CALRecConfig) -> float:
+def validation_loss(towers: Towers, rows: Rows, collator: Collator, progress: bool = True) -> float:
     """Mean nats per target item over `rows`, rows of one domain and similar length together."""
     towers.decoder.eval()
     order = sorted(range(len(rows)), key=lambda i: (rows.domain[i], rows.length[i]))
@@ -183,7 +183,7 @@ def validation_loss(towers: Towers, rows: Rows, collator: Collator, args: CALRec
     total = torch.zeros((), device=device)
     for d in range(len(rows.parts)):
         own = [i for i in order if rows.domain[i] == d]
-        for at in tqdm(range(0, len(own), size), "validation loss", leave=False, disable=args.disable_tqdm):
+        for at in tqdm(range(0, len(own), size), "validation loss", leave=False, disable=not progress):
             batch = collator([rows[i] for i in own[at : at + size]]).to(device)
             nll = two_tower_step(towers, batch, collator.loss, None)
             total += nll.nats_per_item * batch.targets
