@@ -22,7 +22,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from calrec_lite.cli.options import quiet_libraries
 from calrec_lite.data.sources import fetch
-from calrec_lite.evaluate.metrics import ndcg_at, paired_bootstrap, summarise
+from calrec_lite.evaluate.metrics import paired_bootstrap, summarise
 from calrec_lite.evaluate.protocol import Protocol, build_cases, evaluate_system
 from calrec_lite.evaluate.results import hardware, versions
 from calrec_lite.files import write_json
@@ -155,10 +155,6 @@ def variants(runs: dict[str, Run], work: Path) -> tuple[dict[str, Any], dict[str
     paired = paired_bootstrap(
         measure.ranks["merged on original"], measure.ranks["stage 2 (continue): merged on original"], 2000, 0
     )
-    assert (
-        abs(ndcg_at(measure.ranks["merged on original"], 10).mean() - rows["merged on original"]["ndcg@10"]["value"])
-        < 1e-9
-    )
     return rows, {"parity": agreement, "continue_minus_merge": paired}
 
 
@@ -204,13 +200,16 @@ def big_model(work: Path) -> tuple[Path, Path]:
 
 
 PROBE = """
-import resource, sys, time
+import sys, time
 from pathlib import Path
 from calrec_lite.model.merge import merge_adapter
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def memory(key):
+    return int(Path("/proc/self/status").read_text().partition(key + ":")[2].split()[0]) * 1024
+Path("/proc/self/clear_refs").write_text("5")  # the peak so far was that of the imports
+before = memory("VmRSS")
 start = time.perf_counter()
 merge_adapter(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), progress=False)
-print(time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before)
+print(time.perf_counter() - start, memory("VmHWM") - before)
 """
 
 
@@ -245,32 +244,43 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "handover")
     parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--only", choices=["merge", "handover"], help="measure this, keep the other part of --out")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "handover_cpu.json")
     options = parser.parse_args()
     quiet_libraries()
     fetch(load_recipe_base()["model"])
-    cost = merge_cost(options.runs)
-    print(json.dumps(cost), flush=True)
-    rows, compared = variants(trained(options.data, options.runs, options.steps), options.runs)
-    after = {key: rows[f"stage 2 ({key}): adapter live"]["valid_nats_per_item"] for key in ("merge", "continue")}
-    results = {
+    results = json.loads(options.out.read_text(encoding="utf-8")) if options.only else {}
+    if options.only != "handover":
+        results["merge"] = merge_cost(options.runs)
+        print(json.dumps(results["merge"]), flush=True)
+    if options.only != "merge":
+        rows, compared = variants(trained(options.data, options.runs, options.steps), options.runs)
+        results |= {"rows": rows, **compared}
+        results["setting"] = (
+            f"SmolLM2-135M-Instruct, NF4, LoRA r=16; {options.steps} steps a stage; {USERS} users of "
+            "amazon18_scientific, validation loss and test lists"
+        )
+    results |= {
         "command": f"python benchmarks/handover.py --steps {options.steps}",
         "date": time.strftime("%Y-%m-%d"),
         "versions": versions(),
         "hardware": hardware(),
-        "setting": f"SmolLM2-135M-Instruct, NF4, LoRA r=16; {options.steps} steps a stage; {USERS} users",
-        "rows": rows,
-        **compared,
-        "merge": cost,
-        "ratios": {
-            "merge_peak_vs_largest_shard": cost["peak_bytes"] / cost["largest_shard_bytes"],
-            "merge_time_vs_copy": cost["merge_seconds"] / cost["copy_seconds"],
-            "parity_top1_agreement": compared["parity"]["top1_agreement"],
-            "continue_vs_merge_valid_loss": after["continue"] / after["merge"],
-        },
+        "ratios": ratios(results),
     }
     write_json(options.out, results)
     print(table(results))
+
+
+def ratios(results: dict[str, Any]) -> dict[str, float]:
+    """The four figures to hold against what is wanted (docs/handover.md)."""
+    cost, rows = results["merge"], results["rows"]
+    after = {key: rows[f"stage 2 ({key}): adapter live"]["valid_nats_per_item"] for key in ("merge", "continue")}
+    return {
+        "merge_peak_vs_largest_shard": cost["peak_bytes"] / cost["largest_shard_bytes"],
+        "merge_time_vs_copy": cost["merge_seconds"] / cost["copy_seconds"],
+        "parity_top1_agreement": results["parity"]["top1_agreement"],
+        "continue_vs_merge_valid_loss": after["continue"] / after["merge"],
+    }
 
 
 def table(results: dict[str, Any]) -> str:

@@ -177,14 +177,24 @@ class Optim(Section):
 class Recommend(Section):
     """How lists are made."""
 
-    strategy: Literal["beam", "sample"] = "beam"
+    strategy: Literal["beam", "sample", "dense", "rerank"] = "beam"
     k: PositiveInt = 10
-    beams: PositiveInt = 20
-    samples: PositiveInt = Field(32, description="texts drawn per user [S]")
-    temperature: PositiveFloat = Field(0.5, description="[S]")
-    eps: PositiveFloat = Field(1 / 5000, description="of the quasi-round-robin [S]")
-    order: Literal["likelihood", "paper"] = Field("likelihood", description="exact matches first, or BM25 only [S]")
     exclude_seen: bool = Field(True, description="never recommend what is in the history")
+    score: Literal["catalogue", "vocabulary"] = Field(
+        "catalogue", description="beam, rerank: probabilities among the items, or of their texts among all texts"
+    )
+    beams: PositiveInt = 20
+    samples: PositiveInt = Field(32, description="sample: texts drawn per user [S]")
+    temperature: PositiveFloat = Field(0.5, description="sample [S]")
+    eps: PositiveFloat = Field(1 / 5000, description="sample: of the quasi-round-robin [S]")
+    order: Literal["likelihood", "paper"] = Field(
+        "likelihood", description="sample: exact matches first, or BM25 only [S]"
+    )
+    rerank: PositiveInt = Field(100, description="rerank: items closest to v_U that are scored exactly")
+    fusion: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="rerank: this much of the cosine is added to the log-probability; see `calrec-lite tune`"
+    )
+    index: Literal["exact", "faiss"] = Field("exact", description="dense, rerank: faiss beyond some million items")
     batch_tokens: PositiveInt = Field(2048, description="prompt tokens decoded together (memory)")
 
 
@@ -246,6 +256,8 @@ class Recipe(Section):
             found.append((("evaluate", "domain"), f"no domain `{self.evaluate.domain}`; there are: {known}"))
         if self.recommend.beams < self.recommend.k:
             found.append((("recommend", "beams"), f"must be at least recommend.k = {self.recommend.k}"))
+        if self.recommend.rerank < self.recommend.k:
+            found.append((("recommend", "rerank"), f"must be at least recommend.k = {self.recommend.k}"))
         return found
 
 

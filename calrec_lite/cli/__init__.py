@@ -11,6 +11,7 @@ from calrec_lite.cli.export import export, merge
 from calrec_lite.cli.push import push
 from calrec_lite.cli.recommend import recommend
 from calrec_lite.cli.train import prepare, train
+from calrec_lite.cli.tune import tune
 from calrec_lite.errors import InputError, RunError
 
 
@@ -23,7 +24,7 @@ def group() -> None:
     """
 
 
-for command in (demo, prepare, train, evaluate, compare, recommend, merge, export, push):
+for command in (demo, prepare, train, evaluate, tune, compare, recommend, merge, export, push):
     group.add_command(command)
 
 

@@ -111,9 +111,12 @@ class Towers:
 
     def vectors(self, ids: Tensor, ends: Tensor) -> Tensor:
         """(B, D) unit vectors in fp32: the mean of the states from after the start token to `ends` (B,)."""
-        rows = torch.arange(len(ids), device=ids.device)
-        sums = prefix_sums(self.states(ids))
-        return F.normalize(span_mean(sums, rows, torch.full_like(ends, START), ends), dim=-1)
+        return self.pooled(self.states(ids), ends)
+
+    def pooled(self, hidden: Tensor, ends: Tensor) -> Tensor:
+        """(B, D) unit vectors in fp32 from states (B, T, D): their mean from after the start token to `ends` (B,)."""
+        rows = torch.arange(len(hidden), device=hidden.device)
+        return F.normalize(span_mean(prefix_sums(hidden), rows, torch.full_like(ends, START), ends), dim=-1)
 
 
 def prefix_sums(hidden: Tensor) -> Tensor:

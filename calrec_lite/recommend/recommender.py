@@ -8,14 +8,17 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from calrec_lite.errors import InputError
 from calrec_lite.model.base import load_model, load_tokenizer
 from calrec_lite.model.towers import Towers
 from calrec_lite.recipe import Base, Recommend
-from calrec_lite.recommend.decode import Ranked, beam_search, sample
-from calrec_lite.recommend.ground import Grounder, normalised
+from calrec_lite.recommend.ground import normalised
 from calrec_lite.recommend.package import open_package
-from calrec_lite.recommend.tree import PromptTree
+from calrec_lite.recommend.ranked import Ranked
+from calrec_lite.recommend.strategies import Strategies
 from calrec_lite.text.encoding import EncodedCatalogue, Encoder, Tokens
+
+Names = Sequence[str]  # titles or item ids
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,8 @@ class Recommender:
     ) -> None:
         towers.decoder.eval()
         self.towers, self.encoder, self.catalogue, self.ids = towers, encoder, catalogue, ids
-        self.options, self.seed, self.aliases = options, seed, aliases or {}
+        self.options, self.aliases = options, aliases or {}
+        self.strategies = Strategies(towers, encoder, catalogue, options, seed)
 
     @classmethod
     def from_pretrained(cls, source: str | Path, quantised: bool = False) -> "Recommender":
@@ -74,21 +78,39 @@ class Recommender:
         )
 
     def recommend(
-        self, histories: Sequence[Sequence[str]], k: int | None = None, progress: bool = False
+        self,
+        histories: Sequence[Names],
+        k: int | None = None,
+        progress: bool = False,
+        *,
+        allow: Names | None = None,
+        deny: Names = (),
+        candidates: Sequence[Names | None] | None = None,
     ) -> list[list[Recommendation]]:
         """The `k` items each user is most likely to take next, best first.
 
         Args:
             histories: for each user titles (or item ids) oldest first. A title the catalogue does not know is
                 written into the history as it is: the model reads it, though it cannot recommend it.
-            k: default: the recipe's `recommend.k`. At most the catalogue's size.
+            k: default: the recipe's `recommend.k`. A list is shorter only where fewer items may be recommended.
+            allow: recommend none but these. deny: recommend none of these.
+            candidates: for each user, recommend none but these; None: no such limit.
+
+        Raises:
+            InputError: if the catalogue does not know a name in `allow`, `deny` or `candidates`, or there are not as
+                many candidates as histories.
         """
-        known = [[self._find(t) for t in history] for history in histories]
+        known = [[self.find(t) for t in history] for history in histories]
+        if candidates is not None and len(candidates) != len(histories):
+            raise InputError(f"candidates: {len(candidates)} sets for {len(histories)} histories; give one for each")
+        limits = [None if c is None else self._indices(c, "candidates") for c in candidates or [None] * len(known)]
+        open_ = self._mask(None if allow is None else self._indices(allow, "allow"))
+        open_[self._indices(deny, "deny")] = False
         tokens = [self._tokens(h, n) for h, n in zip(histories, known)]
-        seen = [np.unique([i for i in n if i is not None]).astype(np.int64) for n in known]
-        barred = seen if self.options.exclude_seen else [np.empty(0, np.int64)] * len(seen)
         texts = [[t if i is None else self.catalogue.texts[i] for t, i in zip(h, n)] for h, n in zip(histories, known)]
-        ranked = self._ranked(tokens, texts, barred, k or self.options.k, progress)
+        seen = [np.array([i for i in n if i is not None], np.int64) for n in known]
+        barred = seen if self.options.exclude_seen else [s[:0] for s in seen]
+        ranked = self._ranked(tokens, texts, open_, barred, limits, k or self.options.k, progress)
         titles = self.catalogue.titles
         return [
             [
@@ -102,14 +124,29 @@ class Recommender:
         """(U, k) items for histories of catalogue indices, best first; -1 where the catalogue is used up."""
         tokens = [[self.catalogue.tokens[i] for i in h] for h in histories]
         texts = [[self.catalogue.texts[i] for i in h] for h in histories]
-        barred = [np.unique(h).astype(np.int64) if exclude_seen else np.empty(0, np.int64) for h in histories]
+        barred = [np.asarray(h, np.int64) if exclude_seen else np.empty(0, np.int64) for h in histories]
         lists = np.full((len(histories), k), -1, np.int64)
-        for row, ranked in zip(lists, self._ranked(tokens, texts, barred, k, progress=True)):
-            row[: len(ranked.items)] = ranked.items
+        ranked = self._ranked(tokens, texts, self._mask(None), barred, [None] * len(tokens), k, progress=True)
+        for row, own in zip(lists, ranked):
+            row[: len(own.items)] = own.items
         return lists
 
-    def _find(self, title: str) -> int | None:
-        return self._index.get(normalised(title))
+    def find(self, name: str) -> int | None:
+        """The item that a title, a whole item text or an id names; None if the catalogue does not know it."""
+        return self._index.get(normalised(name))
+
+    def _indices(self, names: Names, what: str) -> np.ndarray:
+        found = [self.find(name) for name in names]
+        for name, item in zip(names, found):
+            if item is None:
+                raise InputError(f"{what}: the catalogue has no title or id {name!r}")
+        return np.array(found, np.int64)
+
+    def _mask(self, items: np.ndarray | None) -> np.ndarray:
+        """(N,) true for `items`, or for all."""
+        mask = np.full(len(self.catalogue), items is None)
+        mask[[] if items is None else items] = True
+        return mask
 
     @cached_property
     def _index(self) -> dict[str, int]:
@@ -122,10 +159,6 @@ class Recommender:
             names.setdefault(normalised(alias), i)
         return names
 
-    @cached_property
-    def _grounder(self) -> Grounder:
-        return Grounder(self.catalogue.texts)
-
     def _tokens(self, history: Sequence[str], known: Sequence[int | None]) -> list[Tokens]:
         new = [t for t, i in zip(history, known) if i is None]
         written = iter(self.encoder.limit(self.encoder.items([" ".join(t.split()) for t in new])))
@@ -134,59 +167,26 @@ class Recommender:
     def _ranked(
         self,
         tokens: Sequence[Sequence[Tokens]],
-        texts: Sequence[Sequence[str]],
+        texts: Sequence[Names],
+        open_: np.ndarray,
         barred: Sequence[np.ndarray],
+        limits: Sequence[np.ndarray | None],
         k: int,
         progress: bool,
     ) -> list[Ranked]:
         prompts = [self.encoder.prompt(t) for t in tokens]
-        k = min(k, len(self.catalogue))
         out: dict[int, Ranked] = {}
         with tqdm(total=len(prompts), desc="recommend", unit="user", disable=not progress) as bar:
             for users in _batches(prompts, self.options.batch_tokens):
-                out |= zip(users, self._batch(users, prompts, texts, barred, k))
+                allowed = np.tile(open_, (len(users), 1))  # (U, N)
+                for row, u in zip(allowed, users):
+                    if (own := limits[u]) is not None:
+                        row &= self._mask(own)
+                    row[barred[u]] = False
+                made = self.strategies.rank([prompts[u] for u in users], [texts[u] for u in users], allowed, k)
+                out |= zip(users, made)
                 bar.update(len(users))
         return [out[u] for u in range(len(prompts))]
-
-    def _batch(
-        self,
-        users: list[int],
-        prompts: Sequence[Tokens],
-        texts: Sequence[Sequence[str]],
-        barred: Sequence[np.ndarray],
-        k: int,
-    ) -> list[Ranked]:
-        tree = PromptTree(self.towers, [prompts[u] for u in users], self.encoder.pad)
-        excluded = [barred[u] for u in users]
-        if self.options.strategy == "beam":
-            found = beam_search(tree, self.catalogue.trie, self.catalogue.bias, max(self.options.beams, k), excluded)
-            return [self._completed(f, k, e) for f, e in zip(found, excluded)]
-        draws = [np.random.default_rng([self.seed, u]) for u in users]
-        options = self.options
-        most = max(map(len, self.catalogue.tokens))
-        drawn = sample(tree, options.samples, options.temperature, self.encoder.stops, most, draws)
-        return [
-            self._grounder.rank(
-                [self.encoder.text_of(s.tokens) for s in own],
-                [s.logprob for s in own],
-                k,
-                excluded[i],
-                options.eps,
-                options.order,
-                texts[users[i]],
-            )
-            for i, own in enumerate(drawn)
-        ]
-
-    def _completed(self, found: Ranked, k: int, excluded: np.ndarray) -> Ranked:
-        """The first `k`; where exclusions left fewer, the rest of the catalogue in a fixed shuffle."""
-        short = k - len(found.items)
-        if short <= 0:
-            return Ranked(found.items[:k], found.scores[:k], found.why[:k])
-        order = np.random.default_rng(0).permutation(len(self.catalogue))
-        rest = order[~np.isin(order, np.concatenate([found.items, excluded]))][:short]
-        scores = np.concatenate([found.scores, np.full(len(rest), -np.inf)])
-        return Ranked(np.concatenate([found.items, rest]), scores, [*found.why, *["fill"] * len(rest)])
 
 
 def _batches(prompts: Sequence[Tokens], tokens: int) -> Iterator[list[int]]:

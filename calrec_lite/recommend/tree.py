@@ -5,9 +5,11 @@ cache is copied, repeated or reordered, and a chain of forced tokens is one forw
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 from transformers import DynamicCache
 
 from calrec_lite.model.towers import Towers
@@ -22,68 +24,127 @@ class PromptTree:
         pad: any id, for filling up.
 
     Attributes:
+        users: (U, D) unit vectors v_U of the prompts.
         states: (U, Q, D) the state of each continuation's last token, which decides its next one.
     """
 
     def __init__(self, towers: Towers, prompts: Sequence[np.ndarray], pad: int) -> None:
         self.towers, self.pad = towers, pad
         self.device = towers.head.device
-        lengths = torch.tensor([len(p) for p in prompts])
-        width = -(-int(lengths.max()) // 32) * 32
-        ids = np.full((len(prompts), width), pad, np.int64)
-        for u, prompt in enumerate(prompts):
-            ids[u, : len(prompt)] = prompt
+        ids, lengths = (t.to(self.device) for t in padded(prompts, pad))
         self.cache = DynamicCache()
-        lengths = lengths.to(self.device)
-        hidden = towers.continued(torch.from_numpy(ids).to(self.device), self.cache)  # (U, T, D)
-        self.states = hidden[torch.arange(len(prompts), device=self.device), lengths - 1].unsqueeze(1)
-        keys = torch.arange(width, device=self.device)
+        hidden = towers.continued(ids, self.cache)  # (U, T, D)
+        self.users = towers.pooled(hidden, lengths)
+        rows = torch.arange(len(prompts), device=self.device)
+        self.states = hidden[rows, lengths - 1].unsqueeze(1)
+        keys = torch.arange(ids.shape[1], device=self.device)
         self.visible = (keys < lengths.unsqueeze(1)).unsqueeze(1)  # (U, Q, keys): what each continuation may see
         self.positions = keys.expand(len(prompts), -1)  # (U, keys)
         self.next = lengths.unsqueeze(1)  # (U, Q) position of each continuation's next token
+        self._rows = rows.unsqueeze(1)  # (U, 1)
 
-    def extend(self, parents: np.ndarray, chains: Sequence[Sequence[np.ndarray]]) -> None:
-        """Replace the front: continuation q of user u is continuation `parents[u, q]` followed by `chains[u][q]`.
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def extend(self, parents: Tensor, lengths: Tensor, tokens: Tensor) -> Tensor:
+        """Replace the front: continuation q of user u is continuation `parents[u, q]` followed by a chain of tokens.
 
         Args:
             parents: (U, Q) indices into the old front.
-            chains: for each user at most Q token chains, none empty; users with fewer get idle continuations.
+            lengths: (U, Q) of the chains; 0 leaves a continuation as it was.
+            tokens: (C,) the chains one after the other, user by user.
+
+        Returns:
+            (C, D) the state of each token.
         """
-        tokens, owner, order, last = _pack(chains, parents.shape[1], self.pad)
-        ids, own, rank, end = (torch.from_numpy(a).to(self.device) for a in (tokens, owner, order, last))
-        rows = torch.arange(len(ids), device=self.device).unsqueeze(1)  # (U, 1)
-        front = torch.from_numpy(parents).to(self.device)
-        seen, begin = self.visible[rows, front], self.next[rows, front]  # (U, Q, keys), (U, Q)
-        holder = own.clamp(min=0)
-        positions = begin[rows, holder] + rank  # (U, N)
+        laid = _lay(lengths, tokens, self.pad)
+        seen, begin = self.visible[self._rows, parents], self.next[self._rows, parents]  # (U, Q, keys), (U, Q)
+        holder = laid.owner.clamp(min=0)
         # a new token sees what its continuation saw, and the earlier tokens of its own chain
-        same = (own.unsqueeze(2) == own.unsqueeze(1)) & (rank.unsqueeze(2) >= rank.unsqueeze(1))  # (U, N, N)
-        mask = torch.cat([seen[rows, holder], same], 2)
+        own = (laid.owner.unsqueeze(2) == laid.owner.unsqueeze(1)) & laid.earlier  # (U, N, N)
+        positions = begin[self._rows, holder] + laid.rank  # (U, N)
+        mask = torch.cat([seen[self._rows, holder], own], 2)
         self.positions = torch.cat([self.positions, positions], 1)
-        hidden = self.towers.continued(ids, self.cache, mask, positions, self.positions)
-        self.states = hidden[rows, end]
-        members = own.unsqueeze(1) == torch.arange(parents.shape[1], device=self.device).view(1, -1, 1)  # (U, Q, N)
-        self.visible = torch.cat([seen, members], 2)
-        self.next = begin + members.sum(2)
+        hidden = self.towers.continued(laid.ids, self.cache, mask, positions, self.positions)
+        ends = (lengths.cumsum(1) - 1).clamp(min=0)
+        kept = (lengths == 0).unsqueeze(2)
+        self.states = torch.where(kept, self.states[self._rows, parents], hidden[self._rows, ends])
+        columns = torch.arange(lengths.shape[1], device=self.device).view(1, -1, 1)
+        self.visible = torch.cat([seen, laid.owner.unsqueeze(1) == columns], 2)
+        self.next = begin + lengths
+        return hidden[laid.row, laid.column]
+
+    def forest(self, above: Tensor, lengths: Tensor, tokens: Tensor) -> Tensor:
+        """Look below the first continuation of each user at M chains that hang below each other, in one forward.
+
+        The tree stays as it was. Shared prefixes are computed once: a chain sees the chains above it.
+
+        Args:
+            above: (U, M) the chain each one hangs below, which stands before it; -1 for the continuation itself.
+            lengths: (U, M) tokens of the chains; 0 where a user has fewer.
+            tokens: (C,) the chains one after the other, user by user.
+
+        Returns:
+            (C, D) the state of each token.
+        """
+        laid = _lay(lengths, tokens, self.pad)
+        line = _ancestors(above)  # (U, M, M) whether chain j is chain i or above it
+        begin = self.next[:, :1] + (line.to(lengths.dtype) @ lengths.unsqueeze(2)).squeeze(2) - lengths  # (U, M)
+        holder = laid.owner.clamp(min=0)
+        related = line[self._rows.unsqueeze(2), holder.unsqueeze(2), holder.unsqueeze(1)]  # (U, N, N)
+        real = (laid.owner >= 0).unsqueeze(1)
+        same = laid.owner.unsqueeze(2) == laid.owner.unsqueeze(1)
+        seen = self.visible[:, :1].expand(-1, laid.ids.shape[1], -1)
+        mask = torch.cat([seen, related & real & (~same | laid.earlier)], 2)
+        positions = begin[self._rows, holder] + laid.rank
+        hidden = self.towers.continued(laid.ids, self.cache, mask, positions, torch.cat([self.positions, positions], 1))
+        self.cache.crop(-laid.ids.shape[1])
+        return hidden[laid.row, laid.column]
 
 
-def _pack(
-    chains: Sequence[Sequence[np.ndarray]], width: int, pad: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Lay each user's chains end to end: ids, owning continuation (-1: none), rank in its chain, all (U, N);
-    and (U, Q) where each chain ends."""
-    most = max(1, max(sum(map(len, own)) for own in chains))
+@dataclass(frozen=True)
+class _Laid:
+    """Each user's chains end to end: (U, N) `ids`, `owner` the chain (-1: none), `rank` within it; (U, N, N)
+    `earlier` whether j's rank is not above i's; (C,) `row`, `column` where each token went."""
+
+    ids: Tensor
+    owner: Tensor
+    rank: Tensor
+    earlier: Tensor
+    row: Tensor
+    column: Tensor
+
+
+def _lay(lengths: Tensor, tokens: Tensor, pad: int) -> _Laid:
+    users, width = lengths.shape
+    most = max(1, int(lengths.sum(1).max()))
     most = -(-most // 8) * 8  # few distinct shapes
-    ids = np.full((len(chains), most), pad, np.int64)
-    owner, rank = np.full_like(ids, -1), np.zeros_like(ids)
-    last = np.zeros((len(chains), width), np.int64)
-    for u, own in enumerate(chains):
-        lengths = np.array([len(c) for c in own], np.int64)
-        total = int(lengths.sum())
-        if not total:
-            continue
-        ids[u, :total] = np.concatenate(own)
-        owner[u, :total] = np.repeat(np.arange(len(own)), lengths)
-        last[u, : len(own)] = np.cumsum(lengths) - 1
-        rank[u, :total] = np.arange(total) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    return ids, owner, rank, last
+    flat = lengths.flatten()
+    chain = torch.repeat_interleave(torch.arange(len(flat), device=flat.device), flat, output_size=len(tokens))  # (C,)
+    rank = torch.arange(len(tokens), device=flat.device) - (flat.cumsum(0) - flat)[chain]
+    row, column = chain // width, (lengths.cumsum(1) - lengths).flatten()[chain] + rank
+    ids = torch.full((users, most), pad, device=flat.device)
+    owner, place = torch.full_like(ids, -1), torch.zeros_like(ids)
+    ids[row, column], owner[row, column], place[row, column] = tokens, chain % width, rank
+    return _Laid(ids, owner, place, place.unsqueeze(2) >= place.unsqueeze(1), row, column)
+
+
+def _ancestors(above: Tensor) -> Tensor:
+    """(U, M, M) whether chain j is chain i itself or above it, from each chain's parent (U, M), -1 for none."""
+    line = torch.eye(above.shape[1], dtype=torch.bool, device=above.device).repeat(len(above), 1, 1)
+    rows = torch.arange(len(above), device=above.device).unsqueeze(1)
+    at = above
+    while bool((at >= 0).any()):
+        users, chains = (at >= 0).nonzero(as_tuple=True)
+        line[users, chains, at[users, chains]] = True
+        at = torch.where(at >= 0, above[rows, at.clamp(min=0)], at)
+    return line
+
+
+def padded(sequences: Sequence[np.ndarray], pad: int, multiple: int = 32) -> tuple[Tensor, Tensor]:
+    """Right-padded ids (B, T), T a multiple, so that few shapes occur, and their lengths (B,)."""
+    lengths = torch.tensor([len(s) for s in sequences])
+    ids = np.full((len(sequences), -(-int(lengths.max()) // multiple) * multiple), pad, np.int64)
+    for row, sequence in zip(ids, sequences):
+        row[: len(sequence)] = sequence
+    return torch.from_numpy(ids), lengths

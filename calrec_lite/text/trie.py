@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -38,10 +39,30 @@ class Trie:
     def n_items(self) -> int:
         return len(self.path_ptr) - 1
 
-    @property
+    @cached_property
     def owner(self) -> np.ndarray:
         """(E,) the fork each edge leaves from."""
         return np.repeat(np.arange(len(self.ptr) - 1), np.diff(self.ptr))
+
+    @cached_property
+    def above(self) -> np.ndarray:
+        """(F,) the edge that leads to each fork; -1 for the first."""
+        above = np.full(len(self.depth), -1)
+        inner = np.flatnonzero(self.dest >= 0)
+        above[self.dest[inner]] = inner
+        return above
+
+    @cached_property
+    def passer(self) -> np.ndarray:
+        """(P,) the item whose path each entry of `path` belongs to."""
+        return np.repeat(np.arange(self.n_items), np.diff(self.path_ptr))
+
+    def open_edges(self, allowed: np.ndarray) -> np.ndarray:
+        """(U, E) whether any item below each edge is allowed; `allowed` (U, N)."""
+        found = np.zeros((len(allowed), len(self.token)), np.bool_)
+        for row, items in zip(found, allowed):
+            row[self.path[items[self.passer]]] = True
+        return found
 
     def below(self, weights: np.ndarray) -> np.ndarray:
         """(E,) the sum of the items' weights (N,) below each edge."""

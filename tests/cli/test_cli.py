@@ -17,7 +17,7 @@ domains:
 stages:
   - {name: target, domains: [shop], max_steps: 2}
 """
-COMMANDS = ["demo", "prepare", "train", "evaluate", "compare", "recommend", "merge", "export", "push"]
+COMMANDS = ["demo", "prepare", "train", "evaluate", "tune", "compare", "recommend", "merge", "export", "push"]
 
 
 def run(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:

@@ -7,11 +7,13 @@ import numpy as np
 from calrec_lite.recommend.ground import Grounder
 
 TEXTS = ["red steel cup", "red glass cup", "blue tea pot", "green tea pot", "small paper lamp", "large paper fan"]
-NONE = np.empty(0, np.int64)
+ALL = np.ones(len(TEXTS), np.bool_)
 
 
-def rank(texts: list[str], logprobs: list[float], k: int = 4, order: str = "likelihood", out=NONE, eps: float = 1e-2):
-    return Grounder(TEXTS).rank(texts, logprobs, k, out, eps, order, ["small paper lamp"])
+def rank(
+    texts: list[str], logprobs: list[float], k: int = 4, order: str = "likelihood", eps: float = 1e-2, allowed=ALL
+):
+    return Grounder(TEXTS).rank(texts, logprobs, k, allowed, eps, order, ["small paper lamp"])
 
 
 def test_exact_matches_stand_in_the_order_of_the_llm() -> None:
@@ -35,7 +37,7 @@ def test_the_paper_ordering_is_the_formula() -> None:
     for row, s in enumerate(logprobs):
         for item, b in zip(items[row].tolist(), scaled[row].tolist()):
             wanted[item] = max(wanted.get(item, 0.0), math.exp(eps * s) * b)
-    got = grounder.rank(texts, logprobs, 4, NONE, eps, "paper", [])
+    got = grounder.rank(texts, logprobs, 4, ALL, eps, "paper", [])
     for item, score in zip(got.items.tolist(), got.scores.tolist()):
         if score > 0:
             assert score == wanted[item]
@@ -44,6 +46,13 @@ def test_the_paper_ordering_is_the_formula() -> None:
 def test_always_k_distinct_valid_items() -> None:
     got = rank(["zzz unknown words"], [-1.0], k=6)
     assert sorted(got.items.tolist()) == list(range(6))
-    got = rank(["red steel cup"] * 5, [-1.0] * 5, k=5, out=np.array([0]))
+    got = rank(["red steel cup"] * 5, [-1.0] * 5, k=5, allowed=np.arange(6) != 0)
     assert len(set(got.items.tolist())) == 5
     assert 0 not in got.items
+
+
+def test_only_what_is_allowed_and_as_many_as_are() -> None:
+    allowed = np.isin(np.arange(6), [1, 5])
+    for order in ("likelihood", "paper"):
+        got = rank(["red steel cup", "blue tea pot"], [-1.0, -2.0], k=4, order=order, allowed=allowed)
+        assert got.items.tolist() == [1, 5]

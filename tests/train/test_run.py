@@ -16,8 +16,12 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import calrec_lite.train.stage as stage_module
+from calrec_lite.cli import main
 from calrec_lite.errors import InputError, RunError
-from calrec_lite.evaluate.systems import evaluate_run
+from calrec_lite.evaluate.fusion import WEIGHTS, tune_fusion
+from calrec_lite.evaluate.metrics import ndcg_at, ranks_from_lists
+from calrec_lite.evaluate.protocol import build_cases
+from calrec_lite.evaluate.systems import evaluate_run, open_recommender
 from calrec_lite.export.bundle import export_adapter, export_run
 from calrec_lite.model.merge import merge_adapter
 from calrec_lite.recipe_file import check_recipe
@@ -293,3 +297,21 @@ def test_sampling_gives_lists_of_distinct_items_too(trained: Run) -> None:
         assert len(set(own.tolist()) - {-1}) == 10
         assert not set(own.tolist()) & set(history.tolist())
     assert (lists == recommender.rank(histories, 10, exclude_seen=True)).all()
+
+
+def test_fusion_is_tuned_on_validation_users_as_the_lists_are_made(
+    trained: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recommender = open_recommender(trained, trained.final())
+    cases = build_cases(trained.domain("shop"), "validation", 15, 0)
+    tried = {t.fusion: t for t in tune_fusion(recommender, cases, exclude_seen=True)}
+    assert set(tried) == set(WEIGHTS)
+    options = trained.recipe.recommend.model_copy(update={"strategy": "rerank", "fusion": 5.0})
+    fused = Recommender(
+        recommender.towers, recommender.encoder, recommender.catalogue, recommender.ids, options, trained.recipe.seed
+    )
+    ranks = ranks_from_lists(fused.rank(cases.histories, 10, True), cases.targets)
+    assert tried[5.0].ndcg10 == pytest.approx(float(ndcg_at(ranks, 10).mean()))
+    monkeypatch.setattr(sys, "argv", ["calrec-lite", "tune", str(trained.folder), "--users", "15"])
+    main()
+    assert "15 validation users" in capsys.readouterr().out

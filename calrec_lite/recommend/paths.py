@@ -1,0 +1,97 @@
+"""The catalogue's trie as tensors, and the probability of its edges given the states that decide them."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from calrec_lite.model.losses import segment_logsumexp, vocabulary_nll
+from calrec_lite.recommend.tree import PromptTree
+from calrec_lite.text.batch import OnDevice
+from calrec_lite.text.encoding import EncodedCatalogue
+
+
+@dataclass
+class Paths(OnDevice):
+    """`text.trie.Trie` on a device, with each edge's bias (`EncodedCatalogue.bias`) and each item's length in tokens.
+
+    Args:
+        score: `catalogue` takes each edge's probability among its fork's children, so that all items together have
+            probability one; `vocabulary` that of its tokens among all tokens, forced ones included.
+    """
+
+    root: Tensor
+    ptr: Tensor
+    token: Tensor
+    chain_ptr: Tensor
+    chain: Tensor
+    dest: Tensor
+    depth: Tensor
+    bias: Tensor
+    length: Tensor
+    score: str
+
+    @classmethod
+    def of(cls, catalogue: EncodedCatalogue, score: str) -> "Paths":
+        """The tensors of a catalogue, on the CPU."""
+        trie = catalogue.trie
+        flat = (trie.root, trie.ptr, trie.token, trie.chain_ptr, trie.chain, trie.dest, trie.depth, catalogue.bias)
+        length = np.array([len(t) for t in catalogue.tokens], np.int64)
+        return cls(*(torch.from_numpy(a) for a in (*flat, length)), score=score)
+
+    def children(self, forks: Tensor) -> tuple[Tensor, Tensor]:
+        """All edges that leave from `forks` (n,), and for each the fork (0..n-1) it leaves from: (C,), (C,)."""
+        return ranges(self.ptr[forks], self.ptr[forks + 1])
+
+    def chains(self, edges: Tensor) -> tuple[Tensor, Tensor]:
+        """Lengths of the edges' chains (n,), and their tokens one after the other (C,)."""
+        begin, end = self.chain_ptr[edges], self.chain_ptr[edges + 1]
+        return end - begin, self.chain[ranges(begin, end)[0]]
+
+    def child_logprobs(self, states: Tensor, head: Tensor, edges: Tensor, parent: Tensor) -> Tensor:
+        """(C,) log P of the first token of each child, where state `parent[c]` of `states` (n, D) decides it.
+
+        In fp32: logits in bf16 are multiples of 1/16, which makes ties of items that are none.
+        """
+        if self.score == "vocabulary":
+            logp = (states @ head.T).float().log_softmax(-1)  # (n, V)
+            return logp[parent, self.token[edges]]
+        distinct, column = torch.unique(self.token[edges], return_inverse=True)
+        logits = states.float() @ head[distinct].float().T  # (n, distinct)
+        entries = logits[parent, column] + self.bias[edges]
+        return entries - segment_logsumexp(entries, parent, len(states))[parent]
+
+    def rest_logprobs(self, states: Tensor, head: Tensor, lengths: Tensor, tokens: Tensor) -> Tensor:
+        """(n,) log P of what follows each chain's first token; 0 with `score: catalogue`, where it is certain.
+
+        Args:
+            states: (C, D) of the chains' tokens. lengths: (n,). tokens: (C,).
+        """
+        total = torch.zeros(len(lengths), device=states.device)
+        if self.score == "vocabulary" and len(tokens):
+            chain = torch.repeat_interleave(torch.arange(len(lengths), device=states.device), lengths)
+            inside = (chain[1:] == chain[:-1]).nonzero().squeeze(1)
+            total.index_add_(0, chain[inside], -vocabulary_nll(states[inside], head, tokens[inside + 1]))
+        return total
+
+    def hang_root(self, tree: PromptTree) -> Tensor:
+        """Feed what all items begin with below each prompt; (U,) its log P."""
+        users, device = len(tree), tree.device
+        total = torch.zeros(users, device=device)
+        if not len(self.root):
+            return total
+        head = tree.towers.head
+        if self.score == "vocabulary":
+            total = (tree.states[:, 0] @ head.T).float().log_softmax(-1)[:, self.root[0]]
+        lengths, tokens = torch.full((users, 1), len(self.root), device=device), self.root.repeat(users)
+        states = tree.extend(torch.zeros_like(lengths), lengths, tokens)
+        return total + self.rest_logprobs(states, head, lengths.squeeze(1), tokens)
+
+
+def ranges(begin: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
+    """Flatten half-open ranges (n,): (all their members, in order; the range each member belongs to)."""
+    lengths = end - begin
+    owner = torch.repeat_interleave(torch.arange(len(begin), device=begin.device), lengths)
+    offset = torch.arange(len(owner), device=begin.device) - (lengths.cumsum(0) - lengths)[owner]
+    return begin[owner] + offset, owner

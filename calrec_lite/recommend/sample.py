@@ -1,0 +1,68 @@
+"""The paper's generation: texts sampled over one shared prompt cache (METHOD 6)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from calrec_lite.recommend.tree import PromptTree
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A generated text: its tokens without the end, and their summed log-probability (at temperature 1)."""
+
+    tokens: list[int]
+    logprob: float
+
+
+@torch.no_grad()
+def sample(
+    tree: PromptTree,
+    n: int,
+    temperature: float,
+    stops: np.ndarray,
+    max_tokens: int,
+    draws: Sequence[np.random.Generator],
+) -> list[list[Sample]]:
+    """Draw `n` texts a user at `temperature`, each until a token of `stops` or `max_tokens` (METHOD 6).
+
+    Args:
+        draws: one random generator a user, so that a user's texts do not depend on who shares the batch.
+    """
+    device = tree.device
+    ends = torch.from_numpy(stops).to(device)
+    logprob = torch.zeros(len(draws), n, dtype=torch.double, device=device)
+    alive = torch.ones(len(draws), n, dtype=torch.bool, device=device)
+    slots = torch.zeros(len(draws), n, dtype=torch.long, device=device)  # at first all hang below the prompt itself
+    texts: list[Tensor] = []  # of each step, the tokens (U, n), -1 for what has ended
+    for step in range(max_tokens):
+        tokens, logp = _draw(tree, slots, alive, temperature, draws)
+        logprob[alive] += logp.double()
+        going = ~torch.isin(tokens, ends)
+        alive = alive.masked_scatter(alive, going)
+        texts.append(torch.full_like(slots, -1).masked_scatter(alive, tokens[going]))
+        if step == max_tokens - 1 or not bool(alive.any()):
+            break
+        tree.extend(slots, alive.long(), tokens[going])
+        slots = torch.arange(n, device=device).expand(len(draws), -1)
+    drawn = torch.stack(texts, 2).cpu().numpy()  # (U, n, steps)
+    total = logprob.cpu().numpy()
+    return [[Sample([int(t) for t in row if t >= 0], float(p)) for row, p in zip(*own)] for own in zip(drawn, total)]
+
+
+def _draw(
+    tree: PromptTree, slots: Tensor, alive: Tensor, temperature: float, draws: Sequence[np.random.Generator]
+) -> tuple[Tensor, Tensor]:
+    """The next token of each living continuation, user by user, and its log-probability: (A,), (A,)."""
+    user, place = alive.nonzero(as_tuple=True)
+    states = tree.states[user, slots[user, place]]  # (A, D)
+    logits = (states @ tree.towers.head.T).float()  # (A, V)
+    level = (logits / temperature).softmax(-1).cumsum(-1)
+    counts = alive.sum(1).tolist()
+    uniform = np.concatenate([draw.random(c) for draw, c in zip(draws, counts)])
+    goal = torch.from_numpy(uniform).to(level) * level[:, -1]  # by inverting the distribution
+    tokens = torch.searchsorted(level, goal.unsqueeze(1), right=True).clamp(max=logits.shape[-1] - 1)
+    return tokens.squeeze(1), logits.gather(1, tokens).squeeze(1) - logits.logsumexp(-1)

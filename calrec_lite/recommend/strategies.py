@@ -1,0 +1,127 @@
+"""The four ways to make a list (METHOD 6), behind one call: beam, sample, dense, rerank."""
+
+from collections.abc import Sequence
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from calrec_lite.model.towers import Towers
+from calrec_lite.recipe import Recommend
+from calrec_lite.recommend.approximate import FaissIndex
+from calrec_lite.recommend.beam import beam_search
+from calrec_lite.recommend.dense import ItemVectors
+from calrec_lite.recommend.ground import Grounder
+from calrec_lite.recommend.likelihood import catalogue_logprobs, item_logprobs
+from calrec_lite.recommend.paths import Paths
+from calrec_lite.recommend.ranked import Ranked
+from calrec_lite.recommend.sample import sample
+from calrec_lite.recommend.tree import PromptTree, padded
+from calrec_lite.text.encoding import EncodedCatalogue, Encoder, Tokens
+
+
+class Strategies:
+    """Lists from prompts, a batch of users at a time.
+
+    Args:
+        towers, encoder, catalogue: the model, its tokenizer, the items.
+        options: which strategy, and its numbers.
+        seed: of the sampling; a user's texts depend on it and on the prompt, not on who else is asked for.
+    """
+
+    def __init__(
+        self, towers: Towers, encoder: Encoder, catalogue: EncodedCatalogue, options: Recommend, seed: int
+    ) -> None:
+        self.towers, self.encoder, self.catalogue = towers, encoder, catalogue
+        self.options, self.seed = options, seed
+
+    def rank(
+        self, prompts: Sequence[Tokens], texts: Sequence[Sequence[str]], allowed: np.ndarray, k: int
+    ) -> list[Ranked]:
+        """The best `k` allowed items of each user, or all of them where fewer are allowed.
+
+        Args:
+            prompts: U prompts as ids. texts: the items of their histories as texts.
+            allowed: (U, N).
+        """
+        make = {"beam": self._beam, "sample": self._sample, "dense": self._dense, "rerank": self._rerank}
+        return make[self.options.strategy](prompts, texts, allowed, k)
+
+    @torch.no_grad()
+    def logprobs(self, prompts: Sequence[Tokens]) -> np.ndarray:
+        """(U, N) exact log-probability of every item of a small catalogue: what `beam` is checked against."""
+        return catalogue_logprobs(self._tree(prompts), self.catalogue.trie, self._paths)
+
+    @torch.no_grad()
+    def rerank_parts(
+        self, prompts: Sequence[Tokens], allowed: np.ndarray
+    ) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """For each user the `recommend.rerank` closest allowed items, their log-probability, and their cosine."""
+        tree = self._tree(prompts)
+        found, cosine = self._index.search(tree.users, allowed, self.options.rerank)
+        near = cosine.isfinite().cpu().numpy()
+        items = [own[real] for own, real in zip(found.cpu().numpy(), near)]
+        cosines = [own[real] for own, real in zip(cosine.cpu().numpy(), near)]
+        return list(zip(items, item_logprobs(tree, self.catalogue.trie, self._paths, items), cosines))
+
+    @cached_property
+    def _paths(self) -> Paths:
+        return Paths.of(self.catalogue, self.options.score).to(self.towers.head.device)
+
+    @cached_property
+    def _grounder(self) -> Grounder:
+        return Grounder(self.catalogue.texts)
+
+    @cached_property
+    def _index(self) -> ItemVectors | FaissIndex:
+        start = int(self.encoder.start[0])
+        exact = ItemVectors(self.towers, self.catalogue.tokens, start, self.encoder.pad, progress=True)
+        return exact if self.options.index == "exact" else FaissIndex(exact)
+
+    def _tree(self, prompts: Sequence[Tokens]) -> PromptTree:
+        return PromptTree(self.towers, prompts, self.encoder.pad)
+
+    def _beam(self, prompts: Sequence[Tokens], texts: object, allowed: np.ndarray, k: int) -> list[Ranked]:
+        beams = max(self.options.beams, k)
+        return beam_search(self._tree(prompts), self.catalogue.trie, self._paths, beams, k, allowed)
+
+    def _sample(
+        self, prompts: Sequence[Tokens], texts: Sequence[Sequence[str]], allowed: np.ndarray, k: int
+    ) -> list[Ranked]:
+        draws = [np.random.default_rng([self.seed, *p.tolist()]) for p in prompts]
+        options, most = self.options, max(map(len, self.catalogue.tokens))
+        drawn = sample(self._tree(prompts), options.samples, options.temperature, self.encoder.stops, most, draws)
+        return [
+            self._grounder.rank(
+                [self.encoder.text_of(s.tokens) for s in own],
+                [s.logprob for s in own],
+                k,
+                allowed[i],
+                options.eps,
+                options.order,
+                texts[i],
+            )
+            for i, own in enumerate(drawn)
+        ]
+
+    @torch.no_grad()
+    def _dense(self, prompts: Sequence[Tokens], texts: object, allowed: np.ndarray, k: int) -> list[Ranked]:
+        ids, lengths = (t.to(self.towers.head.device) for t in padded(prompts, self.encoder.pad))
+        found, cosine = self._index.search(self.towers.vectors(ids, lengths), allowed, k)
+        return [_similar(items, own) for items, own in zip(found, cosine)]
+
+    def _rerank(self, prompts: Sequence[Tokens], texts: object, allowed: np.ndarray, k: int) -> list[Ranked]:
+        return [self._fused(*parts, k) for parts in self.rerank_parts(prompts, allowed)]
+
+    def _fused(self, items: np.ndarray, logp: np.ndarray, cosine: np.ndarray, k: int) -> Ranked:
+        scores = logp + self.options.fusion * cosine
+        order = np.lexsort((-cosine, -scores))[:k]
+        why = [f"log-probability {logp[i]:.2f}, similarity {cosine[i]:.3f}" for i in order]
+        return Ranked(items[order], scores[order], why)
+
+
+def _similar(items: Tensor, cosine: Tensor) -> Ranked:
+    real = cosine.isfinite()
+    scores = cosine[real].cpu().numpy()
+    return Ranked(items[real].cpu().numpy(), scores, [f"similarity {s:.3f}" for s in scores])

@@ -1,0 +1,96 @@
+"""Models to decode with, some histories, and the plain way to score an item."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, Gemma3ForCausalLM, Gemma3TextConfig, PreTrainedModel
+
+from calrec_lite.model.towers import Towers
+from calrec_lite.recommend.paths import Paths
+from calrec_lite.recommend.tree import PromptTree
+from calrec_lite.text.encoding import EncodedCatalogue, Encoder
+
+HISTORIES = [[0, 1, 2], [5], [7, 8, 9, 10, 11], []]
+
+
+@pytest.fixture(scope="module", params=["llama", "gemma3"])
+def causal(request: pytest.FixtureRequest, tiny_folder: Path, encoder: Encoder) -> PreTrainedModel:
+    """A model of full attention, and one with a sliding window shorter than the prompts."""
+    if request.param == "llama":
+        return AutoModelForCausalLM.from_pretrained(tiny_folder).eval()
+    torch.manual_seed(0)
+    config = Gemma3TextConfig(
+        vocab_size=len(encoder.tokenizer),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        sliding_window=12,
+        layer_types=["sliding_attention", "full_attention"] * 2,
+        initializer_range=0.3,
+    )
+    return Gemma3ForCausalLM(config).eval()
+
+
+@pytest.fixture(scope="module")
+def towers(causal: PreTrainedModel) -> Towers:
+    return Towers(causal)
+
+
+@pytest.fixture
+def prompts(encoder: Encoder, catalogue: EncodedCatalogue) -> list[np.ndarray]:
+    return [encoder.prompt([catalogue.tokens[i] for i in history]) for history in HISTORIES]
+
+
+@pytest.fixture(params=["catalogue", "vocabulary"])
+def paths(request: pytest.FixtureRequest, catalogue: EncodedCatalogue) -> Paths:
+    return Paths.of(catalogue, request.param)
+
+
+@pytest.fixture
+def everything(prompts: list[np.ndarray], catalogue: EncodedCatalogue) -> np.ndarray:
+    """Every user may be recommended every item."""
+    return np.ones((len(prompts), len(catalogue)), np.bool_)
+
+
+class Exact:
+    """(N,) log-probability of every item, each scored by itself in a forward of its whole text."""
+
+    def __init__(self, towers: Towers, catalogue: EncodedCatalogue) -> None:
+        self.towers, self.plain, self.counts = towers, [t.tolist() for t in catalogue.tokens], catalogue.counts
+
+    @torch.no_grad()
+    def __call__(self, prompt: np.ndarray, score: str) -> np.ndarray:
+        scores = np.zeros(len(self.plain))
+        for i, tokens in enumerate(self.plain):
+            ids = torch.tensor([[*prompt.tolist(), *tokens]])
+            logits = (self.towers.states(ids)[0] @ self.towers.head.T).float()[len(prompt) - 1 : -1]
+            if score == "vocabulary":
+                scores[i] = float(logits.log_softmax(-1)[range(len(tokens)), tokens].sum())
+            else:
+                scores[i] = sum(self._at_fork(logits[d], tokens, d) for d in range(len(tokens)))
+        return scores
+
+    def _at_fork(self, logits: torch.Tensor, tokens: Sequence[int], d: int) -> float:
+        children = sorted({t[d] for t in self.plain if t[:d] == tokens[:d]})
+        below = [
+            sum(n + 1 for t, n in zip(self.plain, self.counts) if t[: d + 1] == [*tokens[:d], c]) for c in children
+        ]
+        logp = (logits[children] + torch.tensor(below).log()).log_softmax(-1)
+        return float(logp[children.index(tokens[d])])
+
+
+@pytest.fixture
+def exact(towers: Towers, catalogue: EncodedCatalogue) -> Exact:
+    return Exact(towers, catalogue)
+
+
+@pytest.fixture
+def tree(towers: Towers, prompts: list[np.ndarray], encoder: Encoder) -> PromptTree:
+    with torch.no_grad():
+        return PromptTree(towers, prompts, encoder.pad)

@@ -1,0 +1,145 @@
+"""Beam search over one shared prompt cache against plain forwards of whole texts, and against transformers' own."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel
+
+from calrec_lite.model.towers import Towers
+from calrec_lite.recommend.beam import beam_search
+from calrec_lite.recommend.likelihood import catalogue_logprobs, item_logprobs
+from calrec_lite.recommend.paths import Paths
+from calrec_lite.recommend.tree import PromptTree
+from calrec_lite.text.encoding import EncodedCatalogue, Encoder
+from calrec_lite.text.trie import Trie
+from tests.recommend.conftest import Exact
+
+
+def test_wide_beams_find_the_true_order_with_exact_scores(
+    tree: PromptTree, prompts: list, catalogue: EncodedCatalogue, paths: Paths, exact: Exact, everything: np.ndarray
+) -> None:
+    n = len(catalogue)
+    for prompt, ranked in zip(prompts, beam_search(tree, catalogue.trie, paths, n, n, everything)):
+        scores = exact(prompt, paths.score)
+        assert paths.score == "vocabulary" or np.exp(scores).sum() == pytest.approx(1, abs=1e-4)
+        assert sorted(ranked.items.tolist()) == list(range(n))
+        np.testing.assert_allclose(ranked.scores, scores[ranked.items], atol=4e-4)
+        assert (np.diff(ranked.scores) <= 1e-9).all()
+
+
+def test_every_item_is_scored_exactly_in_one_forward(
+    tree: PromptTree, prompts: list, catalogue: EncodedCatalogue, paths: Paths, exact: Exact
+) -> None:
+    wanted = [exact(prompt, paths.score) for prompt in prompts]
+    np.testing.assert_allclose(catalogue_logprobs(tree, catalogue.trie, paths), wanted, atol=4e-4)
+
+
+def test_some_items_are_scored_as_among_all(
+    towers: Towers, prompts: list, encoder: Encoder, catalogue: EncodedCatalogue, paths: Paths, exact: Exact
+) -> None:
+    some = [np.array([3, 17, 4]), np.array([29]), np.empty(0, np.int64), np.array([0, 1])]
+    found = item_logprobs(PromptTree(towers, prompts, encoder.pad), catalogue.trie, paths, some)
+    for prompt, items, scores in zip(prompts, some, found):
+        np.testing.assert_allclose(scores, exact(prompt, paths.score)[items], atol=4e-4)
+
+
+def test_few_beams_find_the_true_best_among_what_is_allowed(
+    towers: Towers, prompts: list, encoder: Encoder, catalogue: EncodedCatalogue, everything: np.ndarray
+) -> None:
+    paths = Paths.of(catalogue, "catalogue")
+    scores = catalogue_logprobs(PromptTree(towers, prompts, encoder.pad), catalogue.trie, paths)
+    allowed = everything.copy()
+    allowed[0, np.argsort(-scores[0])[:5]] = False  # the best are seen
+    allowed[1] = False
+    allowed[1, [2, 11, 28]] = True  # a set of candidates smaller than the list
+    allowed[2] = False
+    found = beam_search(PromptTree(towers, prompts, encoder.pad), catalogue.trie, paths, 12, 8, allowed)
+    for u, ranked in enumerate(found):
+        wanted = [i for i in np.argsort(-scores[u]) if allowed[u, i]][:8]
+        assert ranked.items.tolist() == wanted
+        np.testing.assert_allclose(ranked.scores, scores[u, wanted], atol=2e-4)
+
+
+def test_lists_do_not_depend_on_who_shares_the_batch(
+    towers: Towers, prompts: list, encoder: Encoder, catalogue: EncodedCatalogue, paths: Paths, everything: np.ndarray
+) -> None:
+    together = beam_search(PromptTree(towers, prompts, encoder.pad), catalogue.trie, paths, 10, 10, everything)
+    for prompt, ranked in zip(prompts, together):
+        alone = beam_search(PromptTree(towers, [prompt], encoder.pad), catalogue.trie, paths, 10, 10, everything[:1])[0]
+        assert alone.items.tolist() == ranked.items.tolist()
+        np.testing.assert_allclose(alone.scores, ranked.scores, atol=2e-4)
+
+
+def test_a_catalogue_of_one_item(tree: PromptTree, catalogue: EncodedCatalogue, everything: np.ndarray) -> None:
+    trie = Trie.build(catalogue.tokens[:1])
+    one = replace(catalogue, tokens=catalogue.tokens[:1], trie=trie, bias=np.empty(0, np.float32))
+    allowed = everything[:, :1].copy()
+    allowed[1] = False
+    found = beam_search(tree, trie, Paths.of(one, "catalogue"), 5, 5, allowed)
+    assert [f.items.tolist() for f in found] == [[0], [], [0], [0]]
+    assert found[0].scores.tolist() == [0.0]
+
+
+class Prior(LogitsProcessor):
+    """The popularity prior for transformers' search: each child's bias by the tokens before it."""
+
+    def __init__(self, bias: dict[tuple[int, ...], dict[int, float]], start: int) -> None:
+        self.bias, self.start = bias, start
+
+    def __call__(self, ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        for row, own in zip(scores, ids[:, self.start :].tolist()):
+            for token, bias in self.bias.get(tuple(own), {}).items():
+                row[token] += bias
+        return scores
+
+
+@pytest.mark.parametrize("beams", [3, 6, 12])
+def test_strict_search_gives_the_lists_of_transformers(
+    causal: PreTrainedModel,
+    towers: Towers,
+    prompts: list,
+    encoder: Encoder,
+    catalogue: EncodedCatalogue,
+    everything: np.ndarray,
+    beams: int,
+) -> None:
+    trie, end = catalogue.trie, encoder.end
+    plain = [tuple(t.tolist()) for t in catalogue.tokens]
+    children: dict[tuple[int, ...], dict[int, float]] = {}
+    for item, tokens in enumerate(plain):
+        on_path = {
+            int(trie.depth[trie.owner[e]]): float(catalogue.bias[e])
+            for e in trie.path[slice(*trie.path_ptr[item : item + 2])]
+        }
+        for d, token in enumerate(tokens):
+            children.setdefault(tokens[:d], {})[token] = on_path.get(d, 0.0)
+        children[tokens] = {end: 0.0}
+    paths = Paths.of(catalogue, "catalogue")
+    found = beam_search(PromptTree(towers, prompts, encoder.pad), trie, paths, beams, beams, everything, strict=True)
+    for prompt, ranked in zip(prompts, found):
+        start = len(prompt)
+        wanted = causal.generate(
+            torch.from_numpy(prompt)[None],
+            attention_mask=torch.ones(1, start, dtype=torch.long),
+            num_beams=beams,
+            num_return_sequences=beams,
+            max_new_tokens=max(map(len, plain)) + 1,
+            do_sample=False,
+            length_penalty=0.0,
+            early_stopping=False,
+            renormalize_logits=True,
+            use_cache=True,
+            eos_token_id=end,
+            pad_token_id=end,
+            prefix_allowed_tokens_fn=lambda _, ids, start=start: list(
+                children.get(tuple(ids[start:].tolist()), {end: 0})
+            ),
+            logits_processor=LogitsProcessorList([Prior(children, start)]),
+            return_dict_in_generate=True,
+            output_scores=True,
+        )
+        texts = [tuple(t for t in own[start:].tolist() if t != end) for own in wanted.sequences]
+        assert [plain.index(t) for t in texts] == ranked.items.tolist()
+        np.testing.assert_allclose(wanted.sequences_scores.numpy(), ranked.scores, atol=2e-4)

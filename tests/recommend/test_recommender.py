@@ -1,0 +1,186 @@
+"""The four strategies through `Recommender`: real, distinct items, exact filters, vectors that are kept, cold items."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from calrec_lite.errors import InputError
+from calrec_lite.model.towers import Towers
+from calrec_lite.recipe import Recommend
+from calrec_lite.recommend import Recommender
+from calrec_lite.recommend.dense import ItemVectors, encode_items, model_fingerprint
+from calrec_lite.text.batch import item_chunk
+from calrec_lite.text.encoding import EncodedCatalogue, Encoder, encode_catalogue
+from tests.conftest import make_domain
+
+STRATEGIES = ("beam", "sample", "dense", "rerank")
+HISTORIES = [["id0", "id1", "id2"], ["id5"], ["id7", "something the shop never sold", "id9"], []]
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CALREC_LITE_CACHE", str(tmp_path))
+
+
+def recommender(towers: Towers, encoder: Encoder, catalogue: EncodedCatalogue, **options: object) -> Recommender:
+    ids = [f"id{i}" for i in range(len(catalogue))]
+    return Recommender(towers, encoder, catalogue, ids, Recommend(**{"samples": 8, "rerank": 12, **options}))
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_lists_are_of_real_items_and_every_filter_is_exact(
+    towers: Towers, encoder: Encoder, catalogue: EncodedCatalogue, strategy: str
+) -> None:
+    made = recommender(towers, encoder, catalogue, strategy=strategy)
+    every = {f"id{i}" for i in range(len(catalogue))}
+    plain = [[r.item for r in own] for own in made.recommend(HISTORIES, 10)]
+    assert all(len(set(own)) == 10 and set(own) <= every for own in plain)
+    assert all(not set(own) & set(history) for own, history in zip(plain, HISTORIES))
+    denied = plain[3][:3]
+    without = [[r.item for r in own] for own in made.recommend(HISTORIES, 10, deny=denied)]
+    assert all(len(own) == 10 and not set(own) & set(denied) for own in without)
+    few = ["id3", "id12", "id20", "id21"]
+    allowed = [[r.item for r in own] for own in made.recommend(HISTORIES, 10, allow=[*few, "id5"], deny=["id21"])]
+    assert [set(own) for own in allowed] == [{"id3", "id5", "id12", "id20"}, {"id3", "id12", "id20"}] + [
+        {"id3", "id5", "id12", "id20"}
+    ] * 2
+    own = made.recommend(HISTORIES, 3, candidates=[few, None, ["id7", "id8"], ["id29"]])
+    assert [len(o) for o in own] == [3, 3, 1, 1]
+    assert {r.item for r in own[0]} <= set(few)
+    assert [r.item for r in own[1]] == plain[1][:3]
+    assert own[2][0].item == "id8"
+
+
+@pytest.mark.parametrize("strategy", ["beam", "dense", "rerank"])
+def test_candidates_keep_the_order_they_have_among_all(
+    towers: Towers, encoder: Encoder, catalogue: EncodedCatalogue, strategy: str
+) -> None:
+    made = recommender(towers, encoder, catalogue, strategy=strategy, rerank=30, beams=30)
+    whole = made.recommend(HISTORIES, 30)
+    some = {f"id{i}" for i in range(0, 30, 4)}
+    limited = made.recommend(HISTORIES, 30, candidates=[sorted(some)] * len(HISTORIES))
+    for all_, own in zip(whole, limited):
+        wanted = [(r.item, r.score) for r in all_ if r.item in some]
+        assert [r.item for r in own] == [item for item, _ in wanted]
+        np.testing.assert_allclose([r.score for r in own], [score for _, score in wanted], atol=3e-4)
+
+
+def test_unknown_names_and_missing_candidates_are_named(
+    towers: Towers, encoder: Encoder, catalogue: EncodedCatalogue
+) -> None:
+    made = recommender(towers, encoder, catalogue)
+    with pytest.raises(InputError, match="deny: the catalogue has no title or id 'gone'"):
+        made.recommend([["id1"]], deny=["gone"])
+    with pytest.raises(InputError, match="1 sets for 2 histories"):
+        made.recommend([["id1"], ["id2"]], candidates=[["id3"]])
+
+
+def test_rerank_is_the_exact_log_probability_of_the_closest_and_fusion_adds_the_cosine(
+    towers: Towers, encoder: Encoder, catalogue: EncodedCatalogue
+) -> None:
+    prompts = [encoder.prompt([catalogue.tokens[i] for i in history]) for history in ([0, 1, 2], [5])]
+    made = recommender(towers, encoder, catalogue, strategy="rerank", rerank=10, exclude_seen=False)
+    logp = made.strategies.logprobs(prompts)
+    dense = recommender(towers, encoder, catalogue, strategy="dense", exclude_seen=False)
+    closest = dense.recommend([["id0", "id1", "id2"], ["id5"]], 10)
+    for weight in (0.0, 30.0):
+        fused = recommender(
+            towers, encoder, catalogue, strategy="rerank", rerank=10, exclude_seen=False, fusion=weight
+        ).recommend([["id0", "id1", "id2"], ["id5"]], 10)
+        for u, (near, own) in enumerate(zip(closest, fused)):
+            wanted = {r.item: logp[u, int(r.item[2:])] + weight * r.score for r in near}
+            assert {r.item for r in own} == set(wanted)
+            np.testing.assert_allclose([r.score for r in own], sorted(wanted.values(), reverse=True), atol=1e-3)
+            assert all("log-probability" in r.why and "similarity" in r.why for r in own)
+
+
+@torch.no_grad()
+def test_dense_is_v_u_against_v_t(towers: Towers, encoder: Encoder, catalogue: EncodedCatalogue) -> None:
+    prompt = encoder.prompt([catalogue.tokens[i] for i in (4, 6)])
+    user = towers.vectors(torch.from_numpy(prompt)[None], torch.tensor([len(prompt)]))
+    items = torch.cat([towers.items(item_chunk([t], int(encoder.start[0]), encoder.pad)) for t in catalogue.tokens])
+    cosine = (user @ items.T)[0]
+    made = recommender(towers, encoder, catalogue, strategy="dense", exclude_seen=False)
+    own = made.recommend([["id4", "id6"]], 7)[0]
+    np.testing.assert_allclose([r.score for r in own], cosine.topk(7).values.numpy(), atol=1e-5)
+    assert [r.item for r in own] == [f"id{i}" for i in cosine.topk(7).indices.tolist()]
+
+
+def test_vectors_are_computed_once_and_again_only_for_new_items_or_another_model(
+    towers: Towers, encoder: Encoder, catalogue: EncodedCatalogue, tmp_path: Path
+) -> None:
+    start = int(encoder.start[0])
+    first = ItemVectors(towers, catalogue.tokens[:20], start, encoder.pad)
+    again = ItemVectors(towers, catalogue.tokens[:20], start, encoder.pad)
+    assert (first.encoded, again.encoded) == (20, 0)
+    assert torch.equal(first.vectors, again.vectors)
+    more = ItemVectors(towers, [*catalogue.tokens[25:], *catalogue.tokens[5:10]], start, encoder.pad)
+    assert more.encoded == len(catalogue) - 25
+    wanted = encode_items(towers, [*catalogue.tokens[25:], *catalogue.tokens[5:10]], start, encoder.pad)
+    torch.testing.assert_close(more.vectors, wanted, atol=1e-5, rtol=1e-5)
+    file = next((tmp_path / "vectors").iterdir())
+    file.write_bytes(file.read_bytes()[:100])  # cut off: made anew
+    assert ItemVectors(towers, catalogue.tokens[:3], start, encoder.pad).encoded == 3
+    weight = next(iter(towers.decoder.parameters()))
+    before = model_fingerprint(towers)
+    with torch.no_grad():
+        weight.mul_(1.01)
+    assert model_fingerprint(towers) != before
+    assert ItemVectors(towers, catalogue.tokens[:3], start, encoder.pad).encoded == 3
+    with torch.no_grad():
+        weight.div_(1.01)
+
+
+@pytest.mark.parametrize("strategy", ["beam", "dense", "rerank"])
+def test_a_new_item_needs_only_its_text(towers: Towers, encoder: Encoder, strategy: str) -> None:
+    domain = make_domain()
+    counts = domain.train_counts()
+    fields = [*domain.catalogue.fields, {"Title": "purple ladder of bamboo"}]
+    larger = replace(
+        domain.catalogue,
+        ids=[*domain.catalogue.ids, "new"],
+        fields=fields,
+        aliases={**domain.catalogue.aliases, "new": len(counts)},
+    )
+    catalogue = encode_catalogue("shop", larger, encoder, np.append(counts, 0), prior=1.0)
+    made = recommender(towers, encoder, catalogue, strategy=strategy, rerank=31, beams=31)
+    own = made.recommend([["id3"]], 31)[0]
+    assert "purple ladder of bamboo" in [r.title for r in own]
+    assert made.recommend([["id3"]], 1, candidates=[["purple ladder of bamboo"]])[0][0].title.startswith("purple")
+
+
+def test_faiss_finds_what_exact_search_finds(
+    towers: Towers, encoder: Encoder, catalogue: EncodedCatalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("faiss", reason="the extra calrec-lite[faiss] is not installed")
+    exact = recommender(towers, encoder, catalogue, strategy="dense")
+    near = recommender(towers, encoder, catalogue, strategy="dense", index="faiss")
+    for deny in ((), ("id1", "id2")):
+        wanted = exact.recommend(HISTORIES, 5, deny=deny, candidates=[None, None, ["id1", "id20", "id3"][1:], None])
+        found = near.recommend(HISTORIES, 5, deny=deny, candidates=[None, None, ["id1", "id20", "id3"][1:], None])
+        assert [[r.item for r in own] for own in found] == [[r.item for r in own] for own in wanted]
+
+
+def test_faiss_in_clusters_keeps_filters_exact_and_most_of_the_nearest() -> None:
+    pytest.importorskip("faiss", reason="the extra calrec-lite[faiss] is not installed")
+    from calrec_lite.recommend.approximate import FaissIndex
+
+    rng = np.random.default_rng(0)
+    centres = rng.normal(size=(50, 16))
+    points = torch.from_numpy((centres.repeat(100, 0) + 0.3 * rng.normal(size=(5000, 16))).astype(np.float32))
+    exact = ItemVectors.__new__(ItemVectors)
+    exact.vectors = torch.nn.functional.normalize(points)
+    users = exact.vectors[rng.integers(0, 5000, 40)]
+    allowed = rng.random((40, 5000)) < 0.5
+    allowed[0] = False
+    allowed[0, :3] = True  # few: searched exactly
+    wanted, _ = exact.search(users, allowed, 10)
+    found, cosine = FaissIndex(exact).search(users, allowed, 10)
+    kept = found[1:].numpy()
+    assert allowed[np.arange(1, 40)[:, None], kept].all()
+    assert np.mean([len(set(a) & set(b)) / 10 for a, b in zip(kept.tolist(), wanted[1:].tolist())]) > 0.8
+    assert set(found[0, :3].tolist()) == {0, 1, 2}
+    assert cosine[0, 3:].isneginf().all()

@@ -1,0 +1,45 @@
+"""Sampling over one shared prompt cache against the model's own distribution."""
+
+import numpy as np
+import pytest
+import torch
+
+from calrec_lite.model.towers import Towers
+from calrec_lite.recommend.sample import sample
+from calrec_lite.recommend.tree import PromptTree
+from calrec_lite.text.encoding import Encoder
+
+
+@torch.no_grad()
+def test_samples_have_their_own_log_probability_and_the_right_frequencies(
+    towers: Towers, prompts: list[np.ndarray], encoder: Encoder
+) -> None:
+    draws = [np.random.default_rng([1, u]) for u in range(len(prompts))]
+    drawn = sample(PromptTree(towers, prompts, encoder.pad), 400, 0.7, encoder.stops, 3, draws)
+    for prompt, own in zip(prompts, drawn):
+        assert len(own) == 400
+        logits = (towers.states(torch.from_numpy(prompt)[None])[0, -1] @ towers.head.T).float()
+        wanted = (logits / 0.7).softmax(-1)
+        first = np.bincount([s.tokens[0] if s.tokens else encoder.end for s in own], minlength=len(wanted)) / 400
+        likely = int(wanted.argmax())
+        if likely not in encoder.stops:
+            assert first[likely] == pytest.approx(float(wanted[likely]), abs=0.12)
+    text = max((s for s in drawn[0] if len(s.tokens) == 3), key=lambda s: s.logprob)
+    ids = torch.tensor([[*prompts[0].tolist(), *text.tokens]])
+    logp = (towers.states(ids)[0] @ towers.head.T).float().log_softmax(-1)
+    at = len(prompts[0])
+    assert text.logprob == pytest.approx(sum(float(logp[at + d - 1, t]) for d, t in enumerate(text.tokens)), abs=1e-3)
+
+
+def test_samples_are_reproducible_and_independent_of_the_batch(
+    towers: Towers, prompts: list[np.ndarray], encoder: Encoder
+) -> None:
+    def run(users: list[int]) -> list[list[list[int]]]:
+        with torch.no_grad():
+            tree = PromptTree(towers, [prompts[u] for u in users], encoder.pad)
+        draws = [np.random.default_rng([5, u]) for u in users]
+        return [[s.tokens for s in own] for own in sample(tree, 8, 1.0, encoder.stops, 6, draws)]
+
+    assert run([0, 1, 2]) == run([0, 1, 2])
+    assert run([2, 0])[1] == run([0, 1, 2])[0]
+    assert any(len(tokens) > 1 for own in run([0, 1, 2]) for tokens in own)
