@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -35,26 +36,33 @@ def model_fingerprint(towers: Towers) -> str:
     return digest.hexdigest()
 
 
+@dataclass(frozen=True)
 class ItemVectors:
     """v_T of every item of a catalogue.
 
-    Vectors lie in the user's cache folder, in one file a model, each under the hash of its item's tokens: a changed
-    model finds none of them, a new or changed item is encoded and added, and everything else is read.
-
-    Args:
-        towers: the model.
-        tokens: ids of each item's text.
-        start, pad: ids of the first token and of padding.
-        progress: show a bar while encoding.
-
     Attributes:
         vectors: (N, D) unit vectors in fp32, on the model's device.
-        encoded: how many had to be computed.
+        encoded: how many of them had to be computed.
     """
 
-    def __init__(
-        self, towers: Towers, tokens: Sequence[np.ndarray], start: int, pad: int, progress: bool = False
-    ) -> None:
+    vectors: Tensor
+    encoded: int = 0
+
+    @classmethod
+    def of(
+        cls, towers: Towers, tokens: Sequence[np.ndarray], start: int, pad: int, progress: bool = False
+    ) -> "ItemVectors":
+        """Computed, or read where they were computed before.
+
+        Vectors lie in the user's cache folder, in one file a model, each under the hash of its item's tokens: a
+        changed model finds none of them, a new or changed item is encoded and added, and everything else is read.
+
+        Args:
+            towers: the model.
+            tokens: ids of each item's text.
+            start, pad: ids of the first token and of padding.
+            progress: show a bar while encoding.
+        """
         file = cache_folder() / "vectors" / f"{model_fingerprint(towers)}.safetensors"
         known, stored = _read(file)
         names = [hashlib.sha256(np.array([start, *t], np.int64).tobytes()).digest()[:16] for t in tokens]
@@ -64,9 +72,8 @@ class ItemVectors:
             stored = torch.cat([stored, fresh]) if len(known) else fresh
             known |= {names[i]: at for at, i in enumerate(new, len(known))}
             _write(file, known, stored)
-        self.encoded = len(new)
         rows = torch.tensor([known[name] for name in names])
-        self.vectors = stored[rows].to(towers.head.device)
+        return cls(stored[rows].to(towers.head.device), len(new))
 
     def search(self, users: Tensor, allowed: np.ndarray, n: int) -> tuple[Tensor, Tensor]:
         """The `n` allowed items closest to each user, best first: indices and cosines, both (U, n).

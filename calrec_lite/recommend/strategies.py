@@ -59,7 +59,7 @@ class Strategies:
     ) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """For each user the `recommend.rerank` closest allowed items, their log-probability, and their cosine."""
         tree = self._tree(prompts)
-        found, cosine = self._index.search(tree.users, allowed, self.options.rerank)
+        found, cosine = self.index.search(tree.users, allowed, self.options.rerank)
         near = cosine.isfinite().cpu().numpy()
         items = [own[real] for own, real in zip(found.cpu().numpy(), near)]
         cosines = [own[real] for own, real in zip(cosine.cpu().numpy(), near)]
@@ -74,9 +74,9 @@ class Strategies:
         return Grounder(self.catalogue.texts)
 
     @cached_property
-    def _index(self) -> ItemVectors | FaissIndex:
+    def index(self) -> ItemVectors | FaissIndex:
         start = int(self.encoder.start[0])
-        exact = ItemVectors(self.towers, self.catalogue.tokens, start, self.encoder.pad, progress=True)
+        exact = ItemVectors.of(self.towers, self.catalogue.tokens, start, self.encoder.pad, progress=True)
         return exact if self.options.index == "exact" else FaissIndex(exact)
 
     def _tree(self, prompts: Sequence[Tokens]) -> PromptTree:
@@ -108,7 +108,7 @@ class Strategies:
     @torch.no_grad()
     def _dense(self, prompts: Sequence[Tokens], texts: object, allowed: np.ndarray, k: int) -> list[Ranked]:
         ids, lengths = (t.to(self.towers.head.device) for t in padded(prompts, self.encoder.pad))
-        found, cosine = self._index.search(self.towers.vectors(ids, lengths), allowed, k)
+        found, cosine = self.index.search(self.towers.vectors(ids, lengths), allowed, k)
         return [_similar(items, own) for items, own in zip(found, cosine)]
 
     def _rerank(self, prompts: Sequence[Tokens], texts: object, allowed: np.ndarray, k: int) -> list[Ranked]:

@@ -113,23 +113,23 @@ def test_vectors_are_computed_once_and_again_only_for_new_items_or_another_model
     towers: Towers, encoder: Encoder, catalogue: EncodedCatalogue, tmp_path: Path
 ) -> None:
     start = int(encoder.start[0])
-    first = ItemVectors(towers, catalogue.tokens[:20], start, encoder.pad)
-    again = ItemVectors(towers, catalogue.tokens[:20], start, encoder.pad)
+    first = ItemVectors.of(towers, catalogue.tokens[:20], start, encoder.pad)
+    again = ItemVectors.of(towers, catalogue.tokens[:20], start, encoder.pad)
     assert (first.encoded, again.encoded) == (20, 0)
     assert torch.equal(first.vectors, again.vectors)
-    more = ItemVectors(towers, [*catalogue.tokens[25:], *catalogue.tokens[5:10]], start, encoder.pad)
+    more = ItemVectors.of(towers, [*catalogue.tokens[25:], *catalogue.tokens[5:10]], start, encoder.pad)
     assert more.encoded == len(catalogue) - 25
     wanted = encode_items(towers, [*catalogue.tokens[25:], *catalogue.tokens[5:10]], start, encoder.pad)
     torch.testing.assert_close(more.vectors, wanted, atol=1e-5, rtol=1e-5)
     file = next((tmp_path / "vectors").iterdir())
     file.write_bytes(file.read_bytes()[:100])  # cut off: made anew
-    assert ItemVectors(towers, catalogue.tokens[:3], start, encoder.pad).encoded == 3
+    assert ItemVectors.of(towers, catalogue.tokens[:3], start, encoder.pad).encoded == 3
     weight = next(iter(towers.decoder.parameters()))
     before = model_fingerprint(towers)
     with torch.no_grad():
         weight.mul_(1.01)
     assert model_fingerprint(towers) != before
-    assert ItemVectors(towers, catalogue.tokens[:3], start, encoder.pad).encoded == 3
+    assert ItemVectors.of(towers, catalogue.tokens[:3], start, encoder.pad).encoded == 3
     with torch.no_grad():
         weight.div_(1.01)
 
@@ -171,8 +171,7 @@ def test_faiss_in_clusters_keeps_filters_exact_and_most_of_the_nearest() -> None
     rng = np.random.default_rng(0)
     centres = rng.normal(size=(50, 16))
     points = torch.from_numpy((centres.repeat(100, 0) + 0.3 * rng.normal(size=(5000, 16))).astype(np.float32))
-    exact = ItemVectors.__new__(ItemVectors)
-    exact.vectors = torch.nn.functional.normalize(points)
+    exact = ItemVectors(torch.nn.functional.normalize(points))
     users = exact.vectors[rng.integers(0, 5000, 40)]
     allowed = rng.random((40, 5000)) < 0.5
     allowed[0] = False
