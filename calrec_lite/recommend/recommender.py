@@ -1,6 +1,6 @@
 """`Recommender`: histories in, ranked lists of real items out."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,11 +11,13 @@ from tqdm import tqdm
 from calrec_lite.model.base import load_model, load_tokenizer
 from calrec_lite.model.towers import Towers
 from calrec_lite.recipe import Base, Recommend
-from calrec_lite.recommend.decode import Ranked, beam_search, sample
+from calrec_lite.recommend.decode import Ranked, Sample, beam_search, sample
 from calrec_lite.recommend.ground import Grounder, normalised
 from calrec_lite.recommend.package import open_package
 from calrec_lite.recommend.tree import PromptTree
 from calrec_lite.text.encoding import EncodedCatalogue, Encoder, Tokens
+
+Draw = Callable[[Sequence[int], Sequence[Tokens]], list[list[Sample]]]
 
 
 @dataclass(frozen=True)
@@ -32,26 +34,30 @@ class Recommender:
     """Recommends items of one catalogue with one model. Use `Recommender.from_pretrained` for an exported folder.
 
     Args:
-        towers: the model.
+        towers: the model; None where `draw` has it.
         encoder: the base's tokenizer with the recipe's wording.
         catalogue: the items.
         ids: an outside id for each item.
         aliases: further outside ids -> item, where several were merged into one.
         options: strategy and its numbers.
         seed: of the sampling.
+        draw: another engine for `strategy: sample`: (users' numbers, their prompts) -> each user's texts.
     """
 
     def __init__(
         self,
-        towers: Towers,
+        towers: Towers | None,
         encoder: Encoder,
         catalogue: EncodedCatalogue,
         ids: Sequence[str],
         options: Recommend,
         seed: int = 0,
         aliases: Mapping[str, int] | None = None,
+        draw: Draw | None = None,
     ) -> None:
-        towers.decoder.eval()
+        if towers is not None:
+            towers.decoder.eval()
+        self.draw = draw or self._sampled
         self.towers, self.encoder, self.catalogue, self.ids = towers, encoder, catalogue, ids
         self.options, self.seed, self.aliases = options, seed, aliases or {}
 
@@ -156,15 +162,13 @@ class Recommender:
         barred: Sequence[np.ndarray],
         k: int,
     ) -> list[Ranked]:
-        tree = PromptTree(self.towers, [prompts[u] for u in users], self.encoder.pad)
         excluded = [barred[u] for u in users]
         if self.options.strategy == "beam":
+            tree = self._tree([prompts[u] for u in users])
             found = beam_search(tree, self.catalogue.trie, self.catalogue.bias, max(self.options.beams, k), excluded)
             return [self._completed(f, k, e) for f, e in zip(found, excluded)]
-        draws = [np.random.default_rng([self.seed, u]) for u in users]
         options = self.options
-        most = max(map(len, self.catalogue.tokens))
-        drawn = sample(tree, options.samples, options.temperature, self.encoder.stops, most, draws)
+        drawn = self.draw(users, [prompts[u] for u in users])
         return [
             self._grounder.rank(
                 [self.encoder.text_of(s.tokens) for s in own],
@@ -177,6 +181,15 @@ class Recommender:
             )
             for i, own in enumerate(drawn)
         ]
+
+    def _tree(self, prompts: Sequence[Tokens]) -> PromptTree:
+        assert self.towers is not None, "an engine that only draws"
+        return PromptTree(self.towers, prompts, self.encoder.pad)
+
+    def _sampled(self, users: Sequence[int], prompts: Sequence[Tokens]) -> list[list[Sample]]:
+        draws = [np.random.default_rng([self.seed, u]) for u in users]
+        options, most = self.options, max(map(len, self.catalogue.tokens))
+        return sample(self._tree(prompts), options.samples, options.temperature, self.encoder.stops, most, draws)
 
     def _completed(self, found: Ranked, k: int, excluded: np.ndarray) -> Ranked:
         """The first `k`; where exclusions left fewer, the rest of the catalogue in a fixed shuffle."""
