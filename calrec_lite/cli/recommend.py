@@ -81,18 +81,13 @@ def recommend(
 
 
 def _open(model: str | Path, engine: str, strategy: str | None, quantised: bool) -> "Recommender":
-    from calrec_lite.recipe import Recommend
-    from calrec_lite.recommend import Recommender
-    from calrec_lite.recommend.package import with_strategy
-
     if engine == "vllm":
         from calrec_lite.recommend.vllm import vllm_recommender
 
         return vllm_recommender(model, strategy)
-    with_strategy(Recommend(), strategy)  # a wrong name is said before the model is loaded
-    recommender = Recommender.from_pretrained(model, quantised)
-    recommender.options = with_strategy(recommender.options, strategy)
-    return recommender
+    from calrec_lite.recommend import Recommender
+
+    return Recommender.from_pretrained(model, quantised, strategy)
 
 
 def _show(recommender: "Recommender", titles: tuple[str, ...], k: int | None, lists: dict[str, Any]) -> None:

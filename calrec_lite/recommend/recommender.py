@@ -13,11 +13,11 @@ from calrec_lite.model.towers import Towers
 from calrec_lite.recipe import Base, Recommend
 from calrec_lite.recommend.decode import Ranked, Sample, beam_search, sample
 from calrec_lite.recommend.ground import Grounder, normalised
-from calrec_lite.recommend.package import open_package
+from calrec_lite.recommend.package import open_package, with_strategy
 from calrec_lite.recommend.tree import PromptTree
 from calrec_lite.text.encoding import EncodedCatalogue, Encoder, Tokens
 
-Draw = Callable[[Sequence[int], Sequence[Tokens]], list[list[Sample]]]
+Draw = Callable[[Sequence[Tokens]], list[list[Sample]]]
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Recommender:
         aliases: further outside ids -> item, where several were merged into one.
         options: strategy and its numbers.
         seed: of the sampling.
-        draw: another engine for `strategy: sample`: (users' numbers, their prompts) -> each user's texts.
+        draw: another engine for `strategy: sample`: prompts -> each user's texts.
     """
 
     def __init__(
@@ -62,22 +62,22 @@ class Recommender:
         self.options, self.seed, self.aliases = options, seed, aliases or {}
 
     @classmethod
-    def from_pretrained(cls, source: str | Path, quantised: bool = False) -> "Recommender":
+    def from_pretrained(cls, source: str | Path, quantised: bool = False, strategy: str | None = None) -> "Recommender":
         """Open a folder that `calrec-lite export` wrote, or a Hub id of one.
 
         Args:
             quantised: load in 4 bits.
+            strategy: default: the recipe's.
 
         Raises:
-            InputError: if it is no such folder.
+            InputError: if it is no such folder, or no such strategy.
         """
         package = open_package(source)
+        options = with_strategy(package.options, strategy)
         base = Base(model=str(package.folder), dtype=package.dtype, load_in_4bit=quantised)
         encoder = Encoder(load_tokenizer(package.folder), package.text)
         towers = Towers(load_model(package.folder, base))
-        return cls(
-            towers, encoder, package.catalogue(encoder), package.ids, package.options, package.seed, package.aliases
-        )
+        return cls(towers, encoder, package.catalogue(encoder), package.ids, options, package.seed, package.aliases)
 
     def recommend(
         self, histories: Sequence[Sequence[str]], k: int | None = None, progress: bool = False
@@ -168,7 +168,7 @@ class Recommender:
             found = beam_search(tree, self.catalogue.trie, self.catalogue.bias, max(self.options.beams, k), excluded)
             return [self._completed(f, k, e) for f, e in zip(found, excluded)]
         options = self.options
-        drawn = self.draw(users, [prompts[u] for u in users])
+        drawn = self.draw([prompts[u] for u in users])
         return [
             self._grounder.rank(
                 [self.encoder.text_of(s.tokens) for s in own],
@@ -186,8 +186,8 @@ class Recommender:
         assert self.towers is not None, "an engine that only draws"
         return PromptTree(self.towers, prompts, self.encoder.pad)
 
-    def _sampled(self, users: Sequence[int], prompts: Sequence[Tokens]) -> list[list[Sample]]:
-        draws = [np.random.default_rng([self.seed, u]) for u in users]
+    def _sampled(self, prompts: Sequence[Tokens]) -> list[list[Sample]]:
+        draws = [np.random.default_rng([self.seed, *p.tolist()]) for p in prompts]
         options, most = self.options, max(map(len, self.catalogue.tokens))
         return sample(self._tree(prompts), options.samples, options.temperature, self.encoder.stops, most, draws)
 

@@ -1,8 +1,8 @@
 """vLLM as the engine of `strategy: sample`: it draws the texts; prompts, matching and exclusions are the Recommender's.
 
 Written by the interface of vLLM 0.33. Log-probabilities are asked for as they are before the temperature
-(`raw_logprobs`), which is what `decode.sample` gives. Every user has a seed of their own, so that texts do not depend
-on who is asked for beside them; they are other texts than `decode.sample` draws, whose generator is another.
+(`raw_logprobs`), which is what our own sampler gives. Every prompt has a seed of its own, so that texts do not depend
+on who is asked for beside it; they are other texts than our own sampler draws, whose generator is another.
 """
 
 from collections.abc import Sequence
@@ -60,13 +60,13 @@ def vllm_recommender(source: str | Path, strategy: str | None = None) -> Recomme
 
 
 class Drawing:
-    """Draws texts with a `vllm.LLM`: (users' numbers, their prompts) -> each user's samples."""
+    """Draws texts with a `vllm.LLM`: prompts -> each user's samples."""
 
     def __init__(self, llm: Any, options: Recommend, seed: int, stops: np.ndarray, most: int, room: int) -> None:
         self.llm, self.options, self.seed = llm, options, seed
         self.stops, self.most, self.room = stops, most, room
 
-    def __call__(self, users: Sequence[int], prompts: Sequence[Tokens]) -> list[list[Sample]]:
+    def __call__(self, prompts: Sequence[Tokens]) -> list[list[Sample]]:
         """Raises InputError for a prompt that leaves no room for an item."""
         vllm, longest = _vllm(), max(map(len, prompts))
         if longest + self.most > self.room:
@@ -75,14 +75,14 @@ class Drawing:
             vllm.SamplingParams(
                 n=self.options.samples,
                 temperature=self.options.temperature,
-                seed=user_seed(self.seed, user),
+                seed=prompt_seed(self.seed, prompt),
                 max_tokens=self.most,
                 stop_token_ids=self.stops.tolist(),
                 ignore_eos=True,  # the stops are ours alone, not those of generation_config.json too
                 logprobs=0,  # that of the drawn token alone
                 detokenize=False,
             )
-            for user in users
+            for prompt in prompts
         ]
         given = [vllm.TokensPrompt(prompt_token_ids=p.tolist()) for p in prompts]
         return [
@@ -92,14 +92,14 @@ class Drawing:
 
 
 def as_sample(tokens: Sequence[int], logprob: float, stops: np.ndarray) -> Sample:
-    """A completion as `decode.sample` gives it: without the token that ended it, whose probability counts."""
+    """A completion as our own sampler gives it: without the token that ended it, whose probability counts."""
     ended = len(tokens) > 0 and tokens[-1] in stops
     return Sample(list(tokens[:-1] if ended else tokens), logprob)
 
 
-def user_seed(seed: int, user: int) -> int:
-    """A user's seed; vLLM adds 0, 1, 2, ... to it for the texts of one prompt, so neighbours are kept apart."""
-    return int(np.random.SeedSequence([seed, user]).generate_state(1)[0])
+def prompt_seed(seed: int, prompt: Tokens) -> int:
+    """A prompt's seed; vLLM adds 0, 1, 2, ... to it for the texts of one prompt, so neighbours are kept apart."""
+    return int(np.random.SeedSequence([seed, *prompt.tolist()]).generate_state(1)[0])
 
 
 def _room(folder: Path, encoder: Encoder, most: int) -> int:

@@ -70,7 +70,6 @@ def test_help_loads_nothing_heavy() -> None:
         (["recommend", "nowhere", "--users", "u.jsonl"], "--out"),
         (["recommend", "nowhere", "a title", "--allow", "none.txt"], "--allow none.txt: cannot be read"),
         (["recommend", "nowhere", "a title", "--deny", "recipe.yaml", "--engine", "vllm", "--4bit"], "not together"),
-        (["recommend", "nowhere", "a title", "--strategy", "guess"], "--strategy guess: write one of beam, sample"),
         (["merge", "here", "there", "to"], "no config.json"),
         (["compare", "a", "b"], "a"),
         (["train"], "Missing argument"),
@@ -133,6 +132,8 @@ def test_the_whole_line_by_commands(elsewhere: Path, tiny_folder: Path, monkeypa
     assert [(r["user"], len(r["items"])) for r in rows] == [("a", 10), ("b", 10)]
     assert run(["recommend", "model", "--users", "u.jsonl", "--out", "lists.csv"], monkeypatch) == 2
     assert ".jsonl.gz or .parquet" in capsys.readouterr().err
+    assert run(["recommend", "model", "red cup", "--strategy", "guess"], monkeypatch) == 2
+    assert "--strategy guess: write one of beam, " in capsys.readouterr().err
     bulk = ["recommend", "model", "--users", "u.jsonl", "--strategy", "sample"]
     assert run([*bulk, "--out", "drawn.jsonl.gz", "--k", "2", "--block", "1"], monkeypatch) == 0
     with gzip.open(elsewhere / "drawn.jsonl.gz", "rt") as file:

@@ -16,7 +16,7 @@ from calrec_lite.recipe import Recommend
 from calrec_lite.recommend import Recommender
 from calrec_lite.recommend.decode import Sample
 from calrec_lite.recommend.package import PackageInfo, fingerprint, write_package
-from calrec_lite.recommend.vllm import as_sample, user_seed, vllm_recommender
+from calrec_lite.recommend.vllm import as_sample, prompt_seed, vllm_recommender
 from calrec_lite.text.encoding import EncodedCatalogue, Encoder, Tokens
 
 HISTORIES = [["red cup", "blue pen"], [], ["a title nobody knows"]]
@@ -31,10 +31,10 @@ def test_recorded_completions_give_the_lists_of_our_own_sampler(
     ours = Recommender(towers, encoder, catalogue, ids, OPTIONS, seed=3)
     most, ended = max(map(len, catalogue.tokens)), set()
 
-    def recorded(users: Sequence[int], prompts: Sequence[Tokens]) -> list[list[Sample]]:
+    def recorded(prompts: Sequence[Tokens]) -> list[list[Sample]]:
         """Real token ids in the form vLLM gives them: the token that ended a text is the last one."""
         texts = []
-        for own in ours.draw(users, prompts):
+        for own in ours.draw(prompts):
             stop = [encoder.newline] if len(own) else []
             texts.append([(s.tokens + stop if len(s.tokens) < most else s.tokens, s.logprob) for s in own])
             ended.update(len(s.tokens) < most for s in own)
@@ -54,11 +54,11 @@ def test_only_the_end_is_cut_off(encoder: Encoder) -> None:
 
 
 def test_seeds_of_neighbours_do_not_meet() -> None:
-    seeds = np.array([user_seed(0, user) for user in range(2000)])
+    seeds = np.array([prompt_seed(0, np.array([1, token])) for token in range(2000)])
     assert np.diff(np.sort(seeds)).min() > 0
     assert not set(seeds[:50] + 1) & set(seeds)  # vLLM adds the text's number
-    assert user_seed(0, 1) != user_seed(1, 0)
-    assert user_seed(0, 7) == user_seed(0, 7)
+    assert prompt_seed(0, np.array([1])) != prompt_seed(1, np.array([0]))
+    assert prompt_seed(0, np.array([7, 8])) == prompt_seed(0, np.array([7, 8]))
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def package(tiny_folder: Path, tmp_path: Path, domain: Domain, encoder: Encoder)
 def test_other_strategies_are_refused(package: Path) -> None:
     with pytest.raises(InputError, match="steer `beam`; add --strategy sample"):
         vllm_recommender(package)
-    with pytest.raises(InputError, match="--strategy fly: write one of beam, sample"):
+    with pytest.raises(InputError, match="--strategy fly: write one of beam, "):
         vllm_recommender(package, "fly")
 
 
