@@ -1,17 +1,19 @@
 """recommend: titles typed, or a file of histories."""
 
-import json
-from dataclasses import asdict
+import hashlib
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from calrec_lite import __version__
 from calrec_lite.cli.options import quiet_libraries
 from calrec_lite.errors import InputError
 
 if TYPE_CHECKING:
-    from calrec_lite.recommend import Recommendation
+    from calrec_lite.recommend import Recommender
+
+INPUT = click.Path(path_type=Path, dir_okay=False)
 
 
 @click.command()
@@ -19,68 +21,85 @@ if TYPE_CHECKING:
 @click.argument("titles", nargs=-1)
 @click.option(
     "--users",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help='Histories, one user a line: {"user": "u1", "history": ["title or, where none reads so, item id", ...]}.',
+    type=INPUT,
+    help="Histories as .jsonl, .jsonl.gz or .parquet, one user a line: "
+    '{"user": "u1", "history": ["title or, where none reads so, item id", ...]}, oldest first; '
+    '"candidates": [...] limits that user\'s list to some items.',
 )
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Lists as .jsonl or .parquet.")
-@click.option("-k", type=click.IntRange(min=1), help="Length of a list; default: the recipe's.")
+@click.option("--out", type=INPUT, help="Lists as .jsonl, .jsonl.gz or .parquet. Started again, it goes on.")
+@click.option("-k", "--k", type=click.IntRange(min=1), help="Length of a list; default: the recipe's.")
+@click.option("--strategy", help="How lists are made; default: the recipe's.")
+@click.option("--allow", type=INPUT, help="Recommend these items only: a title or id a line.")
+@click.option("--deny", type=INPUT, help="Never recommend these items: a title or id a line.")
+@click.option("--engine", type=click.Choice(["transformers", "vllm"]), default="transformers", show_default=True)
+@click.option("--block", type=click.IntRange(min=1), default=1024, show_default=True, help="Users ranked together.")
 @click.option("--4bit", "quantised", is_flag=True, help="Load the model in 4 bits.")
 def recommend(
-    model: str, titles: tuple[str, ...], users: Path | None, out: Path | None, k: int | None, quantised: bool
+    model: str,
+    titles: tuple[str, ...],
+    users: Path | None,
+    out: Path | None,
+    k: int | None,
+    strategy: str | None,
+    allow: Path | None,
+    deny: Path | None,
+    engine: str,
+    block: int,
+    quantised: bool,
 ) -> None:
     """Recommend with an exported MODEL (folder or Hub id), after the TITLES of one history or for a file of users."""
     if bool(titles) == bool(users):
         raise InputError("recommend: give titles (oldest first), or --users FILE")
     if users and not out:
         raise InputError("recommend: --users needs --out FILE")
-    if out and out.suffix not in (".jsonl", ".parquet"):
-        raise InputError(f"--out {out}: the name must end in .jsonl or .parquet")
+    if engine == "vllm" and quantised:
+        raise InputError("--engine vllm: not together with --4bit")
+    lists: dict[str, Any] = {name: _lines(name, path) for name, path in (("allow", allow), ("deny", deny)) if path}
     quiet_libraries()
+    from calrec_lite.recommend.package import fingerprint, locate
+
+    if not users:
+        _show(_open(model, engine, strategy, quantised), titles, k, lists)
+        return
+    from calrec_lite.recommend.bulk import Bulk
+
+    assert out is not None
+    folder = locate(model)
+    options: dict[str, Any] = {"k": k, "strategy": strategy, "engine": engine, "4bit": quantised}
+    options |= {"model": fingerprint(folder), "version": __version__}
+    options |= {name: hashlib.sha256("\n".join(items).encode()).hexdigest() for name, items in lists.items()}
+    job = Bulk(users, out, options, block)
+    recommender = _open(folder, engine, strategy, quantised)
+
+    def rank(histories: list[list[str]], candidates: list[list[str] | None]) -> Any:
+        own: dict[str, Any] = {"candidates": candidates} if any(c is not None for c in candidates) else {}
+        return recommender.recommend(histories, k, **lists, **own)
+
+    done = job.run(rank)
+    rejected = f"; {done.rejected} lines rejected -> {job.rejects}" if done.rejected else ""
+    click.echo(f"{done.users} users -> {out}{rejected}")
+
+
+def _open(model: str | Path, engine: str, strategy: str | None, quantised: bool) -> "Recommender":
+    if engine == "vllm":
+        from calrec_lite.recommend.vllm import vllm_recommender
+
+        return vllm_recommender(model, strategy)
     from calrec_lite.recommend import Recommender
 
-    names, histories = read_histories(users) if users else (["you"], [list(titles)])
-    lists = Recommender.from_pretrained(model, quantised).recommend(histories, k, progress=users is not None)
-    if out:
-        _write(out, names, lists)
-        click.echo(f"-> {out}")
-        return
-    for place, item in enumerate(lists[0], 1):
+    return Recommender.from_pretrained(model, quantised, strategy)
+
+
+def _show(recommender: "Recommender", titles: tuple[str, ...], k: int | None, lists: dict[str, Any]) -> None:
+    for place, item in enumerate(recommender.recommend([list(titles)], k, **lists)[0], 1):
         click.echo(f"{place:3d}. {item.title}   ({item.why})")
 
 
-def read_histories(path: Path) -> tuple[list[str], list[list[str]]]:
-    """Users and histories of a JSON-lines file. Raises InputError naming the line."""
-    names, histories = [], []
+def _lines(name: str, path: Path) -> list[str]:
     try:
-        text = path.read_text(encoding="utf-8")
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--users {path}: cannot be read ({error})") from None
-    for number, line in enumerate(text.splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            entry = json.loads(line)
-            history = entry["history"]
-            if not isinstance(history, list) or not all(isinstance(t, str) for t in history):
-                raise TypeError
-        except (ValueError, KeyError, TypeError):
-            raise InputError(f'{path}:{number}: not {{"user": ..., "history": [titles]}}') from None
-        names.append(str(entry.get("user", number)))
-        histories.append(history)
-    if not histories:
-        raise InputError(f"{path}: holds no user")
-    return names, histories
-
-
-def _write(out: Path, names: list[str], lists: "list[list[Recommendation]]") -> None:
-    from calrec_lite.files import atomic_path
-
-    rows = [{"user": user, "items": [asdict(item) for item in own]} for user, own in zip(names, lists)]
-    with atomic_path(out) as temporary:
-        if out.suffix == ".parquet":
-            import pyarrow as pa
-            import pyarrow.parquet as pq
-
-            pq.write_table(pa.Table.from_pylist(rows), temporary)
-        else:
-            temporary.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows), encoding="utf-8")
+        raise InputError(f"--{name} {path}: cannot be read ({error})") from None
+    if not any(lines):
+        raise InputError(f"--{name} {path}: names no item; write a title or id a line")
+    return [line for line in lines if line]

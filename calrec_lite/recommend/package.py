@@ -1,9 +1,10 @@
 """`calrec.json`: what a model folder must carry beside the weights so that it can recommend."""
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from pydantic import Field
@@ -16,6 +17,7 @@ from calrec_lite.text.encoding import EncodedCatalogue, Encoder, encode_catalogu
 
 NAME = "calrec.json"
 CATALOGUE = "catalogue.jsonl"
+FINGERPRINTED = (NAME, CATALOGUE, "config.json", "tokenizer.json", "model*.safetensors")
 
 
 class PackageInfo(Section):
@@ -79,15 +81,36 @@ def write_package(folder: Path, info: PackageInfo, catalogue: Catalogue | None, 
                 file.write(json.dumps(entry, ensure_ascii=False) + "\n")
 
 
+def locate(source: str | Path) -> Path:
+    """A local folder as it is, or a Hub id's files. Raises InputError if there is neither."""
+    folder = Path(source)
+    if folder.is_dir():
+        return folder
+    return snapshot(str(source), "model", ["*.safetensors", "*.json", "*.jsonl", "*.model", "*.jinja"])
+
+
+def with_strategy(options: Recommend, strategy: str | None) -> Recommend:
+    """The options with another strategy; None: as they are. Raises InputError for one that is not known."""
+    known = get_args(Recommend.model_fields["strategy"].annotation)
+    if strategy is not None and strategy not in known:
+        raise InputError(f"--strategy {strategy}: write one of {', '.join(known)}")
+    return options if strategy is None else options.model_copy(update={"strategy": strategy})
+
+
+def fingerprint(folder: Path) -> str:
+    """Changes when the folder's weights, tokenizer, catalogue or options are written anew; reads none of them."""
+    files = sorted(f for name in FINGERPRINTED for f in folder.glob(name))
+    said = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+    return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16]
+
+
 def open_package(source: str | Path) -> Package:
     """Open a local folder or download a Hub id.
 
     Raises:
         InputError: if it is not there, or not written by `calrec-lite export`.
     """
-    folder = Path(source)
-    if not folder.is_dir():
-        folder = snapshot(str(source), "model", ["*.safetensors", "*.json", "*.jsonl", "*.model", "*.jinja"])
+    folder = locate(source)
     try:
         info = PackageInfo.model_validate_json((folder / NAME).read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -13,9 +13,9 @@ from calrec_lite.model.base import load_model, load_tokenizer
 from calrec_lite.model.towers import Towers
 from calrec_lite.recipe import Base, Recommend
 from calrec_lite.recommend.ground import normalised
-from calrec_lite.recommend.package import open_package
+from calrec_lite.recommend.package import open_package, with_strategy
 from calrec_lite.recommend.ranked import Ranked
-from calrec_lite.recommend.strategies import Strategies
+from calrec_lite.recommend.strategies import Draw, Strategies
 from calrec_lite.text.encoding import EncodedCatalogue, Encoder, Tokens
 
 Names = Sequence[str]  # titles or item ids
@@ -35,47 +35,48 @@ class Recommender:
     """Recommends items of one catalogue with one model. Use `Recommender.from_pretrained` for an exported folder.
 
     Args:
-        towers: the model.
+        towers: the model; None where `draw` has it.
         encoder: the base's tokenizer with the recipe's wording.
         catalogue: the items.
         ids: an outside id for each item.
         aliases: further outside ids -> item, where several were merged into one.
         options: strategy and its numbers.
         seed: of the sampling.
+        draw: another engine for `strategy: sample`: prompts -> each user's texts.
     """
 
     def __init__(
         self,
-        towers: Towers,
+        towers: Towers | None,
         encoder: Encoder,
         catalogue: EncodedCatalogue,
         ids: Sequence[str],
         options: Recommend,
         seed: int = 0,
         aliases: Mapping[str, int] | None = None,
+        draw: Draw | None = None,
     ) -> None:
-        towers.decoder.eval()
-        self.towers, self.encoder, self.catalogue, self.ids = towers, encoder, catalogue, ids
+        self.encoder, self.catalogue, self.ids = encoder, catalogue, ids
         self.options, self.aliases = options, aliases or {}
-        self.strategies = Strategies(towers, encoder, catalogue, options, seed)
+        self.strategies = Strategies(towers, encoder, catalogue, options, seed, draw)
 
     @classmethod
-    def from_pretrained(cls, source: str | Path, quantised: bool = False) -> "Recommender":
+    def from_pretrained(cls, source: str | Path, quantised: bool = False, strategy: str | None = None) -> "Recommender":
         """Open a folder that `calrec-lite export` wrote, or a Hub id of one.
 
         Args:
             quantised: load in 4 bits.
+            strategy: default: the recipe's.
 
         Raises:
-            InputError: if it is no such folder.
+            InputError: if it is no such folder, or no such strategy.
         """
         package = open_package(source)
+        options = with_strategy(package.options, strategy)
         base = Base(model=str(package.folder), dtype=package.dtype, load_in_4bit=quantised)
         encoder = Encoder(load_tokenizer(package.folder), package.text)
         towers = Towers(load_model(package.folder, base))
-        return cls(
-            towers, encoder, package.catalogue(encoder), package.ids, package.options, package.seed, package.aliases
-        )
+        return cls(towers, encoder, package.catalogue(encoder), package.ids, options, package.seed, package.aliases)
 
     def recommend(
         self,

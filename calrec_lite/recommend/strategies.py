@@ -1,6 +1,6 @@
 """The four ways to make a list (METHOD 6), behind one call: beam, sample, dense, rerank."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -16,25 +16,36 @@ from calrec_lite.recommend.ground import Grounder
 from calrec_lite.recommend.likelihood import catalogue_logprobs, item_logprobs
 from calrec_lite.recommend.paths import Paths
 from calrec_lite.recommend.ranked import Ranked
-from calrec_lite.recommend.sample import sample
+from calrec_lite.recommend.sample import Sample, sample
 from calrec_lite.recommend.tree import PromptTree, padded
 from calrec_lite.text.encoding import EncodedCatalogue, Encoder, Tokens
+
+Draw = Callable[[Sequence[Tokens]], list[list[Sample]]]
 
 
 class Strategies:
     """Lists from prompts, a batch of users at a time.
 
     Args:
-        towers, encoder, catalogue: the model, its tokenizer, the items.
+        towers, encoder, catalogue: the model, its tokenizer, the items. Without a model (None) `draw` has it.
         options: which strategy, and its numbers.
         seed: of the sampling; a user's texts depend on it and on the prompt, not on who else is asked for.
+        draw: another engine for `strategy: sample`: prompts -> each user's texts.
     """
 
     def __init__(
-        self, towers: Towers, encoder: Encoder, catalogue: EncodedCatalogue, options: Recommend, seed: int
+        self,
+        towers: Towers | None,
+        encoder: Encoder,
+        catalogue: EncodedCatalogue,
+        options: Recommend,
+        seed: int,
+        draw: Draw | None = None,
     ) -> None:
-        self.towers, self.encoder, self.catalogue = towers, encoder, catalogue
-        self.options, self.seed = options, seed
+        if towers is not None:
+            towers.decoder.eval()
+        self.model, self.encoder, self.catalogue = towers, encoder, catalogue
+        self.options, self.seed, self.draw = options, seed, draw or self._drawn
 
     def rank(
         self, prompts: Sequence[Tokens], texts: Sequence[Sequence[str]], allowed: np.ndarray, k: int
@@ -65,6 +76,12 @@ class Strategies:
         cosines = [own[real] for own, real in zip(cosine.cpu().numpy(), near)]
         return list(zip(items, item_logprobs(tree, self.catalogue.trie, self._paths, items), cosines))
 
+    @property
+    def towers(self) -> Towers:
+        """The model, where it is in this process."""
+        assert self.model is not None, "an engine that only draws"
+        return self.model
+
     @cached_property
     def _paths(self) -> Paths:
         return Paths.of(self.catalogue, self.options.score).to(self.towers.head.device)
@@ -89,9 +106,7 @@ class Strategies:
     def _sample(
         self, prompts: Sequence[Tokens], texts: Sequence[Sequence[str]], allowed: np.ndarray, k: int
     ) -> list[Ranked]:
-        draws = [np.random.default_rng([self.seed, *p.tolist()]) for p in prompts]
-        options, most = self.options, max(map(len, self.catalogue.tokens))
-        drawn = sample(self._tree(prompts), options.samples, options.temperature, self.encoder.stops, most, draws)
+        options = self.options
         return [
             self._grounder.rank(
                 [self.encoder.text_of(s.tokens) for s in own],
@@ -102,8 +117,13 @@ class Strategies:
                 options.order,
                 texts[i],
             )
-            for i, own in enumerate(drawn)
+            for i, own in enumerate(self.draw(prompts))
         ]
+
+    def _drawn(self, prompts: Sequence[Tokens]) -> list[list[Sample]]:
+        draws = [np.random.default_rng([self.seed, *p.tolist()]) for p in prompts]
+        options, most = self.options, max(map(len, self.catalogue.tokens))
+        return sample(self._tree(prompts), options.samples, options.temperature, self.encoder.stops, most, draws)
 
     @torch.no_grad()
     def _dense(self, prompts: Sequence[Tokens], texts: object, allowed: np.ndarray, k: int) -> list[Ranked]:

@@ -1,5 +1,6 @@
 """The command line as a user meets it: exit codes, one clear line, nothing half-written."""
 
+import gzip
 import json
 import subprocess
 import sys
@@ -67,7 +68,8 @@ def test_help_loads_nothing_heavy() -> None:
         (["recommend", "nowhere/at-all", "a title"], "nowhere/at-all"),
         (["recommend", "nowhere"], "give titles"),
         (["recommend", "nowhere", "--users", "u.jsonl"], "--out"),
-        (["recommend", "nowhere", "--users", "u.jsonl", "--out", "x.txt"], ".jsonl or .parquet"),
+        (["recommend", "nowhere", "a title", "--allow", "none.txt"], "--allow none.txt: cannot be read"),
+        (["recommend", "nowhere", "a title", "--deny", "recipe.yaml", "--engine", "vllm", "--4bit"], "not together"),
         (["merge", "here", "there", "to"], "no config.json"),
         (["compare", "a", "b"], "a"),
         (["train"], "Missing argument"),
@@ -89,12 +91,6 @@ def test_what_the_user_got_wrong_is_one_line_and_exit_2(
     assert "Traceback" not in error
     assert {p.name for p in elsewhere.iterdir()} <= before | {"runs"}
     assert not list(elsewhere.rglob("*.tmp"))
-
-
-def test_histories_are_checked_line_by_line(elsewhere: Path, monkeypatch, capsys) -> None:
-    (elsewhere / "u.jsonl").write_text('{"user": "a", "history": ["x"]}\n{"user": "b"}\n')
-    assert run(["recommend", "nowhere", "--users", "u.jsonl", "--out", "x.jsonl"], monkeypatch) == 2
-    assert "u.jsonl:2" in capsys.readouterr().err
 
 
 def test_dry_run_prints_a_recipe_that_is_one(elsewhere: Path, monkeypatch, capsys) -> None:
@@ -128,8 +124,17 @@ def test_the_whole_line_by_commands(elsewhere: Path, tiny_folder: Path, monkeypa
     shown = capsys.readouterr().out.strip().splitlines()
     assert len(shown) == 5
     assert not any(". red cup " in line for line in shown)
-    (elsewhere / "u.jsonl").write_text('{"user": "a", "history": ["red cup"]}\n{"user": "b", "history": []}\n')
+    (elsewhere / "u.jsonl").write_text('{"user": "a", "history": ["red cup"]}\nbad\n{"user": "b", "history": []}\n')
     for out in ("lists.jsonl", "lists.parquet"):
         assert run(["recommend", "model", "--users", "u.jsonl", "--out", out], monkeypatch) == 0
+        assert f"2 users -> {out}; 1 lines rejected -> {out}.rejected.jsonl" in capsys.readouterr().out
     rows = [json.loads(line) for line in (elsewhere / "lists.jsonl").read_text().splitlines()]
     assert [(r["user"], len(r["items"])) for r in rows] == [("a", 10), ("b", 10)]
+    assert run(["recommend", "model", "--users", "u.jsonl", "--out", "lists.csv"], monkeypatch) == 2
+    assert ".jsonl.gz or .parquet" in capsys.readouterr().err
+    assert run(["recommend", "model", "red cup", "--strategy", "guess"], monkeypatch) == 2
+    assert "--strategy guess: write one of beam, " in capsys.readouterr().err
+    bulk = ["recommend", "model", "--users", "u.jsonl", "--strategy", "sample"]
+    assert run([*bulk, "--out", "drawn.jsonl.gz", "--k", "2", "--block", "1"], monkeypatch) == 0
+    with gzip.open(elsewhere / "drawn.jsonl.gz", "rt") as file:
+        assert [len(json.loads(line)["items"]) for line in file] == [2, 2]

@@ -1,0 +1,225 @@
+"""Lists for a file of any length in bounded memory; killed at any moment, the same call goes on where it stopped.
+
+Lines are taken in blocks. A block's lists are appended to OUT.part, its bad lines to OUT.rejected.jsonl.part, and only
+then is OUT.state.json replaced, which says how long both were. What stands beyond that length is a block that did not
+end: it is cut off and done again. OUT itself appears when everything is in it.
+"""
+
+import gzip
+import json
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from itertools import islice
+from pathlib import Path
+from typing import IO, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from calrec_lite.errors import InputError, RunError
+from calrec_lite.files import write_json
+from calrec_lite.recommend.histories import Histories, Rejected, User
+from calrec_lite.recommend.recommender import Recommendation
+
+BLOCK = 1024  # lines: enough to sort by length, little enough to do again
+SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
+SCHEMA = pa.schema(
+    {
+        "user": pa.string(),
+        "items": pa.list_(
+            pa.struct({"title": pa.string(), "item": pa.string(), "score": pa.float64(), "why": pa.string()})
+        ),
+    }
+)
+
+Lists = Sequence[Sequence[Recommendation]]
+Rank = Callable[[list[list[str]], list[list[str] | None]], Lists]  # histories, candidates -> lists
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What is done: lines read, users ranked, lines rejected, and the bytes both unfinished files then have."""
+
+    lines: int = 0
+    users: int = 0
+    rejected: int = 0
+    out_bytes: int = 0
+    rejected_bytes: int = 0
+    complete: bool = False
+
+
+class Bulk:
+    """One file of histories to one file of lists.
+
+    Args:
+        users: see `Histories`.
+        out: `.jsonl`, `.jsonl.gz` or `.parquet`; a line (a row) is `{"user": ..., "items": [...]}`, in the input's
+            order. A score that is not finite (an item that only fills the list up) is null.
+        options: what else the lists depend on, as JSON has it: model, k and the like. A run begun with others is
+            not gone on with.
+        block: lines taken together. Rankers may sort them by length.
+
+    Raises:
+        InputError: for files that cannot be used, and for an unfinished run with other input or options.
+    """
+
+    def __init__(self, users: Path, out: Path, options: Mapping[str, Any], block: int = BLOCK) -> None:
+        if not out.name.endswith(SUFFIXES):
+            raise InputError(f"--out {out}: the name must end in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")
+        self.source, self.out, self.block = Histories(users), out, block
+        self.rejects = out.with_name(f"{out.name}.rejected.jsonl")
+        self._part = out.with_name(f"{out.name}.part")
+        self._rejects_part = out.with_name(f"{self.rejects.name}.part")
+        self._state = out.with_name(f"{out.name}.state.json")
+        stat = users.stat()
+        self._identity = {
+            "input": [users.name, stat.st_size, stat.st_mtime_ns],
+            **options,
+            "block": block,
+        }
+        self.done = self._resumed()
+
+    def run(self, rank: Rank, progress: bool = True) -> Progress:
+        """Do what is left to do. Returns the totals, those of earlier calls included.
+
+        Args:
+            rank: gives each history its list. Where it raises InputError for a user, the line is rejected.
+
+        Raises:
+            InputError: if `rank` can do nothing at all, or no line holds a user.
+            RunError: if the output cannot be written; the same call goes on.
+        """
+        if not self.done.complete:
+            rank([[]], [None])  # a wrong option must end the run, a wrong line must not: this has no wrong line
+        try:
+            if not self.done.complete:
+                self._work(rank, progress)
+            if not self.done.users:
+                self._part.unlink(missing_ok=True)  # an empty list of lists replaces nothing
+            self._finish()
+        except OSError as error:
+            raise RunError(f"--out {self.out}: {error}; the same command goes on where it stopped") from error
+        if not self.done.users:
+            rejected = f", {self.done.rejected} rejected: {self.rejects}" if self.done.rejected else ""
+            raise InputError(f"--users {self.source.path}: holds no user{rejected}")
+        return self.done
+
+    def _resumed(self) -> Progress:
+        if not self._state.exists():
+            return Progress()
+        anew = f"start with the same, or delete {self._state} to begin anew"
+        try:
+            said = json.loads(self._state.read_text(encoding="utf-8"))
+            begun, done = said["run"], Progress(**{f.name: said["done"][f.name] for f in fields(Progress)})
+            short = not done.complete and (
+                self._part.stat().st_size < done.out_bytes or self._rejects_part.stat().st_size < done.rejected_bytes
+            )
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{self._state}: no unfinished run to go on with ({error}); {anew}") from None
+        if short:
+            raise InputError(f"{self._state}: the files of the unfinished run were cut short; {anew}")
+        other = [key for key in self._identity if begun.get(key) != self._identity[key]]
+        if other:
+            raise InputError(f"{self._state}: an unfinished run with another {', another '.join(other)}; {anew}")
+        return done
+
+    def _work(self, rank: Rank, progress: bool) -> None:
+        self.out.parent.mkdir(parents=True, exist_ok=True)
+        lines = self.source.read(self.done.lines)
+        with (
+            _opened(self._part, self.done.out_bytes) as part,
+            _opened(self._rejects_part, self.done.rejected_bytes) as rejects,
+            tqdm(desc="recommend", unit="user", initial=self.done.users, disable=not progress) as bar,
+        ):
+            self._save()
+            while block := list(islice(lines, self.block)):
+                users = [(line, user) for line, user in block if isinstance(user, User)]
+                bad = [entry for _, entry in block if isinstance(entry, Rejected)]
+                lists, refused = _ranked(rank, users)
+                _append(part, [_row(user, own) for user, own in lists], packed=self.out.suffix == ".gz")
+                _append(rejects, [asdict(r) for r in sorted([*bad, *refused], key=lambda r: r.line)])
+                self.done = Progress(
+                    block[-1][0],
+                    self.done.users + len(lists),
+                    self.done.rejected + len(bad) + len(refused),
+                    part.tell(),
+                    rejects.tell(),
+                )
+                self._save()
+                bar.total = round(self.done.users / max(self.source.share, 1e-9))
+                bar.update(len(lists))
+        self.done = replace(self.done, complete=True)
+        self._save()
+
+    def _save(self) -> None:
+        write_json(self._state, {"run": self._identity, "done": asdict(self.done)})
+
+    def _finish(self) -> None:
+        """Give both files their names. Cut off in between, the rest is done by the next call."""
+        if self._rejects_part.exists():
+            self._rejects_part.replace(self.rejects)
+        if not self.done.rejected:
+            self.rejects.unlink(missing_ok=True)
+        if self._part.exists():
+            if self.out.suffix == ".parquet":
+                _to_parquet(self._part, self.out, self.block)
+                self._part.unlink()
+            else:
+                self._part.replace(self.out)
+        self._state.unlink()
+
+
+def _ranked(
+    rank: Rank, users: list[tuple[int, User]]
+) -> tuple[list[tuple[User, Sequence[Recommendation]]], list[Rejected]]:
+    """The lists of those who can be ranked, and the others with the reason: found by halving the block."""
+    if not users:
+        return [], []
+    try:
+        lists = rank([u.history for _, u in users], [u.candidates for _, u in users])
+    except InputError as error:
+        if len(users) == 1:
+            line, user = users[0]
+            return [], [Rejected(line, str(error), user.text)]
+        first, second = (_ranked(rank, part) for part in (users[: len(users) // 2], users[len(users) // 2 :]))
+        return [*first[0], *second[0]], [*first[1], *second[1]]
+    return [(user, own) for (_, user), own in zip(users, lists, strict=True)], []
+
+
+def _row(user: User, items: Sequence[Recommendation]) -> dict[str, Any]:
+    own = [{**vars(item), "score": item.score if math.isfinite(item.score) else None} for item in items]
+    return {"user": user.name, "items": own}
+
+
+def _opened(path: Path, size: int) -> IO[bytes]:
+    """`path` for appending after its first `size` bytes; what stands beyond is cut off."""
+    path.touch()
+    file = path.open("r+b")
+    file.truncate(size)
+    file.seek(size)
+    return file
+
+
+def _append(file: IO[bytes], rows: Sequence[Mapping[str, Any]], packed: bool = False) -> None:
+    """Write rows as JSON lines, safely on disk; `packed`: as one gzip member, which may follow others."""
+    if rows:
+        text = "".join(json.dumps(r, ensure_ascii=False, allow_nan=False) + "\n" for r in rows).encode()
+        file.write(gzip.compress(text, mtime=0) if packed else text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _to_parquet(lines: Path, out: Path, rows: int) -> None:
+    temporary = out.with_name(f"{out.name}.tmp")  # always the same, so that a killed run leaves nothing behind
+    with pq.ParquetWriter(temporary, SCHEMA) as writer, lines.open("rb") as file:
+        for group in _groups(file, rows):
+            writer.write_table(pa.Table.from_pylist([json.loads(line) for line in group], SCHEMA))
+    temporary.replace(out)
+
+
+def _groups(file: IO[bytes], size: int) -> Iterator[list[bytes]]:
+    while group := list(islice(file, size)):
+        yield group

@@ -1,0 +1,120 @@
+"""vLLM as the engine of `strategy: sample`: it draws the texts; prompts, matching and exclusions are the Recommender's.
+
+Written by the interface of vLLM 0.33. Log-probabilities are asked for as they are before the temperature
+(`raw_logprobs`), which is what our own sampler gives. Every prompt has a seed of its own, so that texts do not depend
+on who is asked for beside it; they are other texts than our own sampler draws, whose generator is another.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import AutoConfig
+
+from calrec_lite.errors import InputError
+from calrec_lite.model.base import load_tokenizer
+from calrec_lite.recipe import Recommend
+from calrec_lite.recommend.package import open_package, with_strategy
+from calrec_lite.recommend.recommender import Recommender
+from calrec_lite.recommend.sample import Sample
+from calrec_lite.text.encoding import Encoder, Tokens
+
+TEMPERATURES = (0.01, 2.0)  # what vLLM takes as it is
+
+
+def vllm_recommender(source: str | Path, strategy: str | None = None) -> Recommender:
+    """`Recommender.from_pretrained` with vLLM in place of transformers.
+
+    Args:
+        strategy: default: the recipe's. Only `sample`.
+
+    Raises:
+        InputError: for another strategy, where vLLM is not installed, or if the folder is none of ours.
+    """
+    package = open_package(source)
+    options = with_strategy(package.options, strategy)
+    if options.strategy != "sample":
+        raise InputError(
+            f"--engine vllm: it draws texts and has no public way to steer `{options.strategy}`; "
+            "add --strategy sample, or leave --engine out"
+        )
+    if not TEMPERATURES[0] <= options.temperature <= TEMPERATURES[1]:
+        raise InputError(f"--engine vllm: recommend.temperature {options.temperature} is not within {TEMPERATURES}")
+    LLM = _vllm().LLM
+    encoder = Encoder(load_tokenizer(package.folder), package.text)
+    catalogue = package.catalogue(encoder)
+    most = max(map(len, catalogue.tokens))
+    room = _room(package.folder, encoder, most)
+    llm = LLM(
+        model=str(package.folder),
+        dtype=package.dtype,
+        seed=package.seed,
+        max_model_len=room,
+        enable_prefix_caching=True,  # a user's texts share the prompt's cache
+        logprobs_mode="raw_logprobs",
+    )
+    draw = Drawing(llm, options, package.seed, encoder.stops, most, room)
+    whole = options.model_copy(update={"batch_tokens": 1 << 62})  # vLLM batches by itself
+    return Recommender(None, encoder, catalogue, package.ids, whole, package.seed, package.aliases, draw)
+
+
+class Drawing:
+    """Draws texts with a `vllm.LLM`: prompts -> each user's samples."""
+
+    def __init__(self, llm: Any, options: Recommend, seed: int, stops: np.ndarray, most: int, room: int) -> None:
+        self.llm, self.options, self.seed = llm, options, seed
+        self.stops, self.most, self.room = stops, most, room
+
+    def __call__(self, prompts: Sequence[Tokens]) -> list[list[Sample]]:
+        """Raises InputError for a prompt that leaves no room for an item."""
+        vllm, longest = _vllm(), max(map(len, prompts))
+        if longest + self.most > self.room:
+            raise InputError(f"a history of {longest} tokens; with an item, vLLM was given room for {self.room}")
+        asked = [
+            vllm.SamplingParams(
+                n=self.options.samples,
+                temperature=self.options.temperature,
+                seed=prompt_seed(self.seed, prompt),
+                max_tokens=self.most,
+                stop_token_ids=self.stops.tolist(),
+                ignore_eos=True,  # the stops are ours alone, not those of generation_config.json too
+                logprobs=0,  # that of the drawn token alone
+                detokenize=False,
+            )
+            for prompt in prompts
+        ]
+        given = [vllm.TokensPrompt(prompt_token_ids=p.tolist()) for p in prompts]
+        return [
+            [as_sample(text.token_ids, text.cumulative_logprob, self.stops) for text in answer.outputs]
+            for answer in self.llm.generate(given, asked, use_tqdm=False)
+        ]
+
+
+def as_sample(tokens: Sequence[int], logprob: float, stops: np.ndarray) -> Sample:
+    """A completion as our own sampler gives it: without the token that ended it, whose probability counts."""
+    ended = len(tokens) > 0 and tokens[-1] in stops
+    return Sample(list(tokens[:-1] if ended else tokens), logprob)
+
+
+def prompt_seed(seed: int, prompt: Tokens) -> int:
+    """A prompt's seed; vLLM adds 0, 1, 2, ... to it for the texts of one prompt, so neighbours are kept apart."""
+    return int(np.random.SeedSequence([seed, *prompt.tolist()]).generate_state(1)[0])
+
+
+def _room(folder: Path, encoder: Encoder, most: int) -> int:
+    """Tokens of the longest prompt, with a text of an unknown title twice as long as any item, and of an item."""
+    longest = encoder.text.max_history_tokens + len(encoder.first) + len(encoder.next) + 3 * most
+    has = getattr(AutoConfig.from_pretrained(folder).get_text_config(), "max_position_embeddings", longest)
+    return min(longest, has)
+
+
+def _vllm() -> Any:
+    try:
+        import vllm
+    except ImportError as error:
+        raise InputError(
+            f"--engine vllm: vLLM cannot be imported ({error}); pip install 'calrec-lite[vllm]', which needs Linux and "
+            "a GPU, or leave --engine out"
+        ) from None
+    return vllm
