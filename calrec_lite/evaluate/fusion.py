@@ -11,6 +11,7 @@ from calrec_lite.recommend.recommender import Recommender
 
 WEIGHTS = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0)
 BATCH = 16  # users reranked together
+Parts = tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]  # items, log-probabilities, cosines
 
 
 @dataclass(frozen=True)
@@ -38,13 +39,11 @@ def tune_fusion(recommender: Recommender, cases: Cases, exclude_seen: bool) -> l
     return sorted(tried, key=lambda t: (-t.ndcg10, t.fusion))
 
 
-def _parts(
-    recommender: Recommender, cases: Cases, exclude_seen: bool
-) -> list[tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]]:
+def _parts(recommender: Recommender, cases: Cases, exclude_seen: bool) -> list[Parts]:
     tokens = recommender.catalogue.tokens
     prompts = [recommender.encoder.prompt([tokens[i] for i in history]) for history in cases.histories]
     order = sorted(range(len(prompts)), key=lambda u: len(prompts[u]))
-    found = {}
+    found: dict[int, Parts] = {}
     for at in range(0, len(order), BATCH):
         users = order[at : at + BATCH]
         allowed = np.ones((len(users), len(tokens)), np.bool_)

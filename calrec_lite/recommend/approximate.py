@@ -1,5 +1,7 @@
 """Approximate dense search for catalogues of millions, by FAISS (extra `[faiss]`)."""
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -28,7 +30,8 @@ class FaissIndex:
             raise InputError(
                 "recommend.index: faiss needs the extra: pip install 'calrec-lite[faiss]'; or set it to exact"
             ) from None
-        self.exact, self.faiss = exact, faiss
+        self.exact = exact
+        self.faiss: Any = faiss  # its stubs are those of the C++ classes, without the Python wrappers
         vectors = exact.vectors.cpu().numpy()
         clusters = max(1, min(int(4 * len(vectors) ** 0.5), len(vectors) // 40))  # FAISS wants 39 items to learn one
         self.index = faiss.index_factory(vectors.shape[1], f"IVF{clusters},Flat", faiss.METRIC_INNER_PRODUCT)

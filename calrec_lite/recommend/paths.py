@@ -21,6 +21,7 @@ class Paths(OnDevice):
             probability one; `vocabulary` that of its tokens among all tokens, forced ones included.
     """
 
+    score: str
     root: Tensor
     ptr: Tensor
     token: Tensor
@@ -30,7 +31,6 @@ class Paths(OnDevice):
     depth: Tensor
     bias: Tensor
     length: Tensor
-    score: str
 
     @classmethod
     def of(cls, catalogue: EncodedCatalogue, score: str) -> "Paths":
@@ -38,7 +38,7 @@ class Paths(OnDevice):
         trie = catalogue.trie
         flat = (trie.root, trie.ptr, trie.token, trie.chain_ptr, trie.chain, trie.dest, trie.depth, catalogue.bias)
         length = np.array([len(t) for t in catalogue.tokens], np.int64)
-        return cls(*(torch.from_numpy(a) for a in (*flat, length)), score=score)
+        return cls(score, *(torch.from_numpy(a) for a in (*flat, length)))
 
     def children(self, forks: Tensor) -> tuple[Tensor, Tensor]:
         """All edges that leave from `forks` (n,), and for each the fork (0..n-1) it leaves from: (C,), (C,)."""

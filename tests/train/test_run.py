@@ -308,7 +308,12 @@ def test_fusion_is_tuned_on_validation_users_as_the_lists_are_made(
     assert set(tried) == set(WEIGHTS)
     options = trained.recipe.recommend.model_copy(update={"strategy": "rerank", "fusion": 5.0})
     fused = Recommender(
-        recommender.strategies.towers, recommender.encoder, recommender.catalogue, recommender.ids, options, trained.recipe.seed
+        recommender.strategies.towers,
+        recommender.encoder,
+        recommender.catalogue,
+        recommender.ids,
+        options,
+        trained.recipe.seed,
     )
     ranks = ranks_from_lists(fused.rank(cases.histories, 10, True), cases.targets)
     assert tried[5.0].ndcg10 == pytest.approx(float(ndcg_at(ranks, 10).mean()))
