@@ -49,6 +49,13 @@ def handover() -> str:
     return f"{rows(facts)}\n\n{facts['setting']}. {machine(facts)}.\n\n{ratios}\n"
 
 
+def recommend() -> str:
+    from recommend import pages
+
+    facts = results("recommend_cpu")
+    return f"{pages(facts)}\n\n{machine(facts)}.\n"
+
+
 def filled(text: str) -> str:
     return BLOCK.sub(lambda m: f"{m[1]}{globals()[m[2]]()}{m[3]}", text)
 
