@@ -132,6 +132,22 @@ def test_the_whole_line_by_commands(elsewhere: Path, tiny_folder: Path, monkeypa
     assert [(r["user"], len(r["items"])) for r in rows] == [("a", 10), ("b", 10)]
     assert run(["recommend", "model", "--users", "u.jsonl", "--out", "lists.csv"], monkeypatch) == 2
     assert ".jsonl.gz or .parquet" in capsys.readouterr().err
+    (elsewhere / "some.txt").write_text("blue cup\nblue pen\n\nblue box\n")
+    (elsewhere / "one.txt").write_text("blue pen\n")
+    limits = ["--allow", "some.txt", "--deny", "one.txt"]
+    own = {"user": "own", "history": [], "candidates": ["blue box", "red cup"]}
+    wrong = {"user": "wrong", "history": [], "candidates": ["nothing of ours"]}
+    (elsewhere / "own.jsonl").write_text("".join(json.dumps(u) + "\n" for u in (own, wrong, {"history": ["red cup"]})))
+    for strategy in ("beam", "sample", "dense", "rerank"):
+        job = ["recommend", "model", "--users", "own.jsonl", "--out", f"{strategy}.jsonl", "--strategy", strategy]
+        assert run([*job, *limits], monkeypatch) == 0
+        rows = [json.loads(line) for line in (elsewhere / f"{strategy}.jsonl").read_text().splitlines()]
+        assert [{i["title"] for i in row["items"]} for row in rows] == [{"blue box"}, {"blue box", "blue cup"}]
+        assert "nothing of ours" in (elsewhere / f"{strategy}.jsonl.rejected.jsonl").read_text()
+    capsys.readouterr()
+    (elsewhere / "one.txt").write_text("nothing of ours\n")
+    assert run(["recommend", "model", "red cup", "--deny", "one.txt"], monkeypatch) == 2
+    assert "deny: the catalogue has no title or id" in capsys.readouterr().err
     assert run(["recommend", "model", "red cup", "--strategy", "guess"], monkeypatch) == 2
     assert "--strategy guess: write one of beam, " in capsys.readouterr().err
     bulk = ["recommend", "model", "--users", "u.jsonl", "--strategy", "sample"]
