@@ -17,7 +17,19 @@ domains:
 stages:
   - {name: target, domains: [shop], max_steps: 2}
 """
-COMMANDS = ["demo", "prepare", "train", "evaluate", "compare", "ablate", "recommend", "merge", "export", "push"]
+COMMANDS = [
+    "demo",
+    "prepare",
+    "train",
+    "evaluate",
+    "compare",
+    "ablate",
+    "report",
+    "recommend",
+    "merge",
+    "export",
+    "push",
+]
 
 
 def run(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
@@ -63,6 +75,7 @@ def test_help_loads_nothing_heavy() -> None:
         (["train", "recipe.yaml", "--set", "seed=-1"], "seed"),
         (["prepare", "recipe.yaml"], "events.csv"),
         (["evaluate", "nowhere"], "no run here"),
+        (["report", "nowhere"], "no run here"),
         (["export", "nowhere"], "no run here"),
         (["recommend", "nowhere/at-all", "a title"], "nowhere/at-all"),
         (["recommend", "nowhere"], "give titles"),
