@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow.compute as pc
 
-from calrec_lite.data.domain import Domain
+from calrec_lite.data.domain import Domain, Split
 from calrec_lite.errors import InputError
 from calrec_lite.evaluate.results import read_rankings
 from calrec_lite.evaluate.systems import open_recommender
@@ -32,7 +32,9 @@ class Example:
     items: list[Listed]
 
 
-def examples(run: Run, domain: Domain, system: str, split: str, count: int, reasons: bool) -> tuple[list[Example], str]:
+def examples(
+    run: Run, domain: Domain, system: str, split: Split, count: int, reasons: bool
+) -> tuple[list[Example], str]:
     """`count` of the measured users, drawn by the seed, and a note on where their lists come from.
 
     The lists are those that were measured. The reasons are of the same histories recommended once more, which needs the
@@ -65,9 +67,10 @@ def examples(run: Run, domain: Domain, system: str, split: str, count: int, reas
     ], note
 
 
-def _history(domain: Domain, u: int, split: str) -> list[int]:
-    items = domain.sequences.of(u)
-    return [int(i) for i in items[: len(items) - (1 if split == "test" else 2)]]
+def _history(domain: Domain, u: int, split: Split) -> list[int]:
+    case = domain.case(u, split)
+    assert case is not None  # the user was measured
+    return case[0].tolist()
 
 
 def _reasons(run: Run, system: str, histories: list[list[int]]) -> list[dict[str, str]]:

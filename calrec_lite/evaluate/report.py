@@ -52,7 +52,7 @@ def write_report(run: Run, reasons: bool = True) -> Path:
     page = {
         "version": __version__,
         "recipe": run.recipe,
-        "recipe_text": yaml.safe_dump(resolved(run.recipe), sort_keys=False, allow_unicode=True),
+        "recipe_text": yaml.safe_dump(resolved(run.recipe), sort_keys=False, allow_unicode=True, width=10_000),
         "base": run.recipe.base.model.partition("#")[0],
         "results": results,
         "caption": caption(results),

@@ -10,13 +10,16 @@ import torch
 from safetensors.torch import load_file
 
 import calrec_lite.evaluate.ablation as ablation_module
+import calrec_lite.train.stage as stage_module
 from calrec_lite.errors import InputError
 from calrec_lite.evaluate.ablation import ablate, ablation_table
 from calrec_lite.evaluate.compare import Run as Evaluation
 from calrec_lite.evaluate.compare import compare
 from calrec_lite.evaluate.metrics import ndcg_at, paired_bootstrap
+from calrec_lite.evaluate.report import write_report
 from calrec_lite.recipe import Recipe
 from calrec_lite.recipe_file import check_recipe
+from calrec_lite.train.clock import Clock
 from calrec_lite.train.run import Run
 from calrec_lite.train.stage import train_run
 
@@ -149,6 +152,16 @@ def test_finished_cells_are_kept_and_a_killed_one_goes_on(
         assert row["seeds"]["0"]["valid_nats"] == other["seeds"]["0"]["valid_nats"]
 
 
+def test_a_cell_is_a_run_that_can_be_reported_on(ablated: Any) -> None:
+    folder, _ = ablated
+    trained = write_report(Run.open(folder / "carried.joint.target.seed1")).read_text(encoding="utf-8")
+    assert "Stage 2-target" in trained
+    assert "No baseline was measured" in trained
+    untouched = write_report(Run.open(folder / "untouched"), reasons=False).read_text(encoding="utf-8")
+    assert "Nothing was trained" in untouched
+    assert "The strongest baseline" in untouched
+
+
 def test_another_protocol_measures_again_without_training(
     ablated: Any, two_stages: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -178,17 +191,56 @@ def test_the_table(ablated: Any) -> None:
 
 
 def test_minutes_are_a_budget_too(two_stages: dict[str, Any], tmp_path: Path) -> None:
-    grid = {"stages": [["target"]], "variants": {}, "seeds": [], "minutes": 0.02}
+    grid = {"stages": [["target"]], "variants": {}, "seeds": [], "minutes": 0.04}
     results = ablate(recipe(two_stages, **grid), tmp_path)
     assert [row["stages"] for row in results["rows"]] == [["joint", "target"], ["target"]]
     for row in results["rows"]:
         (facts,) = row["seeds"].values()
-        assert 1.2 <= facts["train_seconds"] < 2.4  # the last step of each stage is finished
+        assert 2.4 <= facts["train_seconds"] < 8  # the last step of each stage is finished, on a busy machine too
         assert facts["steps"] > 2
-    assert "had 0.02 minutes of training in all" in ablation_table(results)
+    assert "had 0.04 minutes of training in all" in ablation_table(results)
     rates = [
         e["learning_rate"]
         for e in Run.open(tmp_path / "tiny-ablation" / "full.target.seed0").log_entries()
         if "learning_rate" in e
     ]
     assert rates[-1] < max(rates)
+
+
+def test_a_stage_by_the_clock_goes_on_after_a_kill(
+    two_stages: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed at its second checkpoint, then between training and merging: the time goes on, and none is added."""
+    stage = {"name": "target", "domains": ["shop"], "minutes": 0.05}
+    optim = {**two_stages["optim"], "save_every": 1, "log_every": 1}
+    run = Run.start(check_recipe({**two_stages, "stages": [stage], "optim": optim}), tmp_path)
+    saved: list[float] = []
+
+    def killed(*arguments: object, **options: object) -> int:
+        raise KeyboardInterrupt
+
+    def second(self: Clock, *arguments: object, **options: object) -> None:
+        saved.append(self.seconds)
+        if len(saved) == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Clock, "on_save", second)
+        with pytest.raises(KeyboardInterrupt):
+            train_run(run)
+    assert 0 < saved[1] < 3
+    with monkeypatch.context() as patch:
+        patch.setattr(stage_module, "merge_adapter", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train_run(Run.open(run.folder))
+    adapter = load_file(run.stages[0].adapter / "adapter_model.safetensors")
+    times = [entry["seconds"] for entry in run.log_entries() if "seconds" in entry]
+    assert times == sorted(times)
+    assert times[2] > saved[1]  # the second start did not begin at 0
+    train_run(Run.open(run.folder))
+    after = load_file(run.stages[0].adapter / "adapter_model.safetensors")
+    assert all(torch.equal(adapter[k], after[k]) for k in adapter)
+    facts = run.stage_metrics()["1-target"]
+    assert facts["train_seconds"] == pytest.approx(times[-1], abs=0.1)
+    assert times[-2] < 3 <= times[-1]
+    assert facts["steps"] == len(times)
