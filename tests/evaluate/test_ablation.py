@@ -121,6 +121,7 @@ def test_finished_cells_are_kept_and_a_killed_one_goes_on(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Killed before the evaluation of the third cell: its stages are not trained again, nor are the two before it."""
+    grid = recipe(two_stages, seeds=[0], variants={})
     measure = ablation_module.evaluate_run
     order: list[str] = []
 
@@ -133,14 +134,14 @@ def test_finished_cells_are_kept_and_a_killed_one_goes_on(
     with monkeypatch.context() as patch:
         patch.setattr(ablation_module, "evaluate_run", killed)
         with pytest.raises(KeyboardInterrupt):
-            ablate(recipe(two_stages, seeds=[0]), tmp_path)
+            ablate(grid, tmp_path)
     folder = tmp_path / "tiny-ablation"
     partial = json.loads((folder / "ablation.json").read_text())
-    assert partial["cells"] == {"finished": 2, "planned": 5}
-    assert "3 of 5 cells are not finished yet" in (folder / "ablation.md").read_text()
+    assert partial["cells"] == {"finished": 2, "planned": 3}
+    assert "1 of 3 cells are not finished yet" in (folder / "ablation.md").read_text()
     kept = {p: p.stat().st_mtime_ns for name in order[:2] for p in (folder / name).rglob("*") if p.is_file()}
     capsys.readouterr()
-    results = ablate(recipe(two_stages, seeds=[0]), tmp_path)
+    results = ablate(grid, tmp_path)
     assert {p: p.stat().st_mtime_ns for p in kept} == kept
     said = capsys.readouterr().out
     assert f"{order[1]}: done already" in said
