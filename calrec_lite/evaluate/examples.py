@@ -52,7 +52,8 @@ def examples(
     note = "Lists without reasons, as asked."
     if reasons:
         try:
-            whys, note = _reasons(run, system, histories), ""
+            whys = _reasons(run, system, histories)
+            note = "The reasons are of a second pass over the same histories; its rounding may differ a little."
         except InputError as error:
             note = f"Lists without reasons: {error}."
     return [
