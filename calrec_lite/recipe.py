@@ -112,6 +112,9 @@ class Stage(Section):
     domains: list[str] = Field(min_length=1)
     epochs: PositiveFloat | None = None
     max_steps: PositiveInt | None = None
+    minutes: PositiveFloat | None = Field(
+        None, description="of training; how many steps that is depends on the machine"
+    )
     learning_rate: PositiveFloat | None = None
     handover: Literal["merge", "continue"] = Field(
         "merge", description="start from the weights merged before, quantised afresh, or carry the adapter before on"
@@ -119,8 +122,8 @@ class Stage(Section):
 
     @model_validator(mode="after")
     def _length(self) -> "Stage":
-        if (self.epochs is None) == (self.max_steps is None):
-            raise ValueError("set exactly one of epochs and max_steps")
+        if [self.epochs, self.max_steps, self.minutes].count(None) != 2:
+            raise ValueError("set exactly one of epochs, max_steps and minutes")
         return self
 
 
@@ -158,6 +161,9 @@ class Optim(Section):
     """The optimiser step."""
 
     name: Literal["adamw_torch", "adamw_8bit", "paged_adamw_8bit"] = "adamw_torch"
+    seed: Annotated[int, Field(ge=0, lt=2**32)] | None = Field(
+        None, description="of training alone: data and users measured stay as `seed` draws them; null: `seed`"
+    )
     learning_rate: PositiveFloat = 5e-4
     schedule: Literal["linear", "cosine", "constant_with_warmup"] = "cosine"
     warmup: Share = Field(0.05, description="share of the stage's steps")
@@ -221,6 +227,46 @@ class Export(Section):
     catalogue: bool = Field(True, description="include the item texts, so that `recommend` needs nothing else")
 
 
+class Ablate(Section):
+    """The grid of `calrec-lite ablate`: this recipe with stages left out and keys changed, side by side."""
+
+    stages: list[list[str]] | None = Field(
+        None, description="the stages of each cell by name; [] is the untouched base. null: none, each alone, all"
+    )
+    variants: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")], dict[str, Any]] = Field(
+        default={
+            "no_tt": {"loss.alpha": 0.0},
+            "no_ut": {"loss.beta": 0.0},
+            "no_contrast": {"loss.alpha": 0.0, "loss.beta": 0.0},
+            "targets_last": {"loss.targets": "last"},
+            "targets_all": {"loss.targets": "all"},
+            "softmax_vocabulary": {"loss.softmax": "vocabulary"},
+            "softmax_catalogue": {"loss.softmax": "catalogue"},
+            "handover_merge": {"stages.*.handover": "merge"},
+            "handover_continue": {"stages.*.handover": "continue"},
+        },
+        description="name -> keys to change, `stages.*` for every stage; one that changes nothing is left out",
+    )
+    crossed: list[str] | None = Field(
+        None, description="variants of every choice of stages, the others: of all stages; null: the first three above"
+    )
+    seeds: list[Annotated[int, Field(ge=0, lt=2**32)]] = Field(
+        default=[], description="of training, each cell once with each; empty: the recipe's"
+    )
+    steps: PositiveInt | None = Field(None, description="of each cell in all, divided over its stages")
+    minutes: PositiveFloat | None = Field(None, description="of each cell's training in all, divided over its stages")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Ablate":
+        if self.steps and self.minutes:
+            raise ValueError("set steps or minutes, or neither: then each stage is as long as it says")
+        if unknown := [name for name in self.crossed or [] if name not in self.variants]:
+            raise ValueError(f"crossed names no variant: {', '.join(unknown)}; there are: {', '.join(self.variants)}")
+        if "full" in self.variants:
+            raise ValueError("no variant may be called `full`: that is the recipe as it stands")
+        return self
+
+
 class Recipe(Section):
     """A whole recipe, in the order a person thinks."""
 
@@ -235,6 +281,12 @@ class Recipe(Section):
     recommend: Recommend = Recommend()
     evaluate: Evaluate = Evaluate()
     export: Export = Export()
+    ablate: Ablate = Ablate()
+
+    @property
+    def training_seed(self) -> int:
+        """Seed of the adapter, the order of the rows and dropout."""
+        return self.seed if self.optim.seed is None else self.optim.seed
 
     @property
     def target(self) -> str:
@@ -254,6 +306,10 @@ class Recipe(Section):
             found.append((("stages",), "two stages have the same name"))
         if self.evaluate.domain and self.evaluate.domain not in self.domains:
             found.append((("evaluate", "domain"), f"no domain `{self.evaluate.domain}`; there are: {known}"))
+        for i, chosen in enumerate(self.ablate.stages or []):
+            for j, name in enumerate(chosen):
+                if name not in names:
+                    found.append((("ablate", "stages", i, j), f"no stage `{name}`; there are: {', '.join(names)}"))
         if self.recommend.beams < self.recommend.k:
             found.append((("recommend", "beams"), f"must be at least recommend.k = {self.recommend.k}"))
         if self.recommend.rerank < self.recommend.k:

@@ -57,7 +57,7 @@ def test_a_missing_key_is_named(tmp_path: Path) -> None:
     ("old", "new", "said"),
     [
         ("domains: [films]", "domains: [filmz]", "stages.0.domains.0: no domain `filmz`; there are: films"),
-        ("epochs: 1", "epochs: 1, max_steps: 2", "set exactly one of epochs and max_steps"),
+        ("epochs: 1", "epochs: 1, max_steps: 2", "set exactly one of epochs, max_steps and minutes"),
         ("model: some/model", "model: m, load_in_8bit: true", "load_in_4bit and load_in_8bit exclude each other"),
     ],
 )

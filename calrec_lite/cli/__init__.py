@@ -5,8 +5,9 @@ import sys
 import click
 
 from calrec_lite import __version__
+from calrec_lite.cli.ablate import ablate
 from calrec_lite.cli.demo import demo
-from calrec_lite.cli.evaluate import compare, evaluate
+from calrec_lite.cli.evaluate import compare, evaluate, report
 from calrec_lite.cli.export import export, merge
 from calrec_lite.cli.push import push
 from calrec_lite.cli.recommend import recommend
@@ -24,7 +25,20 @@ def group() -> None:
     """
 
 
-for command in (demo, prepare, train, evaluate, tune, compare, recommend, merge, export, push):
+for command in (
+    demo,
+    prepare,
+    train,
+    evaluate,
+    tune,
+    compare,
+    ablate,
+    report,
+    recommend,
+    merge,
+    export,
+    push,
+):
     group.add_command(command)
 
 

@@ -1,4 +1,4 @@
-"""evaluate, compare."""
+"""evaluate, compare, report."""
 
 import shutil
 from pathlib import Path
@@ -46,3 +46,15 @@ def compare(run_a: Path, run_b: Path) -> None:
     from calrec_lite.train.run import Run
 
     click.echo(comparison_table(compare_runs(Run.open(run_a).evaluation, Run.open(run_b).evaluation)))
+
+
+@click.command()
+@click.argument("run", type=FOLDER)
+@click.option("--no-reasons", is_flag=True, help="Leave the model alone: example lists without why.")
+def report(run: Path, no_reasons: bool) -> None:
+    """Write an evaluated RUN's report: one HTML page with results, training, example users, data and recipe."""
+    quiet_libraries()
+    from calrec_lite.evaluate.report import write_report
+    from calrec_lite.train.run import Run
+
+    click.echo(f"-> {write_report(Run.open(run), not no_reasons)}")

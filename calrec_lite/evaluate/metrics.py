@@ -90,6 +90,9 @@ def reciprocal_rank(ranks: Ranks, cut: int) -> NDArray[np.float64]:
 def summarise(ranks: Ranks, bootstrap: int, seed: int, mrr_cut: int = MRR_CUT) -> dict[str, Interval]:
     """Each metric's mean over users with a 95% percentile interval of `bootstrap` resamples of the users.
 
+    Args:
+        ranks: (U,), or (R, U) of R repetitions: a user then counts with the mean of the repetitions.
+
     Raises:
         ValueError: there is no user.
     """
@@ -104,7 +107,7 @@ def summarise(ranks: Ranks, bootstrap: int, seed: int, mrr_cut: int = MRR_CUT) -
 def paired_bootstrap(
     ranks_a: Ranks, ranks_b: Ranks, bootstrap: int, seed: int, mrr_cut: int = MRR_CUT
 ) -> dict[str, Difference]:
-    """Each metric of system b minus that of system a, on the same users in the same order.
+    """Each metric of system b minus that of system a, on the same users in the same order; ranks as for `summarise`.
 
     p is twice the smaller share of resamples on either side of zero, zero counted on both, with one resample added so
     that it is never 0. Exchanging a and b changes the sign of the difference and nothing else.
@@ -112,8 +115,8 @@ def paired_bootstrap(
     Raises:
         ValueError: there is no user, or the two have different numbers of users.
     """
-    if len(ranks_a) != len(ranks_b):
-        raise ValueError(f"a paired test needs the same users: {len(ranks_a)} and {len(ranks_b)} given")
+    if ranks_a.shape[-1] != ranks_b.shape[-1]:
+        raise ValueError(f"a paired test needs the same users: {ranks_a.shape[-1]} and {ranks_b.shape[-1]} given")
     values = _per_user(ranks_b, mrr_cut) - _per_user(ranks_a, mrr_cut)
     means = values.mean(axis=0)
     resampled = _resampled_means(values, bootstrap, seed)  # (B, M)
@@ -127,10 +130,11 @@ def paired_bootstrap(
 
 
 def _per_user(ranks: Ranks, mrr_cut: int) -> NDArray[np.float64]:
-    if not len(ranks):
+    if not ranks.size:
         raise ValueError("no user to take a mean over")
-    columns = [recall_at(ranks, 1), recall_at(ranks, 10), ndcg_at(ranks, 10), reciprocal_rank(ranks, mrr_cut)]
-    return np.stack(columns, axis=1)
+    runs = np.atleast_2d(ranks)  # (R, U)
+    columns = [recall_at(runs, 1), recall_at(runs, 10), ndcg_at(runs, 10), reciprocal_rank(runs, mrr_cut)]
+    return np.stack([column.mean(axis=0) for column in columns], axis=1)  # (U, M)
 
 
 def _resampled_means(values: NDArray[np.float64], bootstrap: int, seed: int) -> NDArray[np.float64]:

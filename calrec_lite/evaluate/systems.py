@@ -14,17 +14,21 @@ from calrec_lite.recommend.recommender import Recommender
 from calrec_lite.train.run import Run
 
 
-def evaluate_run(run: Run) -> dict[str, Any]:
+def evaluate_run(run: Run, trained: bool = True) -> dict[str, Any]:
     """Measure every system of the recipe on the same users; returns and writes `evaluation/metrics.json`.
 
     Systems are `base` (untouched), `stage1` ... for the stages before the last, `final`, and the
     baselines by name. All of them see the same histories, catalogue and exclusion rule.
 
+    Args:
+        trained: False leaves the stages out, so that base and baselines can be measured before any training.
+
     Raises:
         InputError: if the run is not trained to the end.
     """
     recipe = run.recipe
-    run.final()
+    if trained:
+        run.final()
     domain = run.domain(recipe.target)
     cases = build_cases(domain, recipe.evaluate.split, recipe.evaluate.users, recipe.seed)
     protocol = Protocol(
@@ -36,14 +40,14 @@ def evaluate_run(run: Run) -> dict[str, Any]:
         bootstrap=recipe.evaluate.bootstrap,
     )
     measured: dict[str, SystemResult] = {}
-    for name, system in _systems(run):
+    for name, system in _systems(run, trained):
         print(f"evaluating {name} on {len(cases.users):,} users")
         measured[name] = evaluate_system(system, cases, protocol)
     with atomic_path(run.evaluation) as temporary:  # an earlier evaluation is replaced whole, never mixed with
         return write_results(temporary, domain, protocol, cases, measured, {})
 
 
-def _systems(run: Run) -> Iterator[tuple[str, Ranker]]:
+def _systems(run: Run, trained: bool) -> Iterator[tuple[str, Ranker]]:
     """Each system as it is needed, so that one model is in memory at a time."""
     options = run.recipe.evaluate
     domain = run.domain(run.recipe.target)
@@ -52,7 +56,7 @@ def _systems(run: Run) -> Iterator[tuple[str, Ranker]]:
     if options.base:
         yield "base", open_recommender(run, run.base)
     last = len(run.stages)
-    for i, stage in enumerate(run.stages, 1):
+    for i, stage in enumerate(run.stages if trained else [], 1):
         if i == last or options.every_stage:
             yield "final" if i == last else f"stage{i}", open_recommender(run, stage.merged)
 

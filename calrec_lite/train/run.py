@@ -156,9 +156,20 @@ class Run:
         file = self.folder / "run.json"
         return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"stages": {}}
 
+    def log_entries(self) -> list[dict[str, Any]]:
+        """What training has logged, oldest first; a line that a kill cut off is left out."""
+        entries = []
+        for line in self.log.read_text(encoding="utf-8").splitlines() if self.log.is_file() else []:
+            try:
+                entries.append(json.loads(line))
+            except ValueError:
+                continue
+        return entries
+
     def stage_metrics(self) -> dict[str, Any]:
-        """What each finished stage measured, by the stage's folder name."""
-        return {s.folder.name: json.loads(s.metrics.read_text(encoding="utf-8")) for s in self.stages if s.done}
+        """What each finished stage measured, by the stage's folder name; its weights may have been removed since."""
+        stages = [s for s in self.stages if s.metrics.is_file()]
+        return {s.folder.name: json.loads(s.metrics.read_text(encoding="utf-8")) for s in stages}
 
 
 FREE = (  # keys of `optim` that change memory, speed or reports, never the weights

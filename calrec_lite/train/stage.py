@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import Tensor
-from transformers import TrainerCallback, set_seed
+from transformers import TrainerCallback, TrainerState, set_seed
 
 from calrec_lite.errors import InputError, RunError
 from calrec_lite.files import atomic_path, write_json
@@ -21,11 +21,13 @@ from calrec_lite.model.merge import merge_adapter, parity
 from calrec_lite.model.towers import Towers
 from calrec_lite.recipe import Stage
 from calrec_lite.text.rows import Rows, StepSampler, training_rows, validation_rows
+from calrec_lite.train.clock import trained_seconds
 from calrec_lite.train.memory import auto_micro_batch, peak_bytes
 from calrec_lite.train.run import Run, StageFolder
 from calrec_lite.train.trainer import CALRecConfig, CALRecTrainer, validation_loss
 
 PARITY_ROWS = 8
+NO_LIMIT = 1_000_000_000  # steps of a stage that ends by the clock
 
 
 def train_run(run: Run) -> None:
@@ -37,6 +39,9 @@ def train_run(run: Run) -> None:
     for i, folder in enumerate(run.stages):
         if folder.done:
             print(f"stage {folder.folder.name}: done already")
+        elif folder.metrics.is_file():  # its weights were removed to save room: the adapter holds what it learnt
+            print(f"stage {folder.folder.name}: done already, merged again")
+            merge_adapter(stage_origin(run, i)[0], folder.adapter, folder.merged)
         else:
             _train_stage(run, i)
 
@@ -76,7 +81,7 @@ def _train_stage(run: Run, index: int) -> None:
     print(f"stage {name}: {len(rows):,} rows of {', '.join(stage.domains)}; {len(valid):,} validation users")
     data = {d.name: d.fingerprint for d in domains}
     run.note(name, "training", base=str(base), adapter=str(carried) if carried else None, data=data)
-    set_seed(recipe.seed)
+    set_seed(recipe.training_seed)
     model = add_adapter(load_model(base, recipe.base), recipe.base, recipe.optim.gradient_checkpointing, carried)
     config = _config(run, stage, folder, model, rows)
     trainer = CALRecTrainer(model, config, run.encoder, catalogues, rows, valid, [RunLog(run, name)])
@@ -93,9 +98,9 @@ def _train_stage(run: Run, index: int) -> None:
 
 
 def _config(run: Run, stage: Stage, folder: StageFolder, model: PeftModel, rows: Rows) -> CALRecConfig:
-    optim, seed = run.recipe.optim, run.recipe.seed
+    optim, seed = run.recipe.optim, run.recipe.training_seed
     per_epoch = len(StepSampler(rows, optim.batch_size, seed))
-    steps = stage.max_steps or math.ceil((stage.epochs or 1) * per_epoch)
+    steps = NO_LIMIT if stage.minutes else stage.max_steps or math.ceil((stage.epochs or 1) * per_epoch)
     micro = optim.micro_batch_size
     if micro == "auto":
         longest = int(rows.length.max())
@@ -106,9 +111,11 @@ def _config(run: Run, stage: Stage, folder: StageFolder, model: PeftModel, rows:
         micro_batch_size=micro,
         per_device_train_batch_size=optim.batch_size,
         max_steps=steps,
+        max_seconds=60 * stage.minutes if stage.minutes else None,
+        warmup_share=optim.warmup,
         learning_rate=stage.learning_rate or optim.learning_rate,
         lr_scheduler_type=optim.schedule,
-        warmup_steps=int(optim.warmup * steps),
+        warmup_steps=0 if stage.minutes else int(optim.warmup * steps),
         weight_decay=optim.weight_decay,
         max_grad_norm=optim.max_grad_norm,
         optim=optim.name,
@@ -133,9 +140,10 @@ def _train(trainer: CALRecTrainer, valid: Rows, folder: StageFolder) -> dict[str
     checkpoint = last_checkpoint(folder.checkpoints)
     started = time.perf_counter()
     try:
-        if checkpoint and _step_of(checkpoint) >= trainer.args.max_steps:  # killed after the last step
+        if checkpoint and (state := _finished(trainer, checkpoint)):  # killed after the last step
             assert isinstance(trainer.model, PeftModel)
             load_adapter_weights(trainer.model, checkpoint)
+            trainer.state = state
         else:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except torch.cuda.OutOfMemoryError:
@@ -153,11 +161,20 @@ def _train(trainer: CALRecTrainer, valid: Rows, folder: StageFolder) -> dict[str
     return {
         **json.loads(start.read_text(encoding="utf-8")),
         "valid_nats_after": after,
-        "steps": trainer.args.max_steps,
+        "steps": trainer.state.global_step,
+        "train_seconds": round(trained_seconds(trainer.state), 1),
         "seconds_of_last_session": round(seconds, 1),
         "micro_batch_size": trainer.args.micro_batch_size,
         "peak_memory_bytes": peak_bytes(trainer.args.device),
     }
+
+
+def _finished(trainer: CALRecTrainer, checkpoint: Path) -> TrainerState | None:
+    """The checkpoint's state if nothing is left to train after it."""
+    state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+    limit = trainer.args.max_seconds
+    ended = state.global_step >= trainer.args.max_steps or (limit is not None and trained_seconds(state) >= limit)
+    return state if ended else None
 
 
 def _nats(trainer: CALRecTrainer, valid: Rows) -> float:

@@ -9,9 +9,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from tqdm import tqdm
-from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    PrinterCallback,
+    ProgressCallback,
+    SchedulerType,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 
 from calrec_lite.errors import InputError, RunError
 from calrec_lite.model.towers import Towers
@@ -19,6 +27,7 @@ from calrec_lite.recipe import Loss
 from calrec_lite.text.batch import Collator, StepBatch
 from calrec_lite.text.encoding import EncodedCatalogue, Encoder, Row
 from calrec_lite.text.rows import Rows, StepSampler
+from calrec_lite.train.clock import Clock
 from calrec_lite.train.step import StepLoss, two_tower_step
 
 
@@ -33,10 +42,14 @@ class CALRecConfig(TrainingArguments):
     Attributes:
         objective: weights, temperature, targets, softmax (METHOD sections 3 and 5).
         micro_batch_size: rows in memory at once.
+        max_seconds: of training, after which it ends and by which the learning rate falls; None: max_steps say so.
+        warmup_share: of max_seconds; with max_steps alone `warmup_steps` says so.
     """
 
     objective: Loss = field(default_factory=lambda: Loss())
     micro_batch_size: int = 4
+    max_seconds: float | None = None
+    warmup_share: float = 0.0
     remove_unused_columns: bool = False
     logging_nan_inf_filter: bool = False
 
@@ -88,6 +101,8 @@ class CALRecTrainer(Trainer):
         )
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
+        self.clock = Clock(args.max_seconds)
+        self.add_callback(self.clock)
         if not args.disable_tqdm:
             self.add_callback(StageProgress())
         self.towers = Towers(model)
@@ -114,6 +129,19 @@ class CALRecTrainer(Trainer):
         )
         loader.set_epoch = sampler.set_epoch  # type: ignore[attr-defined]  # the Trainer calls it before each epoch
         return loader
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        """As transformers', but by the share of the time where the stage ends by the clock."""
+        if self.args.max_seconds is None or self.lr_scheduler is not None:
+            return super().create_scheduler(num_training_steps, optimizer)
+        optimizer = optimizer or self.optimizer
+        assert optimizer is not None
+        name = SchedulerType(self.args.lr_scheduler_type).value
+        self.lr_scheduler = LambdaLR(optimizer, partial(self.clock.learning_rate, name, self.args.warmup_share))
+        self._created_lr_scheduler = True
+        return self.lr_scheduler
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """One optimiser step's gradient; returns the detached objective."""
@@ -142,6 +170,7 @@ class CALRecTrainer(Trainer):
             seconds = time.perf_counter() - self._since
             logs |= {key: float(value) / self._counts["steps"] for key, value in self._sums.items()}
             logs |= {f"{key}_per_second": self._counts[key] / seconds for key in ("targets", "tokens")}
+            logs["seconds"] = self.clock.seconds
             self._reset()
             if not math.isfinite(logs["loss"]) or not math.isfinite(logs.get("grad_norm", 0.0)):
                 raise RunError(
@@ -198,7 +227,8 @@ class StageProgress(TrainerCallback):
     """One bar a stage: steps, rate, remaining time, the latest loss."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="train", unit="step")
+        total = None if args.max_seconds else state.max_steps
+        self.bar = tqdm(total=total, initial=state.global_step, desc="train", unit="step")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.bar.update(1)

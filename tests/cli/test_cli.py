@@ -18,7 +18,20 @@ domains:
 stages:
   - {name: target, domains: [shop], max_steps: 2}
 """
-COMMANDS = ["demo", "prepare", "train", "evaluate", "tune", "compare", "recommend", "merge", "export", "push"]
+COMMANDS = [
+    "demo",
+    "prepare",
+    "train",
+    "evaluate",
+    "tune",
+    "compare",
+    "ablate",
+    "report",
+    "recommend",
+    "merge",
+    "export",
+    "push",
+]
 
 
 def run(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
@@ -64,6 +77,7 @@ def test_help_loads_nothing_heavy() -> None:
         (["train", "recipe.yaml", "--set", "seed=-1"], "seed"),
         (["prepare", "recipe.yaml"], "events.csv"),
         (["evaluate", "nowhere"], "no run here"),
+        (["report", "nowhere"], "no run here"),
         (["export", "nowhere"], "no run here"),
         (["recommend", "nowhere/at-all", "a title"], "nowhere/at-all"),
         (["recommend", "nowhere"], "give titles"),
@@ -72,6 +86,8 @@ def test_help_loads_nothing_heavy() -> None:
         (["recommend", "nowhere", "a title", "--deny", "recipe.yaml", "--engine", "vllm", "--4bit"], "not together"),
         (["merge", "here", "there", "to"], "no config.json"),
         (["compare", "a", "b"], "a"),
+        (["ablate", "recipe.yaml", "--set", "ablate.steps=5", "--set", "ablate.minutes=5"], "steps or minutes"),
+        (["ablate", "recipe.yaml", "--set", "ablate.variants={a: {loss.alfa: 1}}"], "there is no such key"),
         (["train"], "Missing argument"),
         (["fly"], "No such command"),
     ],
@@ -98,6 +114,14 @@ def test_dry_run_prints_a_recipe_that_is_one(elsewhere: Path, monkeypatch, capsy
     (elsewhere / "resolved.yaml").write_text(capsys.readouterr().out)
     assert run(["train", "resolved.yaml", "--dry-run"], monkeypatch) == 0
     assert "seed: 7" in capsys.readouterr().out
+    assert not (elsewhere / "runs").exists()
+
+
+def test_the_cells_of_an_ablation_are_listed(elsewhere: Path, monkeypatch, capsys) -> None:
+    assert run(["ablate", "recipe.yaml", "--dry-run"], monkeypatch) == 0
+    said = capsys.readouterr().out
+    assert "7 cells, 6 different stages" in said
+    assert "  no_contrast.target.seed0" in said
     assert not (elsewhere / "runs").exists()
 
 

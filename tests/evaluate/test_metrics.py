@@ -159,3 +159,16 @@ def test_what_cannot_be_measured_is_refused() -> None:
         summarise(np.empty(0), 10, 0)
     with pytest.raises(ValueError, match="same users"):
         paired_bootstrap(TOY, TOY[1:], 10, 0)
+
+
+def test_repetitions_are_averaged_within_a_user() -> None:
+    """Of two seeds a user counts once, with the mean; the interval is as wide as the users' spread makes it."""
+    random = np.random.default_rng(0)
+    a, b = (random.integers(1, 30, (2, 200)).astype(float) for _ in range(2))
+    mean = (ndcg_at(a[0], 10).mean() + ndcg_at(a[1], 10).mean()) / 2
+    assert summarise(a, 100, 0)["ndcg@10"]["value"] == pytest.approx(mean)
+    assert summarise(np.stack([a[0], a[0]]), 100, 0) == summarise(a[0], 100, 0)
+    shift = paired_bootstrap(a, b, 100, 0)["recall@10"]["difference"]
+    assert shift == pytest.approx(recall_at(b, 10).mean() - recall_at(a, 10).mean())
+    with pytest.raises(ValueError, match="the same users: 200 and 199"):
+        paired_bootstrap(a, b[:, 1:], 100, 0)

@@ -1,0 +1,35 @@
+"""ablate."""
+
+from pathlib import Path
+
+import click
+
+from calrec_lite.cli.options import quiet_libraries, recipe_arguments, runs_option
+
+
+@click.command()
+@recipe_arguments
+@runs_option
+@click.option("--dry-run", is_flag=True, help="List the cells and stop.")
+def ablate(recipe: str, overrides: tuple[str, ...], runs: Path, dry_run: bool) -> None:
+    """Train and measure RECIPE with stages left out and keys changed, as its section `ablate` says.
+
+    Stages that cells share are trained once. Started again after a stop, it goes on.
+    """
+    from calrec_lite.recipe_file import load_recipe
+
+    loaded = load_recipe(recipe, overrides)
+    quiet_libraries()
+    from calrec_lite.evaluate.ablation import ablate as run_ablation
+    from calrec_lite.evaluate.ablation import ablation_folder, ablation_table
+    from calrec_lite.train.cells import plan
+
+    cells = plan(loaded)
+    keys = {key for cell in cells for key in cell.keys}
+    click.echo(f"{len(cells)} cells, {len(keys)} different stages to train:")
+    for cell in cells:
+        click.echo(f"  {cell.name}")
+    if dry_run:
+        return
+    results = run_ablation(loaded, runs)
+    click.echo(f"\n{ablation_table(results)}\n\n-> {ablation_folder(loaded, runs) / 'ablation.json'}")

@@ -1,0 +1,56 @@
+"""How long a stage has trained, over all its starts; and, for a stage of so many minutes, its end and learning rate."""
+
+import math
+import time
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState
+
+NAME = "Clock"  # under which checkpoints keep the time
+
+
+class Clock(TrainerCallback):
+    """Counts the seconds of training: not those of validation and saving, nor those of steps lost by a kill.
+
+    The time stands in every checkpoint, so a run that was killed and started again has no more of it than one that
+    was not. How many steps fit into it depends on the machine: a stage of so many steps can be repeated exactly, one
+    of so many minutes cannot.
+
+    Args:
+        limit: seconds after which training ends, with the step under way; None: never.
+    """
+
+    def __init__(self, limit: float | None) -> None:
+        self.limit, self.seconds, self._since = limit, 0.0, 0.0
+
+    def learning_rate(self, schedule: str, warmup: float, step: int) -> float:
+        """Factor of the learning rate: `optim.schedule` over the share of the time that is used, whatever the step."""
+        assert self.limit
+        share = min(1.0, self.seconds / self.limit)
+        if share < warmup:
+            return share / warmup
+        left = (1 - share) / (1 - warmup) if warmup < 1 else 1.0
+        return {"linear": left, "cosine": (1 - math.cos(math.pi * left)) / 2}.get(schedule, 1.0)
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.seconds, self._since = trained_seconds(state), time.perf_counter()
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        now = time.perf_counter()
+        self.seconds, self._since = self.seconds + now - self._since, now
+        assert isinstance(state.stateful_callbacks, dict)
+        state.stateful_callbacks[NAME] = {"seconds": self.seconds}
+        if self.limit and self.seconds >= self.limit:
+            control.should_training_stop = control.should_save = True
+
+    def on_evaluate(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._since = time.perf_counter()
+
+    def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._since = time.perf_counter()
+
+
+def trained_seconds(state: TrainerState) -> float:
+    """Seconds of training that led to `state`; 0 at the start, and in checkpoints of older versions."""
+    kept = state.stateful_callbacks
+    return float(kept[NAME]["seconds"]) if isinstance(kept, dict) and NAME in kept else 0.0
