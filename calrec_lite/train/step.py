@@ -3,8 +3,9 @@
 With one chunk per tower it is plain autograd. With more, the contrastive terms need every chunk's
 vectors at once, so the vectors are first computed without a graph, the gradient of the contrastive terms
 with respect to them is taken, and each chunk is then run again with its own graph (GradCache, Gao et al.
-2021). Memory is that of one chunk; the price is one more forward. Random states are recorded in the first
-pass and replayed in the second, so that dropout is the same in both.
+2021). Memory is that of one chunk, so the last chunk of rows keeps its graph from the first pass; the price is
+one more forward of all others, without the LM head. Random states are recorded in the first pass and replayed
+in the second, so that dropout is the same in both.
 """
 
 from collections.abc import Callable
@@ -64,50 +65,45 @@ def _direct(towers: Towers, batch: StepBatch, loss: Loss, weight: float, backwar
 
 
 def _cached(towers: Towers, batch: StepBatch, loss: Loss, weight: float, backward: Backward | None) -> StepLoss:
-    with torch.no_grad():
-        rows, row_rng = _recorded(lambda c: towers.rows(c, loss), batch.chunks)
+    *replayed, kept = batch.chunks
+    with torch.no_grad():  # the likelihood is computed where it is needed: with its graph
+        rows, row_rng = _recorded(lambda c: towers.rows(c, loss, likelihood=backward is None), replayed)
         items, item_rng = _recorded(towers.items, batch.items)
-    user = torch.cat([r.user for r in rows]).requires_grad_()
-    target = torch.cat([r.target for r in rows]).requires_grad_()
+    last = towers.rows(kept, loss)
+    user = torch.cat([r.user for r in rows] + [last.user.detach()]).requires_grad_()
+    target = torch.cat([r.target for r in rows] + [last.target.detach()]).requires_grad_()
     texts = torch.cat(items).requires_grad_()
+    nll = torch.stack([r.nll for r in rows] + [last.nll]).sum().detach()
     with torch.enable_grad():
         tt, ut = _terms(user, target, texts, batch, loss)
         if backward:
             (loss.alpha * tt + loss.beta * ut).backward()
     if backward:
-        end = _rng_state(batch.anchor_item.device)
-        _replay_rows(towers, batch, loss, weight, backward, row_rng, user, target)
+        end = rng_state(batch.anchor_item.device)
+        sizes = [len(chunk.anchor_row) for chunk in batch.chunks]
+        pulls = list(zip(_grad(user).split(sizes), _grad(target).split(sizes)))
+        backward(_surrogate(last, pulls[-1], weight))
+        del last  # its graph has to be gone before the next one is built
+        for chunk, state, pull in zip(replayed, row_rng, pulls):
+            set_rng_state(state)
+            again = towers.rows(chunk, loss)
+            backward(_surrogate(again, pull, weight))
+            nll = nll + again.nll.detach()
+            del again
         _replay_items(towers, batch, backward, item_rng, texts)
-        _set_rng_state(end)
-    nll = torch.stack([r.nll for r in rows]).sum()
+        set_rng_state(end)
     return _report(nll, tt, ut, weight, batch, loss)
 
 
-def _replay_rows(
-    towers: Towers,
-    batch: StepBatch,
-    loss: Loss,
-    weight: float,
-    backward: Backward,
-    rng: list[Any],
-    user: Tensor,
-    target: Tensor,
-) -> None:
-    at = 0
-    for chunk, state in zip(batch.chunks, rng):
-        _set_rng_state(state)
-        states: RowStates = towers.rows(chunk, loss)
-        here = slice(at, at + len(chunk.anchor_row))
-        at = here.stop
-        # the surrogate's gradient at the vectors is the contrastive terms' gradient there
-        surrogate = (states.user * _grad(user)[here]).sum() + (states.target * _grad(target)[here]).sum()
-        backward(weight * states.nll + surrogate)
+def _surrogate(states: RowStates, pull: tuple[Tensor, Tensor], weight: float) -> Tensor:
+    """A scalar with the objective's gradient for one chunk: at its vectors, that of the contrastive terms."""
+    return weight * states.nll + (states.user * pull[0]).sum() + (states.target * pull[1]).sum()
 
 
 def _replay_items(towers: Towers, batch: StepBatch, backward: Backward, rng: list[Any], texts: Tensor) -> None:
     at = 0
     for chunk, state in zip(batch.items, rng):
-        _set_rng_state(state)
+        set_rng_state(state)
         here = slice(at, at + len(chunk.ends))
         at = here.stop
         backward((towers.items(chunk) * _grad(texts)[here]).sum())
@@ -133,16 +129,16 @@ def _report(nll: Tensor, tt: Tensor, ut: Tensor, weight: float, batch: StepBatch
 def _recorded(run: Callable[[Any], Any], chunks: list[Chunk] | list[ItemChunk]) -> tuple[list[Any], list[Any]]:
     outputs, states = [], []
     for chunk in chunks:
-        states.append(_rng_state(chunk.ids.device))
+        states.append(rng_state(chunk.ids.device))
         outputs.append(run(chunk))
     return outputs, states
 
 
-def _rng_state(device: torch.device) -> tuple[Tensor, Tensor | None, torch.device]:
+def rng_state(device: torch.device) -> tuple[Tensor, Tensor | None, torch.device]:
     return torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None, device
 
 
-def _set_rng_state(state: tuple[Tensor, Tensor | None, torch.device]) -> None:
+def set_rng_state(state: tuple[Tensor, Tensor | None, torch.device]) -> None:
     cpu, cuda, device = state
     torch.set_rng_state(cpu)
     if cuda is not None:
