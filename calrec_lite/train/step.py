@@ -21,6 +21,7 @@ from calrec_lite.recipe import Loss
 from calrec_lite.text.batch import Chunk, ItemChunk, StepBatch
 
 Backward = Callable[[Tensor], None]
+RngState = tuple[Tensor, Tensor | None, torch.device]
 
 
 @dataclass
@@ -134,11 +135,13 @@ def _recorded(run: Callable[[Any], Any], chunks: list[Chunk] | list[ItemChunk]) 
     return outputs, states
 
 
-def rng_state(device: torch.device) -> tuple[Tensor, Tensor | None, torch.device]:
+def rng_state(device: torch.device) -> RngState:
+    """The random states that a forward on the device draws from."""
     return torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None, device
 
 
-def set_rng_state(state: tuple[Tensor, Tensor | None, torch.device]) -> None:
+def set_rng_state(state: RngState) -> None:
+    """Go back to what `rng_state` returned."""
     cpu, cuda, device = state
     torch.set_rng_state(cpu)
     if cuda is not None:

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from calrec_lite.data.domain import Domain
 from calrec_lite.model.base import add_adapter, load_model
@@ -136,6 +137,84 @@ def test_gradients_do_not_depend_on_micro_batching(
     torch.testing.assert_close(cut_loss, whole_loss, rtol=1e-5, atol=1e-6)
     for name, gradient in whole.items():
         torch.testing.assert_close(cut[name], gradient, rtol=1e-5, atol=1e-5 * float(gradient.abs().max()), msg=name)
+
+
+@pytest.mark.parametrize("kind", ["bf16", "nf4", "int8"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_gradients_of_low_precision_bases_do_not_depend_on_it_either(
+    tiny_folder: Path, rows, encoder, catalogue, plain_loss: Loss, kind: str, checkpointing: bool
+) -> None:
+    """As far as bf16 can tell: rounding of single positions, not of the sum."""
+    torch.manual_seed(0)
+    base = Base(model=str(tiny_folder), load_in_4bit=kind == "nf4", load_in_8bit=kind == "int8", lora=Lora(r=4))
+    model = add_adapter(load_model(tiny_folder, base), base, checkpointing).train()
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    whole_loss, whole = gradients(model, collate(rows, encoder, catalogue, plain_loss, 100), plain_loss)
+    for micro in (1, 3):
+        cut_loss, cut = gradients(model, collate(rows, encoder, catalogue, plain_loss, micro), plain_loss)
+        torch.testing.assert_close(cut_loss, whole_loss, rtol=1e-2, atol=0)
+        for name, gradient in whole.items():
+            cosine = torch.nn.functional.cosine_similarity(cut[name].flatten(), gradient.flatten(), dim=0)
+            assert float(cosine) > 0.99, name
+            assert float(cut[name].norm()) == pytest.approx(float(gradient.norm()), rel=0.05), name
+
+
+def test_offloaded_checkpoints_give_the_same_gradients(
+    tiny_folder: Path, rows, encoder, catalogue, plain_loss: Loss
+) -> None:
+    """Each layer's input is handed to RAM and comes back; bit for bit."""
+    torch.manual_seed(0)
+    base = Base(model=str(tiny_folder), dtype="float32", load_in_4bit=False, lora=Lora(r=4))
+    model = add_adapter(load_model(tiny_folder, base), base, True).train()
+    batch, found, kept = collate(rows, encoder, catalogue, plain_loss, 3), [], []
+    for offload in (False, True):
+        model.zero_grad()
+        towers = Towers(model, offload)
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.shape) or t, lambda t: t):
+            hidden = towers.states(batch.chunks[0].ids)
+        two_tower_step(towers, batch, plain_loss, lambda scalar: scalar.backward())
+        found.append({n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad})
+        if not offload:  # what would go to RAM: the inputs of both layers are among it
+            assert kept.count(hidden.shape) >= 2
+            kept.clear()
+    assert hidden.shape not in kept  # with offload none is left for the outer hook
+    assert all(torch.equal(found[1][name], value) for name, value in found[0].items())
+
+
+class Waits(TorchDispatchMode):
+    """Counts what makes the host wait for the device: reading a value, or a size that depends on values."""
+
+    NAMES = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "_unique2", "is_nonzero", "equal")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.name().split("::")[1].split(".")[0]
+        if name in self.NAMES:
+            self.found.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("micro", [3, 100])
+@pytest.mark.parametrize("softmax", ["vocabulary", "catalogue"])
+def test_the_step_never_waits_for_the_device(model, rows, encoder, catalogue, micro: int, softmax: str) -> None:
+    """transformers itself reads one value a forward, to see whether sequences are packed; the step adds none."""
+    loss = Loss(alpha=0.2, beta=0.1, softmax=softmax)
+    batch = collate(rows, encoder, catalogue, loss, micro)
+    with Waits() as waits:
+        for chunk in batch.chunks:
+            model.get_base_model().get_decoder()(input_ids=chunk.ids, use_cache=False)
+    each = len(waits.found) / len(batch.chunks)
+    forwards = 1 if micro == 100 else 2
+    number = forwards * (len(batch.chunks) + len(batch.items)) - (0 if micro == 100 else 1)
+    with Waits() as waits:
+        two_tower_step(Towers(model), batch, loss, lambda scalar: scalar.backward())
+    assert each <= 1
+    assert len(waits.found) == each * number, waits.found
 
 
 def test_dropout_is_replayed(tiny_folder: Path, rows, encoder, catalogue, plain_loss: Loss) -> None:
