@@ -13,6 +13,7 @@ from calrec_lite.text.encoding import EncodedCatalogue, Row
 from calrec_lite.text.trie import Trie, gather_ranges
 
 MULTIPLE = 32  # lengths are padded to a multiple: kernels are rebuilt for each new shape on a CPU
+ITEMS_AT_ONCE = 16  # item texts of one forward; they are sorted by length, so that smaller parts are padded less
 
 
 class OnDevice:
@@ -101,6 +102,7 @@ class StepBatch(OnDevice):
         tokens: ids of both passes, padding not counted.
         attended: pairs of positions that see each other in both passes, padding not counted.
         vocabulary_positions, fork_entries: positions whose loss is over the vocabulary, and children at forks.
+        at_once: whether memory has room for all of the step's graphs: one chunk of rows, no more tokens in item texts.
         rows: what the step was made of, and `micro_batch_size`: how it was cut, so that it can be cut again.
     """
 
@@ -114,6 +116,7 @@ class StepBatch(OnDevice):
     attended: int
     vocabulary_positions: int
     fork_entries: int
+    at_once: bool
     rows: Sequence[Row]
     micro_batch_size: int
 
@@ -150,7 +153,8 @@ class Collator:
         chunks = [self._chunk(part) for part in _parts(rows, budget // longest)]
         texts, anchor_item, negatives = self._contrast(rows)
         width = _padded(1 + max(map(len, texts), default=0), 8)
-        items = [item_chunk(part, self.start, self.pad) for part in _parts(texts, max(1, budget // width))]
+        most = min(ITEMS_AT_ONCE, max(1, budget // width))
+        items = [item_chunk(part, self.start, self.pad) for part in _parts(texts, most)]
         vocabulary = self.loss.softmax == "vocabulary"
         whole = vocabulary or self.loss.vocabulary_weight > 0
         lengths = np.array([len(r.tokens) for r in rows] + [len(t) + 1 for t in texts], np.int64)
@@ -165,6 +169,7 @@ class Collator:
             attended=int((lengths * (lengths + 1) // 2).sum()),
             vocabulary_positions=sum(len(c.labels) for c in chunks if whole or c.forks is None),
             fork_entries=sum(len(c.forks.entry_fork) for c in chunks if c.forks is not None),
+            at_once=len(chunks) == 1 and sum(i.ids.numel() for i in items) <= budget,
             rows=rows,
             micro_batch_size=self.micro_batch_size,
         )

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -38,7 +39,7 @@ class Trie:
     def n_items(self) -> int:
         return len(self.path_ptr) - 1
 
-    @property
+    @cached_property
     def owner(self) -> np.ndarray:
         """(E,) the fork each edge leaves from."""
         return np.repeat(np.arange(len(self.ptr) - 1), np.diff(self.ptr))

@@ -1,6 +1,6 @@
 """The two-tower step: one gradient of the mixed objective, however the step is cut into micro-batches (METHOD 3).
 
-With one chunk per tower it is plain autograd. With more, the contrastive terms need every chunk's
+Where all of a step fits in memory it is plain autograd. Where not, the contrastive terms need every chunk's
 vectors at once, so the vectors are first computed without a graph, the gradient of the contrastive terms
 with respect to them is taken, and each chunk is then run again with its own graph (GradCache, Gao et al.
 2021). Memory is that of one chunk, so the last chunk of rows keeps its graph from the first pass; the price is
@@ -43,7 +43,7 @@ def two_tower_step(towers: Towers, batch: StepBatch, loss: Loss, backward: Backw
     """
     contrast = bool(len(batch.anchor_item))
     weight = (1 - loss.alpha - loss.beta if contrast else 1.0) / batch.supervised
-    if not contrast or (len(batch.chunks) == 1 and len(batch.items) == 1):
+    if not contrast or batch.at_once:
         return _direct(towers, batch, loss, weight, backward)
     return _cached(towers, batch, loss, weight, backward)
 
@@ -57,7 +57,8 @@ def _direct(towers: Towers, batch: StepBatch, loss: Loss, weight: float, backwar
         states = towers.rows(chunk, loss)
         scalar = weight * states.nll
         if batch.items:
-            tt, ut = _terms(states.user, states.target, towers.items(batch.items[0]), batch, loss)
+            texts = torch.cat([towers.items(part) for part in batch.items])
+            tt, ut = _terms(states.user, states.target, texts, batch, loss)
             scalar = scalar + loss.alpha * tt + loss.beta * ut
         if backward:
             backward(scalar)
