@@ -106,8 +106,7 @@ def _config(run: Run, stage: Stage, folder: StageFolder, model: PeftModel, rows:
     steps = stage.max_steps or math.ceil((stage.epochs or 1) * per_epoch)
     micro = optim.micro_batch_size
     if micro == "auto":
-        longest = int(rows.length.max())
-        micro = auto_micro_batch(model.config, optim.batch_size, longest, optim.gradient_checkpointing, device())
+        micro = _estimated_micro(run, folder, model, int(rows.length.max()))
     return CALRecConfig(
         output_dir=str(folder.checkpoints),
         objective=run.recipe.loss,
@@ -133,6 +132,15 @@ def _config(run: Run, stage: Stage, folder: StageFolder, model: PeftModel, rows:
         use_cpu=device().type == "cpu",
         dataloader_num_workers=0 if device().type == "cpu" else 2,
     )
+
+
+def _estimated_micro(run: Run, folder: StageFolder, model: PeftModel, longest: int) -> int:
+    """The estimate of the stage's first start: cut as they were then, a resumed run's steps give the same bits."""
+    file, optim = folder.folder / "micro_batch.json", run.recipe.optim
+    if not file.is_file():
+        rows = auto_micro_batch(model.config, optim.batch_size, longest, optim.gradient_checkpointing, device())
+        write_json(file, {"micro_batch_size": rows})
+    return int(json.loads(file.read_text(encoding="utf-8"))["micro_batch_size"])
 
 
 def _train(trainer: CALRecTrainer, valid: Rows, folder: StageFolder) -> dict[str, Any]:

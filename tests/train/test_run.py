@@ -170,6 +170,22 @@ def test_int8_and_bf16_bases_train(tiny_folder: Path, data: Path, tmp_path: Path
     assert facts["valid_nats_after"] < facts["valid_nats_before"]
 
 
+def test_an_estimate_is_kept_for_a_restart(tiny_folder: Path, data: Path, tmp_path: Path) -> None:
+    """With less memory free the second time, `auto` would cut the steps differently."""
+    recipe = values(tiny_folder, data)
+    recipe["stages"] = recipe["stages"][1:]
+    recipe["optim"]["micro_batch_size"] = "auto"
+    run = Run.start(check_recipe(recipe), tmp_path)
+    train_run(run)
+    assert run.stage_metrics()["1-target"]["micro_batch_size"] == 4  # there is room for all of a tiny step
+    file = run.stages[0].folder / "micro_batch.json"
+    assert json.loads(file.read_text())["micro_batch_size"] == 4
+    run.stages[0].metrics.unlink()
+    file.write_text('{"micro_batch_size": 3}')
+    train_run(Run.open(run.folder))
+    assert run.stage_metrics()["1-target"]["micro_batch_size"] == 3
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to move checkpoints from")
 def test_offload_without_a_gpu_is_an_error(tiny_folder: Path, data: Path, tmp_path: Path) -> None:
     recipe = values(tiny_folder, data)
