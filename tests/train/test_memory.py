@@ -25,14 +25,12 @@ def trainer(tiny_folder: Path, domain, encoder, catalogue, out: Path, micro: int
         output_dir=str(out),
         objective=loss,
         micro_batch_size=micro,
-        per_device_train_batch_size=8,
-        max_steps=4,
         logging_steps=2,
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,
         use_cpu=True,
-        **{"learning_rate": 1e-2, **options},
+        **{"learning_rate": 1e-2, "per_device_train_batch_size": 8, "max_steps": 4, **options},
     )
     rows = Rows([training_rows(domain, catalogue, encoder, loss)], encoder)
     return CALRecTrainer(model, config, encoder, {domain.name: catalogue}, rows)
@@ -128,6 +126,45 @@ def test_a_cpu_that_has_no_more_memory_is_recognised() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.stdout.strip() == "True", result.stderr[-2000:]
+
+
+STARVED = """
+import resource, sys, psutil, torch
+from pathlib import Path
+torch.set_num_threads(1)
+from tests.conftest import make_domain
+from tests.train.test_memory import trainer, weights
+from calrec_lite.model.base import load_tokenizer
+from calrec_lite.recipe import Text
+from calrec_lite.text.encoding import Encoder, encode_catalogue
+
+folder, out = map(Path, sys.argv[1:])
+encoder = Encoder(load_tokenizer(folder), Text(max_items=20))
+domain = make_domain(users=600)
+catalogue = encode_catalogue(domain.name, domain.catalogue, encoder)
+plain = {"per_device_train_batch_size": 256, "max_steps": 1, "optim": "sgd", "learning_rate": 0.1}
+free = trainer(folder, domain, encoder, catalogue, out, 32, **plain)
+free.train()  # small from the beginning; also loads whatever is loaded late
+starved = trainer(folder, domain, encoder, catalogue, out, 256, **plain)
+allowed = psutil.Process().memory_info().vms + (64 << 20)
+resource.setrlimit(resource.RLIMIT_AS, (allowed, allowed))
+starved.train()
+wanted = weights(free)
+worst = max(float((v - wanted[n]).abs().max()) for n, v in weights(starved).items())
+print("size", starved.micro.size, "worst", worst)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs a limit on the address space")
+def test_a_process_that_may_not_have_the_memory_goes_on(tiny_folder: Path, tmp_path: Path) -> None:
+    """Nothing is raised by hand: a step of 256 rows really does not fit into what the process may have."""
+    command = [sys.executable, "-c", STARVED, str(tiny_folder), str(tmp_path)]
+    root = Path(__file__).parents[2]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=root)
+    assert "out of memory: 256 -> 128 rows at once" in result.stdout, result.stderr[-2000:]
+    words = result.stdout.split()
+    assert int(words[words.index("size") + 1]) < 256
+    assert float(words[words.index("worst") + 1]) < 1e-5
 
 
 def test_out_of_memory() -> None:
