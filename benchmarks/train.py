@@ -1,9 +1,9 @@
 """How fast the training core is, in how little memory, beside what a user would do without it (docs/training.md).
 
-    python benchmarks/train.py [--only throughput|ladder|memory|quality|gpu] [--rounds 5] [--quality-minutes 10,20,40]
+    python benchmarks/train.py [--only throughput|ladder|memory|quality|gpu] [--rounds 3] [--quality-minutes 10,20,40]
 
 SmolLM2-135M, LoRA r=16 on all linear layers, on ML-100K and amazon18_scientific (needs the shared data). All rows of
-a table run in one process, one after another, round by round on the same events; medians over rounds. Memory is
+a table run in one process, one after another, round by round on the same rows; medians over rounds. Memory is
 that of a process of its own for each row. Each part is written to the results file as soon as it is there, and a
 part that is there is not measured again (--again).
 """
@@ -29,42 +29,45 @@ from calrec_lite.cli.options import quiet_libraries
 from calrec_lite.data.sources import fetch
 from calrec_lite.evaluate.results import hardware, versions
 from calrec_lite.files import write_json
+from calrec_lite.model.base import device
 from calrec_lite.recipe_file import load_recipe
+from calrec_lite.text.rows import Rows, StepSampler
 from calrec_lite.train.memory import peak_bytes
 
 ROOT = Path(__file__).parents[1]
 BATCH = 16
 PARTS = ("throughput", "ladder", "memory", "quality", "gpu")
-PROBES = (  # row, batch, micro
-    ("A", 16, 4),
-    ("A (TRL's default)", 16, 4),
-    ("B", 16, 4),
-    ("C", 16, 4),
-    ("D", 16, 4),
-    ("E", 16, 4),
-    ("F", 16, 4),
-    ("D", 256, 4),
-    ("E", 256, 4),
-    ("E: micro-batch 4, graphs kept", 16, 4),
-    ("E: micro-batch 4, graphs kept", 256, 4),
-    ("E: gradient checkpointing", 16, 4),
-)
+PROBES = [(row, BATCH) for row in WHAT]  # row, batch; all with a micro-batch of 4
+MORE_PROBES = [  # on ML-100K in bf16
+    ("D", 256),
+    ("E", 256),
+    ("E: micro-batch 4, graphs kept", BATCH),
+    ("E: micro-batch 4, graphs kept", 256),
+    ("E: gradient checkpointing", BATCH),
+]
+MICRO = 4
+
+
+def drawn(rows: Rows, rounds: int, steps: int) -> list[np.ndarray]:
+    """Rows of each round: whole steps as training makes them, one from each length class, so that rounds are alike."""
+    made = [np.array(step) for step in StepSampler(rows, BATCH, SEED)]
+    order = sorted(range(len(made)), key=lambda i: rows.length[made[i]].sum())
+    draw = np.random.default_rng(SEED)
+    classes = [draw.permutation(part) for part in np.array_split(order, steps)]
+    return [np.concatenate([made[part[turn]] for part in classes]) for turn in range(rounds)]
 
 
 def timed(names: list[str], bench: Bench, rounds: int, steps: int, out: Path) -> dict[str, Any]:
-    """Medians over rounds; the first round builds kernels and is dropped."""
-    draw = np.random.default_rng(SEED)
-    size = BATCH * steps
-    # every system sees the same users' events: rows of both kinds, drawn alike
-    every, last = (draw.permutation(len(rows))[: size * (rounds + 1)] for rows in (bench.every, bench.last))
-    if bench.every is bench.last:
-        last = every
-    systems = {name: build(name, bench, BATCH, BATCH, out, last) for name in names}
+    """Medians over rounds. One step of each row before them, so that the kernels are there, is not counted."""
+    last = drawn(bench.last, rounds, steps)
+    every = last if bench.every is bench.last else drawn(bench.every, rounds, steps)
+    systems = {name: build(name, bench, BATCH, BATCH, out, np.concatenate(last)) for name in names}
     found: dict[str, list[dict[str, float]]] = {name: [] for name in names}
-    for turn in range(rounds + 1):
-        here = slice(turn * size, (turn + 1) * size)
+    for system in systems.values():
+        list(system.steps((every if system.rows is bench.every else last)[0][-BATCH:]))
+    for turn in range(rounds):
         for name, system in systems.items():
-            rows = (every if system.rows is bench.every else last)[here]
+            rows = (every if system.rows is bench.every else last)[turn]
             start = time.perf_counter()
             counts = list(system.steps(rows))
             seconds = time.perf_counter() - start
@@ -72,15 +75,15 @@ def timed(names: list[str], bench: Bench, rounds: int, steps: int, out: Path) ->
             found[name].append({f"{k}_per_second": v for k, v in facts.items()} | {"seconds_a_step": seconds / steps})
             print(f"{bench.name} {bench.dtype} round {turn} {name}: {seconds / steps:.2f} s a step", flush=True)
     return {
-        name: {key: statistics.median(v[key] for v in values[1:]) for key in values[0]}
+        name: {key: statistics.median(v[key] for v in values) for key in values[0]}
         | {"every_round": [v["seconds_a_step"] for v in values]}
         for name, values in found.items()
     }
 
 
-def probed(row: str, data: str, dtype: str, batch: int, micro: int, options: argparse.Namespace) -> dict[str, Any]:
+def probed(row: str, data: str, dtype: str, batch: int, options: argparse.Namespace) -> dict[str, Any]:
     """Peak resident memory of a process that only trains this row for two steps."""
-    call = [sys.executable, __file__, "--probe", json.dumps([row, data, dtype, batch, micro])]
+    call = [sys.executable, __file__, "--probe", json.dumps([row, data, dtype, batch])]
     call += ["--runs", str(options.runs), "--data", str(options.data)]
     done = subprocess.run(call, stdout=subprocess.PIPE, text=True, check=True)
     print(f"{data} {dtype} {row} batch {batch}: {done.stdout.splitlines()[-1]}", flush=True)
@@ -89,10 +92,10 @@ def probed(row: str, data: str, dtype: str, batch: int, micro: int, options: arg
 
 def probe(options: argparse.Namespace) -> None:
     """The other side of `probed`: the longest rows there are, so that the peak is the worst one."""
-    row, data, dtype, batch, micro = json.loads(options.probe)
+    row, data, dtype, batch = json.loads(options.probe)
     bench = Bench(data, dtype, options.data, options.runs)
     longest = [np.argsort(-rows.length, kind="stable")[:batch] for rows in (bench.every, bench.last)]
-    system = build(row, bench, batch, micro, options.runs / "probe", longest[1])
+    system = build(row, bench, batch, MICRO, options.runs / "probe", longest[1])
     before = peak_bytes(system.trainer.args.device)
     rows = longest[0] if system.rows is bench.every else longest[1]
     for _ in range(2 if batch <= 16 else 1):
@@ -137,14 +140,14 @@ def main() -> None:
     parser.add_argument("--datasets", default=",".join(DATA))
     parser.add_argument("--dtypes", default=",".join(DTYPES))
     parser.add_argument("--rows", default=",".join(WHAT), help="rows of the throughput table")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=2, help="optimiser steps of a round")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=3, help="optimiser steps of a round")
     parser.add_argument("--quality-minutes", default="10,20,40")
     parser.add_argument("--users", type=int, default=500, help="test users of the quality part")
     parser.add_argument("--again", action="store_true")
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "train")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "train_cpu.json")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / f"train_{device().type}.json")
     parser.add_argument("--probe", help=argparse.SUPPRESS)
     options = parser.parse_args()
     quiet_libraries()
@@ -174,11 +177,11 @@ def main() -> None:
                 ),
             )
         if "memory" in parts:
-            for row, batch, micro in PROBES:
+            for row, batch in PROBES + (MORE_PROBES if key == "ml100k bf16" else []):
                 results.part(
                     "memory",
-                    f"{key} {row} batch {batch} micro {micro}",
-                    lambda r=row, d=data, t=dtype, b=batch, m=micro: probed(r, d, t, b, m, options),
+                    f"{key} {row} batch {batch} micro {MICRO}",
+                    lambda r=row, d=data, t=dtype, b=batch: probed(r, d, t, b, options),
                 )
     if "quality" in parts:
         train_quality.run(results, options)

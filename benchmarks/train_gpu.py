@@ -7,6 +7,7 @@ quantised to NF4 on the GPU by itself, so that no more than one layer is ever th
 import gc
 import tempfile
 import time
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -203,16 +204,23 @@ def timed(step: Any, where: torch.device, steps: int, tokens: int) -> dict[str, 
     return {"seconds_a_step": seconds, "tokens_per_second": tokens / seconds, "peak_bytes": peak}
 
 
+def both(name: str, micro: int) -> dict[str, dict[str, float]]:
+    """One size, ours and TRL's, one after the other; who runs out of memory has no figures."""
+    found: dict[str, dict[str, float]] = {}
+    for who, measure in (("ours", ours), ("TRL", theirs)):
+        try:
+            found[who] = measure(shape(name), device(), ROWS, TOKENS, micro, STEPS)
+        except torch.OutOfMemoryError:
+            print(f"{name} micro {micro}: {who} ran out of memory", flush=True)
+        gc.collect()
+        torch.cuda.empty_cache()
+    return found
+
+
 def run(results: Any) -> None:
     """All sizes; needs a CUDA GPU."""
-    where = device()
-    if where.type != "cuda":
+    if device().type != "cuda":
         raise SystemExit("--only gpu: this machine has no CUDA GPU")
     for name in SHAPES:
         for micro in MICRO:
-            found = {}
-            for who, measure in (("ours", ours), ("TRL", theirs)):
-                found[who] = measure(shape(name), where, ROWS, TOKENS, micro, STEPS)
-                gc.collect()
-                torch.cuda.empty_cache()
-            results.part("gpu", f"{name} micro {micro}", lambda f=found: f)
+            results.part("gpu", f"{name} micro {micro}", partial(both, name, micro))

@@ -14,9 +14,9 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 pytest.importorskip("trl", reason="benchmarks need pip install -e '.[bench]'")
 pytest.importorskip("datasets", reason="benchmarks need pip install -e '.[bench]'")
 
+import train
 import train_gpu
 import train_quality
-import train_rows
 from train_ladder import LADDER
 from train_rows import WHAT, Bench, Run, build, check_recipe
 from train_tables import ratios, table
@@ -167,5 +167,17 @@ def test_random_weights_are_really_in_four_bits() -> None:
     assert not any(p.is_meta for p in model.parameters())
 
 
-def test_ml100k_rows_have_exactly_ten_items() -> None:
-    assert train_rows.ITEMS == 10
+def test_rounds_are_alike_and_hold_whole_steps(bench: Bench) -> None:
+    rounds = train.drawn(bench.every, 2, 2)
+    assert all(len(rows) == 2 * train.BATCH for rows in rounds)
+    for rows in rounds:
+        short, long = (bench.every.length[rows[at : at + train.BATCH]].sum() for at in (0, train.BATCH))
+        assert short <= long
+
+
+def test_the_timed_table(bench: Bench, tmp_path: Path) -> None:
+    found = train.timed(["A", "E"], bench, 1, 1, tmp_path)
+    for row, facts in found.items():
+        assert facts["rows_per_second"] * facts["seconds_a_step"] == pytest.approx(16), row
+    assert found["A"]["targets_per_second"] == found["A"]["rows_per_second"]
+    assert found["E"]["targets_per_second"] > 2 * found["E"]["rows_per_second"]
