@@ -183,6 +183,39 @@ def test_offloaded_checkpoints_give_the_same_gradients(
     assert all(torch.equal(found[1][name], value) for name, value in found[0].items())
 
 
+class Held:
+    """Bytes that autograd holds for the backward pass, now and at most."""
+
+    def __init__(self) -> None:
+        self.now = self.most = 0
+
+    def pack(self, tensor: torch.Tensor) -> "Kept":
+        return Kept(tensor, self)
+
+
+class Kept:
+    def __init__(self, tensor: torch.Tensor, held: Held) -> None:
+        self.tensor, self.held = tensor, held
+        held.now += tensor.nbytes
+        held.most = max(held.most, held.now)
+
+    def __del__(self) -> None:
+        self.held.now -= self.tensor.nbytes
+
+
+def test_what_is_held_does_not_grow_with_the_batch(model, rows, encoder, catalogue) -> None:
+    most = {}
+    for times in (1, 8):
+        held = Held()
+        loss = Loss(alpha=0.2, beta=0.1, softmax="vocabulary", contrast_per_row=1)
+        batch = collate(rows * times, encoder, catalogue, loss, 2)
+        with torch.autograd.graph.saved_tensors_hooks(held.pack, lambda kept: kept.tensor):
+            gradients(model, batch, loss)
+        assert held.now == 0
+        most[times] = held.most
+    assert most[8] <= 1.05 * most[1]
+
+
 class Waits(TorchDispatchMode):
     """Counts what makes the host wait for the device: reading a value, or a size that depends on values."""
 
