@@ -14,7 +14,6 @@ from torch.utils.data import DataLoader
 from calrec_lite.model.losses import vocabulary_nll
 from calrec_lite.model.towers import RowStates, Towers
 from calrec_lite.recipe import Loss
-from calrec_lite.text import batch as batch_module
 from calrec_lite.text.batch import Chunk, Collator, StepBatch
 from calrec_lite.train.step import StepLoss, _report, _terms
 from calrec_lite.train.trainer import CALRecTrainer, _step
@@ -61,6 +60,13 @@ class EachAnchor(Collator):
         return [texts[i] for i in item[order]], place, negatives
 
 
+class ExactWidths(Collator):
+    """Padded to the longest row, no further: a new shape nearly every step."""
+
+    def _width(self, length: int) -> int:
+        return length
+
+
 class AsTheyCome(CALRecTrainer):
     """Batches in random order, not by length."""
 
@@ -69,19 +75,6 @@ class AsTheyCome(CALRecTrainer):
         size = self.args.per_device_train_batch_size
         generator = torch.Generator().manual_seed(0)
         return DataLoader(rows, size, True, collate_fn=partial(_step, self.collator), generator=generator)
-
-
-class ExactWidths(CALRecTrainer):
-    """Padded to the longest row, no further: a new shape nearly every step."""
-
-    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
-        before = batch_module.MULTIPLE
-        batch_module.MULTIPLE = 1
-        try:
-            inputs["step"] = self.collator(inputs["step"].rows)
-            return super().training_step(model, inputs)
-        finally:
-            batch_module.MULTIPLE = before
 
 
 class KeptGraphs(CALRecTrainer):
@@ -109,9 +102,12 @@ def _towers(kind: type[Towers]) -> Callable[[CALRecTrainer], None]:
     return prepare
 
 
-def _each_anchor(trainer: CALRecTrainer) -> None:
-    own = trainer.collator
-    trainer.collator = EachAnchor(own.catalogues, own.loss, own.start, own.pad, own.micro_batch_size, own.row_tokens)
+def _collator(kind: type[Collator]) -> Callable[[CALRecTrainer], None]:
+    def prepare(trainer: CALRecTrainer) -> None:
+        own = trainer.collator
+        trainer.collator = kind(own.catalogues, own.loss, own.start, own.pad, own.micro_batch_size, own.row_tokens)
+
+    return prepare
 
 
 def _cast_inputs(trainer: CALRecTrainer) -> None:
@@ -139,9 +135,9 @@ LADDER = {
     "E: LM head at every position": Measure(prepare=_towers(FullHead)),
     "E: an attention mask": Measure(prepare=_towers(Masked)),
     "E: batches not by length": Measure(trainer=AsTheyCome),
-    "E: widths not in multiples of 32": Measure(trainer=ExactWidths),
+    "E: widths not in multiples of 32": Measure(prepare=_collator(ExactWidths)),
     "E: all targets of a row contrasted": Measure(loss={"contrast_per_row": None}),
-    "E: equal texts encoded again": Measure(prepare=_each_anchor),
+    "E: equal texts encoded again": Measure(prepare=_collator(EachAnchor)),
     "E: PEFT casts inputs to fp32": Measure(prepare=_cast_inputs),
     "E: micro-batch 4": Measure(micro=4),
     "E: micro-batch 4, graphs kept": Measure(trainer=KeptGraphs, micro=4, checkpointing=True),

@@ -148,8 +148,8 @@ class Collator:
 
     def __call__(self, rows: Sequence[Row]) -> StepBatch:
         rows = sorted(rows, key=lambda row: -len(row.tokens))  # the largest chunk first: memory that lacks, lacks early
-        longest = _padded(len(rows[0].tokens))
-        budget = self.micro_batch_size * max(longest, _padded(self.row_tokens or 1))
+        longest = self._width(len(rows[0].tokens))
+        budget = self.micro_batch_size * max(longest, self._width(self.row_tokens or 1))
         chunks = [self._chunk(part) for part in _parts(rows, budget // longest)]
         texts, anchor_item, negatives = self._contrast(rows)
         width = _padded(1 + max(map(len, texts), default=0), 8)
@@ -174,6 +174,9 @@ class Collator:
             micro_batch_size=self.micro_batch_size,
         )
 
+    def _width(self, length: int) -> int:
+        return _padded(length, MULTIPLE)
+
     def targets(self, row: Row) -> np.ndarray:
         """Positions (in items) of the row that are targets."""
         return np.arange(1, len(row.items))[-1 if self.loss.targets == "last" else 0 :]
@@ -183,7 +186,7 @@ class Collator:
         return self.targets(row)[-(self.loss.contrast_per_row or 0) :] if self.contrast else np.empty(0, np.int64)
 
     def _chunk(self, rows: Sequence[Row]) -> Chunk:
-        width = _padded(max(len(r.tokens) for r in rows))
+        width = self._width(max(len(r.tokens) for r in rows))
         ids = np.full((len(rows), width), self.pad, np.int64)
         positions, labels, anchors = [], [], []
         for b, row in enumerate(rows):
@@ -266,5 +269,5 @@ def _parts(values: Sequence[Any], most: int) -> list[Sequence[Any]]:
     return [values[i : i + size] for i in range(0, len(values), size)]
 
 
-def _padded(length: int, multiple: int = MULTIPLE) -> int:
+def _padded(length: int, multiple: int) -> int:
     return -(-length // multiple) * multiple

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from peft.tuners.lora import LoraLayer
 from transformers import LlamaConfig
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
@@ -84,6 +85,26 @@ def test_a_rung_is_slower_but_computes_the_same(bench: Bench, tmp_path: Path, ro
         batch = system.trainer.collator([system.rows[i] for i in range(8)])
         losses.append(float(system.trainer._attempt(batch).loss))
     assert losses[1] == pytest.approx(losses[0], rel=5e-3)
+
+
+def test_rungs_really_differ(bench: Bench, tmp_path: Path) -> None:
+    """What a rung takes away is gone."""
+    made = {}
+    for row in ("E", "E: widths not in multiples of 32", "E: equal texts encoded again", "E: micro-batch 4"):
+        system = build(row, bench, 8, 8, tmp_path, np.arange(8))
+        made[row] = system.trainer.collator([system.rows[i] for i in (0, 0, 1, 2, 3, 4, 5, 6)])
+    widths = [batch.chunks[0].ids.shape[1] for batch in made.values()]
+    assert widths[0] % 32 == 0
+    assert widths[1] == len(made["E"].rows[0].tokens)
+    texts = [sum(len(part.ends) for part in batch.items) for batch in made.values()]
+    assert texts[2] == len(made["E"].anchor_item) > texts[0]
+    assert [len(batch.chunks) for batch in made.values()] == [1, 1, 1, 2]
+    masked = build("E: an attention mask", bench, 8, 8, tmp_path, np.arange(8)).trainer
+    full = build("E: LM head at every position", bench, 8, 8, tmp_path, np.arange(8)).trainer
+    assert type(masked.towers).__name__ == "Masked"
+    assert type(full.towers).__name__ == "FullHead"
+    casts = build("E: PEFT casts inputs to fp32", bench, 8, 8, tmp_path, np.arange(8)).trainer.model.modules()
+    assert all(m.cast_input_dtype_enabled for m in casts if isinstance(m, LoraLayer))
 
 
 def test_the_two_ways_to_micro_batches_agree_on_the_gradient(bench: Bench, tmp_path: Path) -> None:
