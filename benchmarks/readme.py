@@ -56,6 +56,13 @@ def recommend() -> str:
     return f"{pages(facts)}\n\n{machine(facts)}.\n"
 
 
+def training() -> str:
+    from train_tables import table as rows
+
+    facts = results("train_cpu")
+    return f"{rows(facts)}\n\n{facts['setting']}. {machine(facts)}, trl {facts['versions']['trl']}.\n"
+
+
 def filled(text: str) -> str:
     return BLOCK.sub(lambda m: f"{m[1]}{globals()[m[2]]()}{m[3]}", text)
 

@@ -170,8 +170,12 @@ class Optim(Section):
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     max_grad_norm: PositiveFloat = 1.0
     batch_size: PositiveInt = Field(16, description="rows of one optimiser step; all of them are negatives")
-    micro_batch_size: PositiveInt | Literal["auto"] = Field("auto", description="rows in memory at once")
-    gradient_checkpointing: bool = False
+    micro_batch_size: PositiveInt | Literal["auto"] = Field(
+        "auto", description="full-length rows in memory at once; halved by itself where memory runs out"
+    )
+    gradient_checkpointing: bool | Literal["offload"] = Field(
+        False, description="compute activations twice to save memory; offload: keep each layer's input in RAM (CUDA)"
+    )
     handover_tolerance: PositiveFloat = Field(0.05, description="nats an item a hand-over may cost without a warning")
     eval_every: PositiveInt | None = Field(None, description="steps between validation losses; null: at the end")
     save_every: PositiveInt = Field(100, description="steps between checkpoints")

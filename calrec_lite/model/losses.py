@@ -1,9 +1,10 @@
 """The mixed objective: (1 - alpha - beta) L_NIG + alpha L_TT + beta L_UT (METHOD 3 and 5b)."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from calrec_lite.recipe import Loss
 from calrec_lite.text.batch import Chunk, Forks
@@ -32,21 +33,41 @@ def generation_loss(hidden: Tensor, head: Tensor, chunk: Chunk, loss: Loss) -> T
 
 
 def vocabulary_nll(states: Tensor, head: Tensor, labels: Tensor) -> Tensor:
-    """(P,) -log softmax(states @ head.T)[labels]; logits exist for a slice of positions at a time, also in backward.
+    """(P,) -log softmax(states @ head.T)[labels]; logits exist for a slice of positions at a time.
 
     Args:
-        states: (P, D). head: (V, D). labels: (P,).
+        states: (P, D). head: (V, D), frozen: it gets no gradient. labels: (P,).
     """
-    size = max(1, HEAD_ENTRIES // head.shape[0])
-    parts = [
-        checkpoint(_nll, states[i : i + size], head, labels[i : i + size], use_reentrant=False)
-        for i in range(0, len(states), size)
-    ]
-    return torch.cat(parts) if parts else states.new_zeros(0, dtype=torch.float32)
+    return _HeadLoss.apply(states, head, labels)
 
 
-def _nll(states: Tensor, head: Tensor, labels: Tensor) -> Tensor:
-    return F.cross_entropy((states @ head.T).float(), labels, reduction="none")
+class _HeadLoss(torch.autograd.Function):
+    """The gradient at the states is (softmax - one-hot) @ head, known as soon as the loss is: two products, not three.
+
+    Keeping logits for the backward pass would cost P * V, computing them again a third product.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, head: Tensor, labels: Tensor) -> Tensor:
+        nll = states.new_empty(len(states), dtype=torch.float32)
+        pull = torch.empty_like(states) if ctx.needs_input_grad[0] else None  # (P, D)
+        size = max(1, HEAD_ENTRIES // head.shape[0])
+        for at in range(0, len(states), size):
+            here = slice(at, at + size)
+            own = labels[here].unsqueeze(1)
+            scores = (states[here] @ head.T).float().log_softmax(-1)  # (S, V)
+            nll[here] = -scores.gather(1, own).squeeze(1)
+            if pull is not None:
+                share = scores.exp_().scatter_add_(1, own, scores.new_full(own.shape, -1.0))
+                torch.mm(share.to(head.dtype), head, out=pull[here])
+        if pull is not None:
+            ctx.save_for_backward(pull)
+        return nll
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        (pull,) = ctx.saved_tensors
+        return gradient.unsqueeze(1).to(pull.dtype) * pull, None, None
 
 
 def catalogue_nll(states: Tensor, head: Tensor, forks: Forks) -> Tensor:

@@ -1,5 +1,6 @@
 """One LLM, two towers: a forward of a history gives its likelihood, v_U and v_T|U; one of an item's text gives v_T."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch.nn.functional as F
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
+from torch.autograd.graph import save_on_cpu
 from transformers import Cache
 
 from calrec_lite.errors import InputError
@@ -36,9 +38,11 @@ class Towers:
 
     Args:
         model: a transformers causal LM, with or without PEFT's adapter layers in it.
+        offload: keep in RAM what a forward saves for its backward: with gradient checkpointing, each layer's input.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, offload: bool = False) -> None:
+        self.offload = offload
         causal: Any = model.get_base_model() if isinstance(model, PeftModel) else model
         self.decoder: Any = causal.get_decoder()
         output = causal.get_output_embeddings()
@@ -58,7 +62,8 @@ class Towers:
 
     def states(self, ids: Tensor) -> Tensor:
         """(B, T, D) last-layer states after the final norm. Right padding and a causal mask need no attention mask."""
-        with torch.autocast(ids.device.type, torch.bfloat16, enabled=self.autocast):
+        elsewhere = save_on_cpu(pin_memory=ids.device.type == "cuda") if self.offload else nullcontext()
+        with elsewhere, torch.autocast(ids.device.type, torch.bfloat16, enabled=self.autocast):
             return self.decoder(input_ids=ids, use_cache=False).last_hidden_state
 
     def continued(
@@ -92,10 +97,10 @@ class Towers:
         none = torch.finfo(self.head.dtype).min
         return torch.where(visible, 0.0, none).to(self.head.dtype).unsqueeze(1)
 
-    def rows(self, chunk: Chunk, loss: Loss) -> RowStates:
-        """Pass B."""
+    def rows(self, chunk: Chunk, loss: Loss, likelihood: bool = True) -> RowStates:
+        """Pass B; without `likelihood` the vectors alone, and a loss of zero."""
         hidden = self.states(chunk.ids)
-        nll = generation_loss(hidden, self.head, chunk, loss)
+        nll = generation_loss(hidden, self.head, chunk, loss) if likelihood else hidden.new_zeros((), dtype=torch.float)
         if not len(chunk.anchor_row):
             empty = hidden.new_zeros(0, hidden.shape[-1], dtype=torch.float32)
             return RowStates(nll, empty, empty)

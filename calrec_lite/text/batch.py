@@ -1,6 +1,6 @@
 """Rows of one optimiser step as tensors: what both towers read, and where the losses look."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -13,20 +13,31 @@ from calrec_lite.text.encoding import EncodedCatalogue, Row
 from calrec_lite.text.trie import Trie, gather_ranges
 
 MULTIPLE = 32  # lengths are padded to a multiple: kernels are rebuilt for each new shape on a CPU
+ITEMS_AT_ONCE = 16  # item texts of one forward; they are sorted by length, so that smaller parts are padded less
 
 
 class OnDevice:
     """A dataclass of tensors that moves as one."""
 
     def to(self, device: torch.device | str) -> Any:
-        moved = {f.name: _move(getattr(self, f.name), device) for f in fields(self)}  # type: ignore[arg-type]
-        return replace(self, **moved)  # type: ignore[type-var]
+        """On the device; from pinned memory the copy runs beside the host's work."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Any:
+        """In page-locked memory; the data loader calls it where there is a GPU."""
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Any:
+        changed = {f.name: _changed(getattr(self, f.name), change) for f in fields(self)}  # type: ignore[arg-type]
+        return replace(self, **changed)  # type: ignore[type-var]
 
 
-def _move(value: Any, device: torch.device | str) -> Any:
-    if isinstance(value, Tensor | OnDevice):
-        return value.to(device)
-    return [_move(v, device) for v in value] if isinstance(value, list) else value
+def _changed(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, OnDevice):
+        return value._each(change)
+    return [_changed(v, change) for v in value] if isinstance(value, list) else value
 
 
 @dataclass
@@ -89,6 +100,10 @@ class StepBatch(OnDevice):
         supervised: tokens (or forks) L_NIG is divided by.
         targets: target items supervised.
         tokens: ids of both passes, padding not counted.
+        attended: pairs of positions that see each other in both passes, padding not counted.
+        vocabulary_positions, fork_entries: positions whose loss is over the vocabulary, and children at forks.
+        at_once: whether memory has room for all of the step's graphs: one chunk of rows, no more tokens in item texts.
+        rows: what the step was made of, and `micro_batch_size`: how it was cut, so that it can be cut again.
     """
 
     chunks: list[Chunk]
@@ -98,6 +113,12 @@ class StepBatch(OnDevice):
     supervised: int
     targets: int
     tokens: int
+    attended: int
+    vocabulary_positions: int
+    fork_entries: int
+    at_once: bool
+    rows: Sequence[Row]
+    micro_batch_size: int
 
 
 class Collator:
@@ -107,22 +128,36 @@ class Collator:
         catalogues: the domains' items by name.
         loss: which targets, which softmax, how many anchors a row.
         start, pad: ids of the first token of pass A and of padding.
-        micro_batch_size: rows of one chunk.
+        micro_batch_size: full-length rows in memory at once; of shorter rows, or item texts, so many more.
+        row_tokens: the full length; None: that of a step's longest row.
         contrast: whether pass A is needed at all.
     """
 
     def __init__(
-        self, catalogues: Mapping[str, EncodedCatalogue], loss: Loss, start: int, pad: int, micro_batch_size: int
+        self,
+        catalogues: Mapping[str, EncodedCatalogue],
+        loss: Loss,
+        start: int,
+        pad: int,
+        micro_batch_size: int,
+        row_tokens: int | None = None,
     ) -> None:
         self.catalogues, self.loss, self.start, self.pad = catalogues, loss, start, pad
-        self.micro_batch_size = micro_batch_size
+        self.micro_batch_size, self.row_tokens = micro_batch_size, row_tokens
         self.contrast = loss.alpha + loss.beta > 0
 
     def __call__(self, rows: Sequence[Row]) -> StepBatch:
-        chunks = [self._chunk(part) for part in _parts(rows, self.micro_batch_size)]
+        rows = sorted(rows, key=lambda row: -len(row.tokens))  # the largest chunk first: memory that lacks, lacks early
+        longest = self._width(len(rows[0].tokens))
+        budget = self.micro_batch_size * max(longest, self._width(self.row_tokens or 1))
+        chunks = [self._chunk(part) for part in _parts(rows, budget // longest)]
         texts, anchor_item, negatives = self._contrast(rows)
-        items = [item_chunk(part, self.start, self.pad) for part in _parts(texts, 4 * self.micro_batch_size)]
+        width = _padded(1 + max(map(len, texts), default=0), 8)
+        most = min(ITEMS_AT_ONCE, max(1, budget // width))
+        items = [item_chunk(part, self.start, self.pad) for part in _parts(texts, most)]
         vocabulary = self.loss.softmax == "vocabulary"
+        whole = vocabulary or self.loss.vocabulary_weight > 0
+        lengths = np.array([len(r.tokens) for r in rows] + [len(t) + 1 for t in texts], np.int64)
         return StepBatch(
             chunks=chunks,
             items=items,
@@ -130,8 +165,17 @@ class Collator:
             negatives=torch.from_numpy(negatives),
             supervised=max(1, sum(len(c.labels if vocabulary or c.forks is None else c.forks.chosen) for c in chunks)),
             targets=sum(len(self.targets(r)) for r in rows),
-            tokens=sum(len(r.tokens) for r in rows) + sum(len(t) + 1 for t in texts),
+            tokens=int(lengths.sum()),
+            attended=int((lengths * (lengths + 1) // 2).sum()),
+            vocabulary_positions=sum(len(c.labels) for c in chunks if whole or c.forks is None),
+            fork_entries=sum(len(c.forks.entry_fork) for c in chunks if c.forks is not None),
+            at_once=len(chunks) == 1 and sum(i.ids.numel() for i in items) <= budget,
+            rows=rows,
+            micro_batch_size=self.micro_batch_size,
         )
+
+    def _width(self, length: int) -> int:
+        return _padded(length, MULTIPLE)
 
     def targets(self, row: Row) -> np.ndarray:
         """Positions (in items) of the row that are targets."""
@@ -142,7 +186,7 @@ class Collator:
         return self.targets(row)[-(self.loss.contrast_per_row or 0) :] if self.contrast else np.empty(0, np.int64)
 
     def _chunk(self, rows: Sequence[Row]) -> Chunk:
-        width = _padded(max(len(r.tokens) for r in rows))
+        width = self._width(max(len(r.tokens) for r in rows))
         ids = np.full((len(rows), width), self.pad, np.int64)
         positions, labels, anchors = [], [], []
         for b, row in enumerate(rows):
@@ -219,9 +263,11 @@ def fork_tensors(trie: Trie, bias: np.ndarray, before: np.ndarray, items: np.nda
     )
 
 
-def _parts(values: Sequence[Any], size: int) -> list[Sequence[Any]]:
+def _parts(values: Sequence[Any], most: int) -> list[Sequence[Any]]:
+    """The fewest parts of at most `most`, all of the same size but the last."""
+    size = -(-len(values) // -(-len(values) // most)) if values else 1
     return [values[i : i + size] for i in range(0, len(values), size)]
 
 
-def _padded(length: int, multiple: int = MULTIPLE) -> int:
+def _padded(length: int, multiple: int) -> int:
     return -(-length // multiple) * multiple

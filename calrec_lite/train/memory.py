@@ -1,21 +1,25 @@
-"""What a step will need, before it is run: how many rows fit in memory at once."""
+"""How many rows fit in memory at once: what a step will need, before it is run, and what it turned out to need."""
 
 import psutil
 import torch
+from accelerate.utils.memory import should_reduce_batch_size
 from transformers import PretrainedConfig
 
 SHARE = 0.5  # of the free memory that activations may take; the rest is for weights, buffers and other programs
 
 
-def activation_bytes(config: PretrainedConfig, checkpointing: bool) -> int:
+def activation_bytes(config: PretrainedConfig, checkpointing: bool | str) -> int:
     """Bytes kept for backward per token of a row.
 
     Without checkpointing each layer keeps the inputs of its linear layers and its norms (in bf16, the norms in
-    fp32); with it only each layer's input, and one layer's worth while that is recomputed.
+    fp32); with it only each layer's input, and one layer's worth while that is recomputed; with `offload` the
+    inputs are in RAM.
     """
     text = config.get_text_config()
     hidden, inner, layers = text.hidden_size, text.intermediate_size, text.num_hidden_layers
     layer = 2 * (10 * hidden + 5 * inner) + 8 * hidden
+    if checkpointing == "offload":
+        return layer
     return layers * 2 * hidden + layer if checkpointing else layers * layer
 
 
@@ -27,7 +31,7 @@ def free_bytes(device: torch.device) -> int:
 
 
 def auto_micro_batch(
-    config: PretrainedConfig, batch_size: int, row_tokens: int, checkpointing: bool, device: torch.device
+    config: PretrainedConfig, batch_size: int, row_tokens: int, checkpointing: bool | str, device: torch.device
 ) -> int:
     """Rows at once: the whole batch if it fits, else the largest equal part of it that does, at least one.
 
@@ -37,6 +41,55 @@ def auto_micro_batch(
     room = int(SHARE * free_bytes(device)) // activation_bytes(config, checkpointing)
     fits = max(1, room // row_tokens)
     return batch_size if fits >= batch_size else -(-batch_size // -(-batch_size // fits))
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory could not be had, on a GPU or a CPU."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or should_reduce_batch_size(error)  # type: ignore[arg-type]
+
+
+class MicroBatch:
+    """How many full-length rows are in memory at once.
+
+    Halved when memory runs out. Where it was estimated (`auto`) and the device is a GPU, doubled while the
+    measured peak leaves room. On a CPU it does not grow: larger micro-batches are no faster there, memory is
+    shared with other programs, and a resumed run has to cut its steps as the first one did to end in the same bits.
+
+    Args:
+        size: to begin with.
+        most: rows of a step.
+        grows: whether it may be doubled.
+    """
+
+    AFTER = 10  # steps of one size before it is doubled
+    SAFE = 0.9  # of the device's memory that may be planned with
+
+    def __init__(self, size: int, most: int, grows: bool) -> None:
+        self.size, self.most, self.grows = min(size, most), most, grows
+        self.good = 0
+
+    def shrink(self) -> bool:
+        """Halve it, for good. False if it is one already."""
+        self.good, self.grows = 0, False
+        if self.size == 1:
+            return False
+        self.size = -(-self.size // 2)
+        return True
+
+    def grow(self, resting: int, peak: int, room: int) -> bool:
+        """After a step that fitted: double the size if it has fitted often enough and twice as much would fit too.
+
+        Args:
+            resting: bytes held between steps. peak: the most held since the size was set. room: what there is.
+        """
+        self.good += 1
+        if not self.grows or self.good < self.AFTER or self.size >= self.most:
+            return False
+        self.good = 0
+        if resting + 2 * (peak - resting) > self.SAFE * room:
+            return False
+        self.size = min(self.most, 2 * self.size)
+        return True
 
 
 def peak_bytes(device: torch.device) -> int:

@@ -2,9 +2,11 @@
 
 import json
 import math
+import os
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -82,9 +84,10 @@ def _train_stage(run: Run, index: int) -> None:
     data = {d.name: d.fingerprint for d in domains}
     run.note(name, "training", base=str(base), adapter=str(carried) if carried else None, data=data)
     set_seed(recipe.training_seed)
-    model = add_adapter(load_model(base, recipe.base), recipe.base, recipe.optim.gradient_checkpointing, carried)
+    model = add_adapter(load_model(base, recipe.base), recipe.base, bool(recipe.optim.gradient_checkpointing), carried)
     config = _config(run, stage, folder, model, rows)
-    trainer = CALRecTrainer(model, config, run.encoder, catalogues, rows, valid, [RunLog(run, name)])
+    with environment("TENSORBOARD_LOGGING_DIR", str(folder.folder / "tensorboard")):
+        trainer = CALRecTrainer(model, config, run.encoder, catalogues, rows, valid, [RunLog(run, name)])
     facts = _train(trainer, valid, folder)
     with atomic_path(folder.adapter) as temporary:
         model.save_pretrained(str(temporary))
@@ -99,16 +102,22 @@ def _train_stage(run: Run, index: int) -> None:
 
 def _config(run: Run, stage: Stage, folder: StageFolder, model: PeftModel, rows: Rows) -> CALRecConfig:
     optim, seed = run.recipe.optim, run.recipe.training_seed
+    if optim.gradient_checkpointing == "offload" and device().type == "cpu":
+        raise InputError(
+            "optim.gradient_checkpointing: offload moves activations from the GPU's memory to RAM, and this machine "
+            "has no CUDA device: set it to true"
+        )
     per_epoch = len(StepSampler(rows, optim.batch_size, seed))
     steps = NO_LIMIT if stage.minutes else stage.max_steps or math.ceil((stage.epochs or 1) * per_epoch)
     micro = optim.micro_batch_size
     if micro == "auto":
-        longest = int(rows.length.max())
-        micro = auto_micro_batch(model.config, optim.batch_size, longest, optim.gradient_checkpointing, device())
+        micro = _estimated_micro(run, folder, model, int(rows.length.max()))
     return CALRecConfig(
         output_dir=str(folder.checkpoints),
         objective=run.recipe.loss,
         micro_batch_size=micro,
+        micro_batch_auto=optim.micro_batch_size == "auto",
+        offload_checkpoints=optim.gradient_checkpointing == "offload",
         per_device_train_batch_size=optim.batch_size,
         max_steps=steps,
         max_seconds=60 * stage.minutes if stage.minutes else None,
@@ -132,6 +141,15 @@ def _config(run: Run, stage: Stage, folder: StageFolder, model: PeftModel, rows:
     )
 
 
+def _estimated_micro(run: Run, folder: StageFolder, model: PeftModel, longest: int) -> int:
+    """The estimate of the stage's first start: cut as they were then, a resumed run's steps give the same bits."""
+    file, optim = folder.folder / "micro_batch.json", run.recipe.optim
+    if not file.is_file():
+        rows = auto_micro_batch(model.config, optim.batch_size, longest, optim.gradient_checkpointing, device())
+        write_json(file, {"micro_batch_size": rows})
+    return int(json.loads(file.read_text(encoding="utf-8"))["micro_batch_size"])
+
+
 def _train(trainer: CALRecTrainer, valid: Rows, folder: StageFolder) -> dict[str, Any]:
     """Train to the end, from the last whole checkpoint if there is one; the validation loss before and after."""
     start = folder.folder / "before.json"
@@ -139,19 +157,12 @@ def _train(trainer: CALRecTrainer, valid: Rows, folder: StageFolder) -> dict[str
         write_json(start, {"valid_nats_before": _nats(trainer, valid)})
     checkpoint = last_checkpoint(folder.checkpoints)
     started = time.perf_counter()
-    try:
-        if checkpoint and (state := _finished(trainer, checkpoint)):  # killed after the last step
-            assert isinstance(trainer.model, PeftModel)
-            load_adapter_weights(trainer.model, checkpoint)
-            trainer.state = state
-        else:
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    except torch.cuda.OutOfMemoryError:
-        micro = trainer.args.micro_batch_size
-        raise RunError(
-            f"out of GPU memory with {micro} rows at once: set optim.micro_batch_size lower (the result stays the "
-            "same), or optim.gradient_checkpointing: true, and start the run again"
-        ) from None
+    if checkpoint and (state := _finished(trainer, checkpoint)):  # killed after the last step
+        assert isinstance(trainer.model, PeftModel)
+        load_adapter_weights(trainer.model, checkpoint)
+        trainer.state = state
+    else:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     seconds = time.perf_counter() - started
     after = _nats(trainer, valid)
     if not math.isfinite(after):
@@ -164,7 +175,7 @@ def _train(trainer: CALRecTrainer, valid: Rows, folder: StageFolder) -> dict[str
         "steps": trainer.state.global_step,
         "train_seconds": round(trained_seconds(trainer.state), 1),
         "seconds_of_last_session": round(seconds, 1),
-        "micro_batch_size": trainer.args.micro_batch_size,
+        "micro_batch_size": trainer.micro.size,
         "peak_memory_bytes": peak_bytes(trainer.args.device),
     }
 
@@ -235,6 +246,19 @@ def _check_handover(trainer: CALRecTrainer, valid: Rows, run: Run, index: int, f
     return {"valid_nats_handed_on": handed_on}
 
 
+@contextmanager
+def environment(name: str, value: str) -> Iterator[None]:
+    """Set a variable that is not set, for a while: some of what transformers' reporters read has no other way in."""
+    if name in os.environ:
+        yield
+        return
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        del os.environ[name]
+
+
 class RunLog(TrainerCallback):
     """Appends what the trainer logs to the run's log.jsonl; after a resume, lines of lost steps are dropped."""
 
@@ -255,11 +279,6 @@ class RunLog(TrainerCallback):
         return bool(entry["stage"] == self.stage and entry["step"] > step)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        entry = {
-            "stage": self.stage,
-            "step": state.global_step,
-            **(logs or {}),
-            "memory_bytes": peak_bytes(args.device),
-        }
+        entry = {"stage": self.stage, "step": state.global_step, **(logs or {})}
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")

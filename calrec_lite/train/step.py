@@ -1,10 +1,11 @@
 """The two-tower step: one gradient of the mixed objective, however the step is cut into micro-batches (METHOD 3).
 
-With one chunk per tower it is plain autograd. With more, the contrastive terms need every chunk's
+Where all of a step fits in memory it is plain autograd. Where not, the contrastive terms need every chunk's
 vectors at once, so the vectors are first computed without a graph, the gradient of the contrastive terms
 with respect to them is taken, and each chunk is then run again with its own graph (GradCache, Gao et al.
-2021). Memory is that of one chunk; the price is one more forward. Random states are recorded in the first
-pass and replayed in the second, so that dropout is the same in both.
+2021). Memory is that of one chunk, so the last chunk of rows keeps its graph from the first pass; the price is
+one more forward of all others, without the LM head. Random states are recorded in the first pass and replayed
+in the second, so that dropout is the same in both.
 """
 
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from calrec_lite.recipe import Loss
 from calrec_lite.text.batch import Chunk, ItemChunk, StepBatch
 
 Backward = Callable[[Tensor], None]
+RngState = tuple[Tensor, Tensor | None, torch.device]
 
 
 @dataclass
@@ -41,7 +43,7 @@ def two_tower_step(towers: Towers, batch: StepBatch, loss: Loss, backward: Backw
     """
     contrast = bool(len(batch.anchor_item))
     weight = (1 - loss.alpha - loss.beta if contrast else 1.0) / batch.supervised
-    if not contrast or (len(batch.chunks) == 1 and len(batch.items) == 1):
+    if not contrast or batch.at_once:
         return _direct(towers, batch, loss, weight, backward)
     return _cached(towers, batch, loss, weight, backward)
 
@@ -55,7 +57,8 @@ def _direct(towers: Towers, batch: StepBatch, loss: Loss, weight: float, backwar
         states = towers.rows(chunk, loss)
         scalar = weight * states.nll
         if batch.items:
-            tt, ut = _terms(states.user, states.target, towers.items(batch.items[0]), batch, loss)
+            texts = torch.cat([towers.items(part) for part in batch.items])
+            tt, ut = _terms(states.user, states.target, texts, batch, loss)
             scalar = scalar + loss.alpha * tt + loss.beta * ut
         if backward:
             backward(scalar)
@@ -64,50 +67,45 @@ def _direct(towers: Towers, batch: StepBatch, loss: Loss, weight: float, backwar
 
 
 def _cached(towers: Towers, batch: StepBatch, loss: Loss, weight: float, backward: Backward | None) -> StepLoss:
-    with torch.no_grad():
-        rows, row_rng = _recorded(lambda c: towers.rows(c, loss), batch.chunks)
+    *replayed, kept = batch.chunks
+    with torch.no_grad():  # the likelihood is computed where it is needed: with its graph
+        rows, row_rng = _recorded(lambda c: towers.rows(c, loss, likelihood=backward is None), replayed)
         items, item_rng = _recorded(towers.items, batch.items)
-    user = torch.cat([r.user for r in rows]).requires_grad_()
-    target = torch.cat([r.target for r in rows]).requires_grad_()
+    last = towers.rows(kept, loss)
+    user = torch.cat([r.user for r in rows] + [last.user.detach()]).requires_grad_()
+    target = torch.cat([r.target for r in rows] + [last.target.detach()]).requires_grad_()
     texts = torch.cat(items).requires_grad_()
+    nll = torch.stack([r.nll for r in rows] + [last.nll]).sum().detach()
     with torch.enable_grad():
         tt, ut = _terms(user, target, texts, batch, loss)
         if backward:
             (loss.alpha * tt + loss.beta * ut).backward()
     if backward:
-        end = _rng_state(batch.anchor_item.device)
-        _replay_rows(towers, batch, loss, weight, backward, row_rng, user, target)
+        end = rng_state(batch.anchor_item.device)
+        sizes = [len(chunk.anchor_row) for chunk in batch.chunks]
+        pulls = list(zip(_grad(user).split(sizes), _grad(target).split(sizes)))
+        backward(_surrogate(last, pulls[-1], weight))
+        del last  # its graph has to be gone before the next one is built
+        for chunk, state, pull in zip(replayed, row_rng, pulls):
+            set_rng_state(state)
+            again = towers.rows(chunk, loss)
+            backward(_surrogate(again, pull, weight))
+            nll = nll + again.nll.detach()
+            del again
         _replay_items(towers, batch, backward, item_rng, texts)
-        _set_rng_state(end)
-    nll = torch.stack([r.nll for r in rows]).sum()
+        set_rng_state(end)
     return _report(nll, tt, ut, weight, batch, loss)
 
 
-def _replay_rows(
-    towers: Towers,
-    batch: StepBatch,
-    loss: Loss,
-    weight: float,
-    backward: Backward,
-    rng: list[Any],
-    user: Tensor,
-    target: Tensor,
-) -> None:
-    at = 0
-    for chunk, state in zip(batch.chunks, rng):
-        _set_rng_state(state)
-        states: RowStates = towers.rows(chunk, loss)
-        here = slice(at, at + len(chunk.anchor_row))
-        at = here.stop
-        # the surrogate's gradient at the vectors is the contrastive terms' gradient there
-        surrogate = (states.user * _grad(user)[here]).sum() + (states.target * _grad(target)[here]).sum()
-        backward(weight * states.nll + surrogate)
+def _surrogate(states: RowStates, pull: tuple[Tensor, Tensor], weight: float) -> Tensor:
+    """A scalar with the objective's gradient for one chunk: at its vectors, that of the contrastive terms."""
+    return weight * states.nll + (states.user * pull[0]).sum() + (states.target * pull[1]).sum()
 
 
 def _replay_items(towers: Towers, batch: StepBatch, backward: Backward, rng: list[Any], texts: Tensor) -> None:
     at = 0
     for chunk, state in zip(batch.items, rng):
-        _set_rng_state(state)
+        set_rng_state(state)
         here = slice(at, at + len(chunk.ends))
         at = here.stop
         backward((towers.items(chunk) * _grad(texts)[here]).sum())
@@ -133,16 +131,18 @@ def _report(nll: Tensor, tt: Tensor, ut: Tensor, weight: float, batch: StepBatch
 def _recorded(run: Callable[[Any], Any], chunks: list[Chunk] | list[ItemChunk]) -> tuple[list[Any], list[Any]]:
     outputs, states = [], []
     for chunk in chunks:
-        states.append(_rng_state(chunk.ids.device))
+        states.append(rng_state(chunk.ids.device))
         outputs.append(run(chunk))
     return outputs, states
 
 
-def _rng_state(device: torch.device) -> tuple[Tensor, Tensor | None, torch.device]:
+def rng_state(device: torch.device) -> RngState:
+    """The random states that a forward on the device draws from."""
     return torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None, device
 
 
-def _set_rng_state(state: tuple[Tensor, Tensor | None, torch.device]) -> None:
+def set_rng_state(state: RngState) -> None:
+    """Go back to what `rng_state` returned."""
     cpu, cuda, device = state
     torch.set_rng_state(cpu)
     if cuda is not None:

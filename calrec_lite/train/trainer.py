@@ -5,7 +5,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +28,9 @@ from calrec_lite.text.batch import Collator, StepBatch
 from calrec_lite.text.encoding import EncodedCatalogue, Encoder, Row
 from calrec_lite.text.rows import Rows, StepSampler
 from calrec_lite.train.clock import Clock
-from calrec_lite.train.step import StepLoss, two_tower_step
+from calrec_lite.train.flops import StepFlops, matmul_rate
+from calrec_lite.train.memory import MicroBatch, out_of_memory, peak_bytes
+from calrec_lite.train.step import RngState, StepLoss, rng_state, set_rng_state, two_tower_step
 
 
 @dataclass
@@ -41,7 +43,9 @@ class CALRecConfig(TrainingArguments):
 
     Attributes:
         objective: weights, temperature, targets, softmax (METHOD sections 3 and 5).
-        micro_batch_size: rows in memory at once.
+        micro_batch_size: full-length rows in memory at once, to begin with.
+        micro_batch_auto: whether that number is an estimate, which may grow.
+        offload_checkpoints: keep in RAM what gradient checkpointing keeps for the backward pass.
         max_seconds: of training, after which it ends and by which the learning rate falls; None: max_steps say so.
         warmup_share: of max_seconds; with max_steps alone `warmup_steps` says so.
     """
@@ -50,6 +54,8 @@ class CALRecConfig(TrainingArguments):
     micro_batch_size: int = 4
     max_seconds: float | None = None
     warmup_share: float = 0.0
+    micro_batch_auto: bool = False
+    offload_checkpoints: bool = False
     remove_unused_columns: bool = False
     logging_nan_inf_filter: bool = False
 
@@ -76,7 +82,7 @@ class CALRecTrainer(Trainer):
         train_dataset, eval_dataset: rows (`text.rows`); the last item of an evaluation row is its target.
 
     Raises:
-        RunError: when the loss is no longer a number.
+        RunError: when the loss is no longer a number, or memory does not suffice for a single row.
     """
 
     args: CALRecConfig
@@ -105,15 +111,20 @@ class CALRecTrainer(Trainer):
         self.add_callback(self.clock)
         if not args.disable_tqdm:
             self.add_callback(StageProgress())
-        self.towers = Towers(model)
+        self.towers = Towers(model, args.offload_checkpoints)
         start = int(encoder.start[0])
-        self.collator = Collator(catalogues, args.objective, start, encoder.pad, args.micro_batch_size)
+        batch_size, grows = args.per_device_train_batch_size, args.micro_batch_auto and args.device.type == "cuda"
+        self.micro = MicroBatch(args.micro_batch_size, batch_size, grows)
+        longest = int(train_dataset.length.max(initial=1))
+        self.collator = Collator(catalogues, args.objective, start, encoder.pad, self.micro.size, longest)
         last = args.objective.model_copy(
             update={"targets": "last", "alpha": 0.0, "beta": 0.0, "vocabulary_weight": 0.0}
         )
         self.eval_collator = Collator(catalogues, last, start, encoder.pad, args.micro_batch_size)
         self._sums: dict[str, Tensor] = {}
-        self._counts = {"targets": 0, "tokens": 0, "steps": 0}
+        self._counts: dict[str, float] = dict.fromkeys(("targets", "tokens", "flops", "steps"), 0)
+        self._flops = StepFlops(self.towers.decoder, model.config)  # type: ignore[arg-type]
+        self._rate: float | None = None
         self._since = time.perf_counter()
 
     def get_train_dataloader(self) -> DataLoader[Any]:
@@ -126,6 +137,7 @@ class CALRecTrainer(Trainer):
             batch_sampler=sampler,
             collate_fn=partial(_step, self.collator),  # no lambda: workers may have to pickle it
             num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.device.type == "cuda",
         )
         loader.set_epoch = sampler.set_epoch  # type: ignore[attr-defined]  # the Trainer calls it before each epoch
         return loader
@@ -144,12 +156,60 @@ class CALRecTrainer(Trainer):
         return self.lr_scheduler
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
-        """One optimiser step's gradient; returns the detached objective."""
+        """One optimiser step's gradient; returns the detached objective. Where memory runs out, it is cut smaller."""
         model.train()
-        batch: StepBatch = inputs["step"].to(self.args.device)
-        result = two_tower_step(self.towers, batch, self.args.objective, self.accelerator.backward)
+        batch: StepBatch = inputs["step"]
+        before = rng_state(self.args.device)
+        while True:
+            if batch.micro_batch_size != self.micro.size:
+                self.collator.micro_batch_size = self.micro.size
+                batch = self.collator(batch.rows)
+            result = self._attempt(batch)
+            if result is not None:
+                break
+            self._cut_smaller(before)
         self._note(result, batch)
+        if self.args.device.type == "cuda":
+            self._maybe_grow()
         return result.loss
+
+    def _attempt(self, batch: StepBatch) -> StepLoss | None:
+        """None where memory ran out. Returning drops the error, and with it what the broken step still held."""
+        try:
+            return two_tower_step(
+                self.towers, batch.to(self.args.device), self.args.objective, self.accelerator.backward
+            )
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            return None
+
+    def _cut_smaller(self, before: RngState) -> None:
+        """Undo the broken step and halve the micro-batch."""
+        old = self.micro.size
+        cast(nn.Module, self.model).zero_grad()
+        set_rng_state(before)
+        if self.args.device.type == "cuda":
+            torch.cuda.empty_cache()
+        if not self.micro.shrink():
+            raise RunError(
+                f"out of memory with a single row of {self.collator.row_tokens} tokens at step "
+                f"{self.state.global_step}: set optim.gradient_checkpointing: true, or text.max_history_tokens or "
+                "text.max_items lower under another `name`, and start the run again"
+            )
+        self._say_micro(old, "out of memory")
+
+    def _maybe_grow(self) -> None:
+        device, old = self.args.device, self.micro.size
+        resting, peak = torch.cuda.memory_allocated(device), torch.cuda.max_memory_allocated(device)
+        room = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+        if self.micro.grow(resting, peak, room):
+            self._say_micro(old, "room in memory")
+
+    def _say_micro(self, old: int, why: str) -> None:
+        size = self.micro.size
+        tqdm.write(f"step {self.state.global_step}: {why}: {old} -> {size} rows at once; the result stays the same")
+        self.log({"micro_batch_size": size, "micro_batch_size_before": old})
 
     def _note(self, result: StepLoss, batch: StepBatch) -> None:
         for key in (
@@ -162,6 +222,7 @@ class CALRecTrainer(Trainer):
             self._sums[key] = self._sums[key] + value if key in self._sums else value
         self._counts["targets"] += batch.targets
         self._counts["tokens"] += batch.tokens
+        self._counts["flops"] += self._flops(batch)
         self._counts["steps"] += 1
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -171,6 +232,10 @@ class CALRecTrainer(Trainer):
             logs |= {key: float(value) / self._counts["steps"] for key, value in self._sums.items()}
             logs |= {f"{key}_per_second": self._counts[key] / seconds for key in ("targets", "tokens")}
             logs["seconds"] = self.clock.seconds
+            if self._rate is None:  # once; not before training, so that nothing is measured that never trains
+                self._rate = matmul_rate(self.args.device, self.towers.head.dtype)
+            logs["mfu"] = self._counts["flops"] / seconds / self._rate
+            logs["memory_bytes"] = peak_bytes(self.args.device)
             self._reset()
             if not math.isfinite(logs["loss"]) or not math.isfinite(logs.get("grad_norm", 0.0)):
                 raise RunError(

@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM
 
 import calrec_lite.train.stage as stage_module
@@ -100,9 +101,101 @@ def test_log_has_every_component_and_rate(trained: Run) -> None:
     for entry in (e for e in entries if "loss" in e):
         for key in ("nig", "tt", "ut", "nats_per_item", "grad_norm", "targets_per_second", "tokens_per_second"):
             assert entry[key] > 0, key
+        assert 0 < entry["mfu"] < 1
+        assert entry["memory_bytes"] > 1e7
         loss = trained.recipe.loss
         whole = (1 - loss.alpha - loss.beta) * entry["nig"] + loss.alpha * entry["tt"] + loss.beta * entry["ut"]
         assert entry["loss"] == pytest.approx(whole, rel=1e-3)
+
+
+def test_tensorboard_shows_the_same_as_the_log(tiny_folder: Path, data: Path, tmp_path: Path) -> None:
+    """The event file is read back; it outlives the stage's checkpoints."""
+    recipe = values(tiny_folder, data)
+    recipe["stages"] = recipe["stages"][1:]
+    recipe["optim"]["report_to"] = ["tensorboard"]
+    run = Run.start(check_recipe(recipe), tmp_path)
+    train_run(run)
+    events = EventAccumulator(str(run.stages[0].folder / "tensorboard")).Reload()
+    entries = [json.loads(line) for line in run.log.read_text().splitlines()]
+    for key in (
+        "loss",
+        "nig",
+        "tt",
+        "ut",
+        "grad_norm",
+        "tokens_per_second",
+        "targets_per_second",
+        "mfu",
+        "memory_bytes",
+    ):
+        shown = [(e.step, e.value) for e in events.Scalars(f"train/{key}")]
+        assert shown == [(e["step"], pytest.approx(e[key], rel=1e-5)) for e in entries if "loss" in e], key
+
+
+@pytest.mark.parametrize("name", ["adamw_8bit", "paged_adamw_8bit"])
+@pytest.mark.filterwarnings("ignore:Paged optimizers")
+def test_8bit_optimizers_train(tiny_folder: Path, data: Path, tmp_path: Path, name: str) -> None:
+    """bitsandbytes' own; on a CPU it says that it does not page, and trains. States are one byte a weight."""
+    recipe = values(tiny_folder, data, lora={"r": 64})  # smaller matrices are kept in 32 bits
+    recipe["stages"] = [{"name": "target", "domains": ["shop"], "max_steps": 30}]
+    recipe["optim"] |= {"name": name, "save_every": 30, "log_every": 10, "learning_rate": 2e-3}
+    run, kept = Run.start(check_recipe(recipe), tmp_path), []
+
+    class Kept(stage_module.CALRecTrainer):
+        def __init__(self, *arguments: object) -> None:
+            super().__init__(*arguments)
+            kept.append(self)
+
+        def train(self, **options: object) -> object:
+            result = super().train(**options)
+            types = [s["state1"].dtype for s in self.optimizer.optimizer.state.values()]
+            assert types.count(torch.uint8) > len(types) / 2
+            return result
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stage_module, "CALRecTrainer", Kept)
+        train_run(run)
+    facts = run.stage_metrics()["1-target"]
+    assert len(kept) == 1
+    assert facts["valid_nats_after"] < facts["valid_nats_before"]
+
+
+@pytest.mark.parametrize(
+    "base", [{"load_in_8bit": True, "dtype": "bfloat16"}, {"dtype": "bfloat16"}], ids=["int8", "bf16"]
+)
+def test_int8_and_bf16_bases_train(tiny_folder: Path, data: Path, tmp_path: Path, base: dict) -> None:
+    """fp32 and NF4 have runs of their own."""
+    recipe = values(tiny_folder, data, **base)
+    recipe["stages"] = [{"name": "target", "domains": ["shop"], "max_steps": 20}]
+    recipe["optim"] |= {"learning_rate": 5e-3, "gradient_checkpointing": True}
+    run = Run.start(check_recipe(recipe), tmp_path)
+    train_run(run)
+    facts = run.stage_metrics()["1-target"]
+    assert facts["valid_nats_after"] < facts["valid_nats_before"]
+
+
+def test_an_estimate_is_kept_for_a_restart(tiny_folder: Path, data: Path, tmp_path: Path) -> None:
+    """With less memory free the second time, `auto` would cut the steps differently."""
+    recipe = values(tiny_folder, data)
+    recipe["stages"] = recipe["stages"][1:]
+    recipe["optim"]["micro_batch_size"] = "auto"
+    run = Run.start(check_recipe(recipe), tmp_path)
+    train_run(run)
+    assert run.stage_metrics()["1-target"]["micro_batch_size"] == 4  # there is room for all of a tiny step
+    file = run.stages[0].folder / "micro_batch.json"
+    assert json.loads(file.read_text())["micro_batch_size"] == 4
+    run.stages[0].metrics.unlink()
+    file.write_text('{"micro_batch_size": 3}')
+    train_run(Run.open(run.folder))
+    assert run.stage_metrics()["1-target"]["micro_batch_size"] == 3
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to move checkpoints from")
+def test_offload_without_a_gpu_is_an_error(tiny_folder: Path, data: Path, tmp_path: Path) -> None:
+    recipe = values(tiny_folder, data)
+    recipe["optim"]["gradient_checkpointing"] = "offload"
+    with pytest.raises(InputError, match="no CUDA device: set it to true"):
+        train_run(Run.start(check_recipe(recipe), tmp_path))
 
 
 def test_a_finished_run_is_not_trained_again(trained: Run, capsys: pytest.CaptureFixture[str]) -> None:

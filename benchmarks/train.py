@@ -1,0 +1,195 @@
+"""How fast the training core is, in how little memory, beside what a user would do without it (docs/training.md).
+
+    python benchmarks/train.py [--only throughput|ladder|memory|quality|gpu] [--rounds 3] [--quality-minutes 10,20,40]
+
+SmolLM2-135M, LoRA r=16 on all linear layers, on ML-100K and amazon18_scientific (needs the shared data). All rows of
+a table run in one process, one after another, round by round on the same rows; medians over rounds. Memory is
+that of a process of its own for each row. Each part is written to the results file as soon as it is there, and a
+part that is there is not measured again (--again).
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import train_gpu
+import train_quality
+from train_ladder import LADDER
+from train_rows import DATA, DTYPES, SEED, WHAT, Bench, build
+from train_tables import ratios, table
+
+from calrec_lite.cli.options import quiet_libraries
+from calrec_lite.data.sources import fetch
+from calrec_lite.evaluate.results import hardware, versions
+from calrec_lite.files import write_json
+from calrec_lite.model.base import device
+from calrec_lite.recipe_file import load_recipe
+from calrec_lite.text.rows import Rows, StepSampler
+from calrec_lite.train.memory import peak_bytes
+
+ROOT = Path(__file__).parents[1]
+BATCH = 16
+PARTS = ("throughput", "ladder", "memory", "quality", "gpu")
+PROBES = [(row, BATCH) for row in WHAT]  # row, batch; all with a micro-batch of 4
+MORE_PROBES = [  # on ML-100K in bf16
+    ("D", 256),
+    ("E", 256),
+    ("E: micro-batch 4, graphs kept", BATCH),
+    ("E: micro-batch 4, graphs kept", 256),
+    ("E: gradient checkpointing", BATCH),
+]
+MICRO = 4
+
+
+def drawn(rows: Rows, rounds: int, steps: int) -> list[np.ndarray]:
+    """Rows of each round: whole steps as training makes them, one from each length class, so that rounds are alike."""
+    made = [np.array(step) for step in StepSampler(rows, BATCH, SEED)]
+    order = sorted(range(len(made)), key=lambda i: rows.length[made[i]].sum())
+    draw = np.random.default_rng(SEED)
+    classes = [draw.permutation(part) for part in np.array_split(order, steps)]
+    return [np.concatenate([made[part[turn]] for part in classes]) for turn in range(rounds)]
+
+
+def timed(names: list[str], bench: Bench, rounds: int, steps: int, out: Path) -> dict[str, Any]:
+    """Medians over rounds. One step of each row before them, so that the kernels are there, is not counted."""
+    last = drawn(bench.last, rounds, steps)
+    every = last if bench.every is bench.last else drawn(bench.every, rounds, steps)
+    systems = {name: build(name, bench, BATCH, BATCH, out, np.concatenate(last)) for name in names}
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in names}
+    for system in systems.values():
+        list(system.steps((every if system.rows is bench.every else last)[0][-BATCH:]))
+    for turn in range(rounds):
+        for name, system in systems.items():
+            rows = (every if system.rows is bench.every else last)[turn]
+            start = time.perf_counter()
+            counts = list(system.steps(rows))
+            seconds = time.perf_counter() - start
+            facts = {key: sum(getattr(c, key) for c in counts) / seconds for key in ("rows", "targets", "tokens")}
+            found[name].append({f"{k}_per_second": v for k, v in facts.items()} | {"seconds_a_step": seconds / steps})
+            print(f"{bench.name} {bench.dtype} round {turn} {name}: {seconds / steps:.2f} s a step", flush=True)
+    return {
+        name: {key: statistics.median(v[key] for v in values) for key in values[0]}
+        | {"every_round": [v["seconds_a_step"] for v in values]}
+        for name, values in found.items()
+    }
+
+
+def probed(row: str, data: str, dtype: str, batch: int, options: argparse.Namespace) -> dict[str, Any]:
+    """Peak resident memory of a process that only trains this row for two steps."""
+    call = [sys.executable, __file__, "--probe", json.dumps([row, data, dtype, batch])]
+    call += ["--runs", str(options.runs), "--data", str(options.data)]
+    done = subprocess.run(call, stdout=subprocess.PIPE, text=True, check=True)
+    print(f"{data} {dtype} {row} batch {batch}: {done.stdout.splitlines()[-1]}", flush=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def probe(options: argparse.Namespace) -> None:
+    """The other side of `probed`: the longest rows there are, so that the peak is the worst one."""
+    row, data, dtype, batch = json.loads(options.probe)
+    bench = Bench(data, dtype, options.data, options.runs)
+    longest = [np.argsort(-rows.length, kind="stable")[:batch] for rows in (bench.every, bench.last)]
+    system = build(row, bench, batch, MICRO, options.runs / "probe", longest[1])
+    before = peak_bytes(system.trainer.args.device)
+    rows = longest[0] if system.rows is bench.every else longest[1]
+    for _ in range(2 if batch <= 16 else 1):
+        list(system.steps(rows))
+    print(json.dumps({"peak_bytes": peak_bytes(system.trainer.args.device), "before_first_step": before}))
+
+
+class Results:
+    """The results file, part by part."""
+
+    def __init__(self, path: Path, again: bool) -> None:
+        self.path, self.again = path, again
+        self.values = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+    def part(self, name: str, key: str, measure: Any) -> None:
+        """Measure a part, unless it is there, and write the file."""
+        part = self.values.setdefault(name, {})
+        if key in part and not self.again:
+            print(f"{name} {key}: there already")
+            return
+        part[key] = measure()
+        self.values |= {
+            "command": "python benchmarks/train.py",
+            "date": time.strftime("%Y-%m-%d"),
+            "versions": {**versions(), **extra_versions()},
+            "hardware": hardware(),
+            "setting": f"SmolLM2-135M, LoRA r=16, rows of at most 10 items, batch {BATCH}",
+            "ratios": ratios(self.values),
+        }
+        write_json(self.path, self.values)
+
+
+def extra_versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    return {name: version(name) for name in ("trl", "sentence-transformers", "datasets")}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=PARTS, action="append")
+    parser.add_argument("--datasets", default=",".join(DATA))
+    parser.add_argument("--dtypes", default=",".join(DTYPES))
+    parser.add_argument("--rows", default=",".join(WHAT), help="rows of the throughput table")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=3, help="optimiser steps of a round")
+    parser.add_argument("--quality-minutes", default="10,20,40")
+    parser.add_argument("--users", type=int, default=500, help="test users of the quality part")
+    parser.add_argument("--again", action="store_true")
+    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "train")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / f"train_{device().type}.json")
+    parser.add_argument("--probe", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    quiet_libraries()
+    if options.probe:
+        return probe(options)
+    parts = options.only or [p for p in PARTS if p != "gpu"]
+    results = Results(options.out, options.again)
+    if set(parts) - {"gpu"}:
+        fetch(load_recipe("demo").base.model)
+    out, names = options.runs / "trainer", options.rows.split(",")
+    for data, dtype in product(options.datasets.split(","), options.dtypes.split(",")):
+        key = f"{data} {dtype}"
+        if "throughput" in parts:
+            results.part(
+                "throughput",
+                key,
+                lambda d=data, t=dtype: timed(
+                    names, Bench(d, t, options.data, options.runs), options.rounds, options.steps, out
+                ),
+            )
+        if "ladder" in parts and dtype == "bf16":
+            results.part(
+                "ladder",
+                key,
+                lambda d=data, t=dtype: timed(
+                    ["E", *LADDER], Bench(d, t, options.data, options.runs), options.rounds, options.steps, out
+                ),
+            )
+        if "memory" in parts:
+            for row, batch in PROBES + (MORE_PROBES if key == "ml100k bf16" else []):
+                results.part(
+                    "memory",
+                    f"{key} {row} batch {batch} micro {MICRO}",
+                    lambda r=row, d=data, t=dtype, b=batch: probed(r, d, t, b, options),
+                )
+    if "quality" in parts:
+        train_quality.run(results, options)
+    if "gpu" in parts:
+        train_gpu.run(results)
+    print(table(results.values))
+    return None
+
+
+if __name__ == "__main__":
+    main()

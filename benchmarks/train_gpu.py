@@ -1,0 +1,226 @@
+"""The CUDA part of benchmarks/train.py: real shapes, random weights, 1,024-token histories, 64 negatives.
+
+Nothing is downloaded: the model is built from its configuration on no device, and each linear layer is filled and
+quantised to NF4 on the GPU by itself, so that no more than one layer is ever there in full.
+"""
+
+import gc
+import tempfile
+import time
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from bitsandbytes.nn import Linear4bit, Params4bit
+from torch import nn
+from transformers import AutoTokenizer, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+from calrec_lite.model.base import add_adapter, base_folder, device
+from calrec_lite.model.towers import Towers
+from calrec_lite.recipe import Base, Lora, Loss
+from calrec_lite.recipe_file import load_recipe
+from calrec_lite.text.batch import Collator
+from calrec_lite.text.encoding import EncodedCatalogue, Row
+from calrec_lite.text.trie import Trie
+from calrec_lite.train.flops import StepFlops, matmul_rate
+from calrec_lite.train.step import two_tower_step
+
+ROWS, TOKENS, ITEM = 64, 1024, 32  # rows of a step, tokens of a row, tokens of an item
+ITEMS = 2000
+STEPS = 3
+SHAPES = {
+    "Llama-3.2-1B": {
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 32,
+    },
+    "Llama-3.2-3B": {
+        "hidden_size": 3072,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 24,
+    },
+    "Llama-3.1-8B": {
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+    },
+}
+MICRO = (1, 4)
+
+
+def shape(name: str) -> LlamaConfig:
+    """A configuration as its maker published it (meta-llama's config.json)."""
+    small = name != "Llama-3.1-8B"
+    return LlamaConfig(
+        **SHAPES[name],
+        vocab_size=128256,
+        num_key_value_heads=8,
+        head_dim=64 if name == "Llama-3.2-1B" else 128,
+        max_position_embeddings=131072,
+        rms_norm_eps=1e-5,
+        rope_parameters={"rope_type": "default", "rope_theta": 500000.0},
+        tie_word_embeddings=small,
+        attn_implementation="sdpa",
+    )
+
+
+def random_nf4(config: LlamaConfig, where: torch.device) -> LlamaForCausalLM:
+    """A model of that shape with random NF4 weights, made layer by layer; embeddings and head in bf16."""
+    with torch.device("meta"):
+        model = LlamaForCausalLM(config).to(torch.bfloat16)
+    for name, layer in list(model.model.named_modules()):
+        if isinstance(layer, nn.Linear):
+            parent, _, own = name.rpartition(".")
+            setattr(model.model.get_submodule(parent), own, _random_linear(layer, where))
+    model.model.rotary_emb = LlamaRotaryEmbedding(config).to(where)
+    for module in model.modules():
+        for key, parameter in list(module.named_parameters(recurse=False)):
+            if parameter.is_meta:
+                filled = torch.empty(parameter.shape, dtype=torch.bfloat16, device=where)
+                filled = filled.fill_(1.0) if parameter.dim() == 1 else filled.normal_(std=0.02)
+                setattr(module, key, nn.Parameter(filled, requires_grad=False))
+    model.tie_weights()
+    model.is_loaded_in_4bit = True
+    model.config.quantization_config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+    model.config.use_cache = False
+    return model
+
+
+def _random_linear(layer: nn.Linear, where: torch.device) -> Linear4bit:
+    options: dict[str, Any] = {"compress_statistics": True, "quant_type": "nf4"}
+    new = Linear4bit(
+        layer.in_features, layer.out_features, bias=False, compute_dtype=torch.bfloat16, device="meta", **options
+    )
+    weight = torch.empty(layer.weight.shape, dtype=torch.bfloat16, device=where).normal_(std=0.02)
+    new.weight = Params4bit(weight, requires_grad=False, **options)
+    return new.to(where)  # quantises
+
+
+def random_rows(vocabulary: int, rows: int, tokens: int) -> tuple[EncodedCatalogue, list[Row]]:
+    """Histories of random items; every item has the same length and its own ids."""
+    draw = np.random.default_rng(0)
+    most = min(vocabulary, 30_000)
+    items = [np.array([*draw.integers(10, most, ITEM - 1), 5]) for _ in range(ITEMS)]
+    trie = Trie.build(items)
+    names = [str(i) for i in range(ITEMS)]
+    bias = np.zeros(len(trie.token), np.float32)
+    catalogue = EncodedCatalogue("random", names, names, items, trie, bias, np.ones(ITEMS, np.int64))
+    made, each = [], tokens // (ITEM + 8)
+    for _ in range(rows):
+        own = draw.integers(0, ITEMS, each)
+        pieces, starts = [np.array([1])], []
+        for i in own:
+            pieces += [np.arange(10, 18), items[i]]
+            starts.append(sum(map(len, pieces)) - ITEM)
+        begin = np.array(starts)
+        made.append(Row(np.concatenate([*pieces, [2]]), begin, begin + ITEM, own, "random"))
+    return catalogue, made
+
+
+def ours(config: LlamaConfig, where: torch.device, rows: int, tokens: int, micro: int, steps: int) -> dict[str, float]:
+    """Row E of the table: all targets, full objective, vocabulary softmax, checkpointing, `rows` negatives."""
+    base = Base(model="random", lora=Lora())
+    model = add_adapter(random_nf4(config, where), base, True).train()
+    towers, loss = Towers(model), Loss(softmax="vocabulary", contrast_per_row=1)
+    catalogue, made = random_rows(config.vocab_size, rows, tokens)
+    batch = Collator({"random": catalogue}, loss, 1, 0, micro)(made).to(where)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
+
+    def step() -> None:
+        two_tower_step(towers, batch, loss, lambda scalar: scalar.backward())
+        optimizer.step()
+        optimizer.zero_grad()
+
+    facts = timed(step, where, steps, batch.tokens)
+    rate = matmul_rate(where, torch.bfloat16)
+    mfu = StepFlops(towers.decoder, config)(batch) / facts["seconds_a_step"] / rate
+    return {**facts, "micro_batch_size": micro, "targets": batch.targets, "mfu": mfu, "matmul_rate": rate}
+
+
+def theirs(
+    config: LlamaConfig, where: torch.device, rows: int, tokens: int, micro: int, steps: int
+) -> dict[str, float]:
+    """TRL's SFTTrainer on the same model and rows, the last item of each as the completion, its own defaults."""
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    model = add_adapter(random_nf4(config, where), Base(model="random", lora=Lora()), True)
+    made = random_rows(config.vocab_size, rows, tokens)[1]
+    data = Dataset.from_list(
+        [
+            {
+                "input_ids": r.tokens.tolist(),
+                "completion_mask": (np.arange(len(r.tokens)) >= r.starts[-1]).astype(int).tolist(),
+            }
+            for r in made
+        ]
+    )
+    with tempfile.TemporaryDirectory() as out:
+        arguments = SFTConfig(
+            output_dir=out,
+            per_device_train_batch_size=micro,
+            gradient_accumulation_steps=rows // micro,
+            completion_only_loss=True,
+            report_to="none",
+            disable_tqdm=True,
+            use_cpu=where.type == "cpu",
+            save_strategy="no",
+        )
+        tokenizer = AutoTokenizer.from_pretrained(base_folder(load_recipe("demo").base))
+        trainer = SFTTrainer(model, arguments, train_dataset=data, processing_class=tokenizer)
+        trainer.create_optimizer()
+        trainer.current_gradient_accumulation_steps = rows // micro
+
+        def step() -> None:
+            loader = iter(trainer.get_train_dataloader())
+            parts, items = trainer.get_batch_samples(loader, rows // micro, trainer.args.device)
+            for part in parts:
+                trainer.training_step(trainer.model, part, items)
+            trainer.optimizer.step()
+            trainer.model.zero_grad()
+
+        facts = timed(step, where, steps, sum(len(r.tokens) for r in made))
+    return {**facts, "micro_batch_size": micro, "targets": rows}
+
+
+def timed(step: Any, where: torch.device, steps: int, tokens: int) -> dict[str, float]:
+    """Seconds a step after one that is not counted, and the peak of all."""
+    cuda = where.type == "cuda"
+    if cuda:
+        torch.cuda.reset_peak_memory_stats(where)
+    step()
+    begin = time.perf_counter()
+    for _ in range(steps):
+        step()
+    if cuda:
+        torch.cuda.synchronize(where)
+    seconds = (time.perf_counter() - begin) / steps
+    peak = torch.cuda.max_memory_allocated(where) if cuda else 0
+    return {"seconds_a_step": seconds, "tokens_per_second": tokens / seconds, "peak_bytes": peak}
+
+
+def both(name: str, micro: int) -> dict[str, dict[str, float]]:
+    """One size, ours and TRL's, one after the other; who runs out of memory has no figures."""
+    found: dict[str, dict[str, float]] = {}
+    for who, measure in (("ours", ours), ("TRL", theirs)):
+        try:
+            found[who] = measure(shape(name), device(), ROWS, TOKENS, micro, STEPS)
+        except torch.OutOfMemoryError:
+            print(f"{name} micro {micro}: {who} ran out of memory", flush=True)
+        gc.collect()
+        torch.cuda.empty_cache()
+    return found
+
+
+def run(results: Any) -> None:
+    """All sizes; needs a CUDA GPU."""
+    if device().type != "cuda":
+        raise SystemExit("--only gpu: this machine has no CUDA GPU")
+    for name in SHAPES:
+        for micro in MICRO:
+            results.part("gpu", f"{name} micro {micro}", partial(both, name, micro))

@@ -1,0 +1,145 @@
+"""The ladder of benchmarks/train.py: row E with one measure taken away at a time. None is an option of the package."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from peft.tuners.lora import LoraLayer
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from calrec_lite.model.losses import vocabulary_nll
+from calrec_lite.model.towers import RowStates, Towers
+from calrec_lite.recipe import Loss
+from calrec_lite.text.batch import Chunk, Collator, StepBatch
+from calrec_lite.train.step import StepLoss, _report, _terms
+from calrec_lite.train.trainer import CALRecTrainer, _step
+
+
+class FullHead(Towers):
+    """Logits of every position, as a causal LM gives them."""
+
+    def rows(self, chunk: Chunk, loss: Loss, likelihood: bool = True) -> RowStates:
+        plain = super().rows(chunk, loss, likelihood=False)
+        if not likelihood:
+            return plain
+        hidden = self.last  # (B, T, D)
+        labels = torch.zeros(hidden.shape[0] * hidden.shape[1], dtype=torch.long, device=hidden.device)
+        labels[chunk.positions] = chunk.labels
+        nll = vocabulary_nll(hidden.flatten(0, 1), self.head, labels)[chunk.positions].sum()
+        return RowStates(nll, plain.user, plain.target)
+
+    def states(self, ids: Tensor) -> Tensor:
+        self.last = super().states(ids)
+        return self.last
+
+
+class Masked(Towers):
+    """An attention mask beside right padding."""
+
+    pad: int
+
+    def states(self, ids: Tensor) -> Tensor:
+        mask = (ids != self.pad).long()
+        mask[:, 0] = 1
+        with torch.autocast(ids.device.type, torch.bfloat16, enabled=self.autocast):
+            return self.decoder(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+
+
+class EachAnchor(Collator):
+    """Every anchor's text is encoded, those that occur twice in a step too."""
+
+    def _contrast(self, rows: Any) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
+        texts, item, negatives = super()._contrast(rows)
+        order = np.argsort(item, kind="stable")
+        place = np.empty_like(order)
+        place[order] = np.arange(len(order))
+        return [texts[i] for i in item[order]], place, negatives
+
+
+class ExactWidths(Collator):
+    """Padded to the longest row, no further: a new shape nearly every step."""
+
+    def _width(self, length: int) -> int:
+        return length
+
+
+class AsTheyCome(CALRecTrainer):
+    """Batches in random order, not by length."""
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        rows: Any = self.train_dataset
+        size = self.args.per_device_train_batch_size
+        generator = torch.Generator().manual_seed(0)
+        return DataLoader(rows, size, True, collate_fn=partial(_step, self.collator), generator=generator)
+
+
+class KeptGraphs(CALRecTrainer):
+    """The other way to micro-batches (DESIGN 4.4): every chunk keeps its graph, checkpointed, and one backward."""
+
+    def _attempt(self, batch: StepBatch) -> StepLoss | None:
+        batch = batch.to(self.args.device)
+        loss = self.args.objective
+        weight = (1 - loss.alpha - loss.beta) / batch.supervised
+        rows = [self.towers.rows(chunk, loss) for chunk in batch.chunks]
+        texts = torch.cat([self.towers.items(chunk) for chunk in batch.items])
+        user, target = torch.cat([r.user for r in rows]), torch.cat([r.target for r in rows])
+        tt, ut = _terms(user, target, texts, batch, loss)
+        nll = torch.stack([r.nll for r in rows]).sum()
+        (weight * nll + loss.alpha * tt + loss.beta * ut).backward()
+        return _report(nll, tt, ut, weight, batch, loss)
+
+
+def _towers(kind: type[Towers]) -> Callable[[CALRecTrainer], None]:
+    def prepare(trainer: CALRecTrainer) -> None:
+        trainer.towers = kind(trainer.model)  # type: ignore[arg-type]
+        if isinstance(trainer.towers, Masked):
+            trainer.towers.pad = trainer.collator.pad
+
+    return prepare
+
+
+def _collator(kind: type[Collator]) -> Callable[[CALRecTrainer], None]:
+    def prepare(trainer: CALRecTrainer) -> None:
+        own = trainer.collator
+        trainer.collator = kind(own.catalogues, own.loss, own.start, own.pad, own.micro_batch_size, own.row_tokens)
+
+    return prepare
+
+
+def _cast_inputs(trainer: CALRecTrainer) -> None:
+    for layer in (m for m in trainer.model.modules() if isinstance(m, LoraLayer)):  # type: ignore[union-attr]
+        layer.cast_input_dtype_enabled = True
+
+
+def _nothing(trainer: CALRecTrainer) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Measure:
+    """How a rung differs from row E."""
+
+    trainer: type[CALRecTrainer] = CALRecTrainer
+    prepare: Callable[[CALRecTrainer], None] = _nothing
+    loss: dict[str, Any] = field(default_factory=dict)
+    micro: int | None = None
+    checkpointing: bool = False
+
+
+LADDER = {
+    "E: one target a row": Measure(loss={"targets": "last"}),
+    "E: LM head at every position": Measure(prepare=_towers(FullHead)),
+    "E: an attention mask": Measure(prepare=_towers(Masked)),
+    "E: batches not by length": Measure(trainer=AsTheyCome),
+    "E: widths not in multiples of 32": Measure(prepare=_collator(ExactWidths)),
+    "E: all targets of a row contrasted": Measure(loss={"contrast_per_row": None}),
+    "E: equal texts encoded again": Measure(prepare=_collator(EachAnchor)),
+    "E: PEFT casts inputs to fp32": Measure(prepare=_cast_inputs),
+    "E: micro-batch 4": Measure(micro=4),
+    "E: micro-batch 4, graphs kept": Measure(trainer=KeptGraphs, micro=4, checkpointing=True),
+    "E: gradient checkpointing": Measure(checkpointing=True),
+}

@@ -1,0 +1,124 @@
+"""Quality a minute: A, E and F on amazon18_scientific, in turns of a few minutes, measured at the same ages.
+
+Turns are interleaved, so that all see the same machine. The state of each is on disk after every turn, and a run that
+was stopped goes on there. Only training counts as minutes. One learning rate for all, constant after a warm-up.
+"""
+
+import argparse
+import time
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peft.tuners.lora import LoraLayer
+from train_rows import LOSSES, SEED, Bench, build
+
+from calrec_lite.evaluate.metrics import summarise
+from calrec_lite.evaluate.protocol import Protocol, build_cases, evaluate_system
+from calrec_lite.files import atomic_path
+from calrec_lite.model.towers import Towers
+from calrec_lite.recipe import Loss
+from calrec_lite.recommend import Recommender
+from calrec_lite.text.batch import Collator
+from calrec_lite.text.rows import Rows, validation_rows
+from calrec_lite.train.trainer import validation_loss
+
+ROWS = ("A", "E", "F")
+BATCH = 16
+POOL = 16  # steps drawn at a time; ours sorts them by length
+TURN = 150.0  # seconds
+WARMUP = 10
+MOST = 12_000  # rows of A that are tokenised
+RATE = 5e-4
+
+
+class Student:
+    """A row that is trained for so many seconds, and its state on disk."""
+
+    def __init__(self, name: str, bench: Bench, folder: Path, some: np.ndarray) -> None:
+        self.name, self.bench, self.file, self.some = name, bench, folder / f"{name}.pt", some
+        self.system = build(name, bench, BATCH, BATCH, folder / "trainer", some)
+        self.state = {"seconds": 0.0, "steps": 0, "targets": 0, "pools": 0}
+        if self.file.is_file():
+            saved = torch.load(self.file, weights_only=True)
+            self.state = saved["state"]
+            self.system.trainer.optimizer.load_state_dict(saved["optimizer"])
+            parameters = dict(self.system.trainer.model.named_parameters())
+            for key, value in saved["weights"].items():
+                parameters[key].data.copy_(value)
+
+    def train(self, until: float) -> None:
+        """Train to an age in seconds, pool by pool."""
+        optimizer = self.system.trainer.optimizer
+        while self.state["seconds"] < until:
+            begin = time.perf_counter()
+            draw = np.random.default_rng([SEED, self.state["pools"]])
+            of = len(self.system.rows) if self.system.rows is self.bench.every else len(self.some)
+            rows = draw.permutation(of)[: BATCH * POOL]
+            rows = rows if self.system.rows is self.bench.every else self.some[rows]
+            steps = self.system.steps(rows)
+            left = until - self.state["seconds"]
+            for counts in islice(steps, POOL):
+                self.state["steps"] += 1
+                self.state["targets"] += counts.targets
+                for group in optimizer.param_groups:
+                    group["lr"] = RATE * min(1.0, self.state["steps"] / WARMUP)
+                if time.perf_counter() - begin >= left:
+                    break
+            self.state["pools"] += 1
+            self.state["seconds"] += time.perf_counter() - begin
+
+    def save(self) -> None:
+        trainer = self.system.trainer
+        weights = {n: p.data for n, p in trainer.model.named_parameters() if p.requires_grad}
+        with atomic_path(self.file) as temporary:
+            torch.save(
+                {"state": self.state, "optimizer": trainer.optimizer.state_dict(), "weights": weights}, temporary
+            )
+
+
+def measured(student: Student, users: int) -> dict[str, Any]:
+    """Validation loss over the catalogue's items, and lists for test users, with the prior the row was trained with."""
+    bench, run = student.bench, student.bench.run
+    loss = LOSSES.get(student.name, Loss(softmax="vocabulary"))
+    catalogue = bench.catalogue(loss)
+    over_items = Loss(alpha=0, beta=0, targets="last", softmax="catalogue")
+    rows = Rows([validation_rows(bench.domain, catalogue, bench.encoder, users, SEED)], bench.encoder)
+    collator = Collator({bench.domain.name: catalogue}, over_items, int(bench.encoder.start[0]), bench.encoder.pad, 8)
+    model = student.system.trainer.model
+    layers = [m for m in model.modules() if isinstance(m, LoraLayer)]
+    casting = layers[0].cast_input_dtype_enabled
+    towers = Towers(model)  # turns the casts off
+    nats = validation_loss(towers, rows, collator, progress=False)
+    cases, ids = build_cases(bench.domain, "test", users, SEED), bench.domain.catalogue.ids
+    recommender = Recommender(towers, bench.encoder, catalogue, ids, run.recipe.recommend)
+    ranks = evaluate_system(recommender, cases, Protocol(users=users)).ranks
+    model.train()
+    for layer in layers:
+        layer.cast_input_dtype_enabled = casting
+    return {"nats_per_item": nats, "ndcg@10": summarise(ranks, 2000, SEED)["ndcg@10"], **student.state}
+
+
+def run(results: Any, options: argparse.Namespace) -> None:
+    """Train all rows in turns, and measure them at each age."""
+    ages = sorted(float(m) for m in options.quality_minutes.split(","))
+    bench = Bench("scientific", "bf16", options.data, options.runs)
+    folder = options.runs / "quality"
+    folder.mkdir(parents=True, exist_ok=True)
+    some = np.random.default_rng(SEED).permutation(len(bench.last))[:MOST]
+    students = {name: Student(name, bench, folder, some) for name in ROWS}
+    for name, student in students.items():
+        if student.state["steps"] == 0:
+            results.part("quality", f"{name} 0", lambda s=student: measured(s, options.users))
+    for age in ages:
+        seconds = 60 * age
+        while any(s.state["seconds"] < seconds for s in students.values()):
+            youngest = min(s.state["seconds"] for s in students.values())
+            for student in students.values():
+                student.train(min(seconds, youngest + TURN))
+                student.save()
+                print(f"{student.name}: {student.state}", flush=True)
+        for name, student in students.items():
+            results.part("quality", f"{name} {age:g}", lambda s=student: measured(s, options.users))

@@ -1,0 +1,104 @@
+"""The tables and ratios of benchmarks/train.py, from its results file."""
+
+from typing import Any
+
+from train_rows import WHAT
+
+RATIOS = {
+    "E_vs_A_targets_ml100k": ("ml100k bf16", "E", "A", "targets_per_second"),
+    "E_vs_A_targets_scientific": ("scientific bf16", "E", "A", "targets_per_second"),
+    "D_vs_A_rows": ("ml100k bf16", "D", "A", "rows_per_second"),
+    "D_vs_A_rows_scientific": ("scientific bf16", "D", "A", "rows_per_second"),
+    "D_vs_C_time": ("ml100k bf16", "D", "C", "seconds_a_step"),
+    "D_vs_C_time_scientific": ("scientific bf16", "D", "C", "seconds_a_step"),
+}
+
+
+def ratios(values: dict[str, Any]) -> dict[str, float]:
+    """What the results hold so far, by name. Memory is the peak of the whole process on ML-100K in bf16."""
+    found: dict[str, float] = {}
+    for name, (part, one, other, key) in RATIOS.items():
+        rows = values.get("throughput", {}).get(part, {})
+        if one in rows and other in rows:
+            found[name] = rows[one][key] / rows[other][key]
+    memory = values.get("memory", {})
+
+    def peak(row: str, batch: int) -> float | None:
+        facts = memory.get(f"ml100k bf16 {row} batch {batch} micro 4")
+        return facts and facts["peak_bytes"]
+
+    for name, one, other in (
+        ("peak_D_vs_A", peak("D", 16), peak("A", 16)),
+        ("peak_D_vs_A_default", peak("D", 16), peak("A (TRL's default)", 16)),
+        ("peak_256_vs_16", peak("E", 256), peak("E", 16)),
+    ):
+        if one and other:
+            found[name] = one / other
+    return found
+
+
+def table(values: dict[str, Any]) -> str:
+    """Everything that was measured, as Markdown."""
+    parts = [_throughput(values), _ladder(values), _memory(values), _quality(values), _gpu(values)]
+    listed = "\n".join(f"- `{name}`: {value:.3g}" for name, value in values.get("ratios", {}).items())
+    return "\n\n".join(part for part in [*parts, listed] if part)
+
+
+def _throughput(values: dict[str, Any]) -> str:
+    lines = [
+        "| data, base | row | targets/s | rows/s | tokens/s | s a step | peak at micro 4 |",
+        "|---|---|--:|--:|--:|--:|--:|",
+    ]
+    for part, rows in values.get("throughput", {}).items():
+        for name, f in rows.items():
+            peak = values.get("memory", {}).get(f"{part} {name} batch 16 micro 4")
+            shown = f"{peak['peak_bytes'] / 1e9:.2f} GB" if peak else ""
+            lines.append(
+                f"| {part} | {name}: {WHAT[name]} | {f['targets_per_second']:.2f} | {f['rows_per_second']:.2f} "
+                f"| {f['tokens_per_second']:.0f} | {f['seconds_a_step']:.2f} | {shown} |"
+            )
+    return "\n".join(lines) if len(lines) > 2 else ""
+
+
+def _ladder(values: dict[str, Any]) -> str:
+    lines = ["| data, base | E, but | targets/s | of E's |", "|---|---|--:|--:|"]
+    for part, rows in values.get("ladder", {}).items():
+        whole = rows["E"]["targets_per_second"]
+        for name, f in rows.items():
+            share = f["targets_per_second"] / whole
+            lines.append(f"| {part} | {name.removeprefix('E: ')} | {f['targets_per_second']:.2f} | {share:.2f} |")
+    return "\n".join(lines) if len(lines) > 2 else ""
+
+
+def _memory(values: dict[str, Any]) -> str:
+    lines = ["| data, base, row | peak RSS | before the first step |", "|---|--:|--:|"]
+    for name, f in values.get("memory", {}).items():
+        lines.append(f"| {name} | {f['peak_bytes'] / 1e9:.2f} GB | {f['before_first_step'] / 1e9:.2f} GB |")
+    return "\n".join(lines) if len(lines) > 2 else ""
+
+
+def _quality(values: dict[str, Any]) -> str:
+    lines = [
+        "| minutes of training | row | targets seen | validation nats an item | NDCG@10 [95%] |",
+        "|--:|---|--:|--:|--:|",
+    ]
+    for name, f in values.get("quality", {}).items():
+        row, _, minutes = name.partition(" ")
+        n = f["ndcg@10"]
+        lines.append(
+            f"| {minutes} | {row} | {f['targets']:,} | {f['nats_per_item']:.2f} "
+            f"| {n['value']:.4f} [{n['low']:.4f}, {n['high']:.4f}] |"
+        )
+    return "\n".join(lines) if len(lines) > 2 else ""
+
+
+def _gpu(values: dict[str, Any]) -> str:
+    lines = ["| base | who | micro | tokens/s | peak | MFU |", "|---|---|--:|--:|--:|--:|"]
+    for name, systems in values.get("gpu", {}).items():
+        for who, f in systems.items():
+            mfu = f"{f['mfu']:.0%}" if "mfu" in f else ""
+            lines.append(
+                f"| {name} | {who} | {f['micro_batch_size']} | {f['tokens_per_second']:.0f} "
+                f"| {f['peak_bytes'] / 1e9:.2f} GB | {mfu} |"
+            )
+    return "\n".join(lines) if len(lines) > 2 else ""
