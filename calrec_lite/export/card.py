@@ -83,18 +83,19 @@ def _results(run: Run) -> dict[str, Any] | None:
 def _stages(stages: dict[str, Any]) -> str:
     """Validation loss at each hand-over (nats an item) and how the merged weights compare with the adapter."""
     lines = [
-        "| stage | steps | before | after | merged | handed on | top-1 agreement | max logit difference |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|",
+        "| stage | steps | before | after | merged | quantised afresh | handed on | top-1 | mean difference | max |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for name, facts in stages.items():
         parity = facts["parity"]
-        nats = [facts[f"valid_nats_{when}"] for when in ("before", "after", "merged", "handed_on")]
+        nats = [facts[f"valid_nats_{when}"] for when in ("before", "after", "merged", "requantised", "handed_on")]
         cells = [str(facts["steps"]), *(f"{n:.3f}" for n in nats), f"{parity['top1_agreement']:.4f}"]
-        lines.append(f"| {name} | {' | '.join(cells)} | {parity['max_difference']:.3f} |")
+        cells += [f"{parity['mean_difference']:.4f}", f"{parity['max_difference']:.3f}"]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     notes = (
         "Validation loss in nats an item: before and after training with the adapter live, of the merged weights in "
-        "full precision, and as the next stage loaded them. Agreement and difference: logits of the merged weights "
-        "against the live adapter."
+        "full precision and quantised as the base was in training, and as the next stage started. Top-1 agreement and "
+        "absolute differences: logits of the merged weights against the live adapter."
     )
     return "\n".join(lines) + f"\n\n{notes}"
 

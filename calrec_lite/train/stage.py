@@ -226,15 +226,17 @@ def _check_merge(trainer: CALRecTrainer, valid: Rows, merged: Path, run: Run) ->
 
 
 def _check_handover(trainer: CALRecTrainer, valid: Rows, run: Run, index: int, facts: dict[str, Any]) -> dict[str, Any]:
-    """The validation loss as the next stage will start with it; a loud warning where it has risen too far."""
+    """The validation loss of the merged weights quantised afresh, and that with which the next stage will start.
+
+    A loud warning where it has risen too far.
+    """
     handover = run.recipe.stages[index + 1].handover if index + 1 < len(run.stages) else None
-    if handover == "continue":
-        handed_on = facts["valid_nats_after"]
-    elif handover is None or not (run.recipe.base.load_in_4bit or run.recipe.base.load_in_8bit):
-        handed_on = facts["valid_nats_merged"]
-    else:
+    requantised = facts["valid_nats_merged"]
+    if run.recipe.base.load_in_4bit or run.recipe.base.load_in_8bit:
         towers = Towers(load_model(run.stages[index].merged, run.recipe.base))
-        handed_on = validation_loss(towers, valid, trainer.eval_collator)
+        requantised = validation_loss(towers, valid, trainer.eval_collator)
+    started = {"continue": facts["valid_nats_after"], "merge": requantised, None: facts["valid_nats_merged"]}
+    handed_on = started[handover]
     rise = max(handed_on, facts["valid_nats_merged"]) - facts["valid_nats_after"]
     if rise > run.recipe.optim.handover_tolerance:
         print(
@@ -243,7 +245,7 @@ def _check_handover(trainer: CALRecTrainer, valid: Rows, run: Run, index: int, f
             f"{handed_on:.3f}): part of what the stage learnt is lost. "
             "Under another `name`, set `handover: continue` for the next stage, or base.load_in_4bit: false"
         )
-    return {"valid_nats_handed_on": handed_on}
+    return {"valid_nats_requantised": requantised, "valid_nats_handed_on": handed_on}
 
 
 @contextmanager
