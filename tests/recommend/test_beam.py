@@ -143,3 +143,16 @@ def test_strict_search_gives_the_lists_of_transformers(
         texts = [tuple(t for t in own[start:].tolist() if t != end) for own in wanted.sequences]
         assert [plain.index(t) for t in texts] == ranked.items.tolist()
         np.testing.assert_allclose(wanted.sequences_scores.numpy(), ranked.scores, atol=2e-4)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_every_list_is_as_long_as_it_can_be(
+    towers: Towers, prompts: list, encoder: Encoder, catalogue: EncodedCatalogue, paths: Paths, seed: int
+) -> None:
+    random = np.random.default_rng(seed)
+    k = int(random.integers(1, 12))
+    allowed = random.random((len(prompts), len(catalogue))) < random.choice([0.05, 0.3, 0.9])
+    found = beam_search(PromptTree(towers, prompts, encoder.pad), catalogue.trie, paths, k, k, allowed)
+    for own, ranked in zip(allowed, found):
+        assert len(set(ranked.items.tolist())) == len(ranked.items) == min(k, own.sum())
+        assert own[ranked.items].all()
