@@ -3,9 +3,19 @@
 A key without a source is our own choice; [S] marks the CALRec paper's setting as its readers report it.
 """
 
+from datetime import date
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from calrec_lite.errors import InputError
 
@@ -66,6 +76,34 @@ class Columns(Section):
     time: str | None = Field(None, description="unix seconds or a date; a list column beside a list of items")
 
 
+def _moment(value: Any) -> Any:
+    if not isinstance(value, str | date | float) or (isinstance(value, float) and not 0 < value < 1):
+        raise ValueError("give a date such as 2018-06-30, or a share of the events between 0 and 1")
+    return value
+
+
+Moment = Annotated[float | date, BeforeValidator(_moment)]
+
+
+class Holdout(Section):
+    """Which events are held out (METHOD section 7). No stage trains on them, of whatever domain they are.
+
+    `leave_one_out`: of who has three events or more, the last is for test and the one before for validation. `time`:
+    events from `valid_from` on; each user's first from then on is a validation case, the first from `test_from` on a
+    test case, if there is any event before it.
+    """
+
+    by: Literal["leave_one_out", "time"] = "leave_one_out"
+    valid_from: Moment = Field(0.8, description="with `by: time`: a date (UTC), or the share of events before it")
+    test_from: Moment = Field(0.9, description="likewise")
+
+    @model_validator(mode="after")
+    def _order(self) -> "Holdout":
+        if type(self.valid_from) is type(self.test_from) and self.valid_from >= self.test_from:  # type: ignore[operator]
+            raise ValueError(f"valid_from ({self.valid_from}) must be earlier than test_from ({self.test_from})")
+        return self
+
+
 class Domain(Section):
     """One domain: raw files and how they are prepared."""
 
@@ -79,6 +117,7 @@ class Domain(Section):
     min_item_events: PositiveInt = 1
     max_users: PositiveInt | None = Field(None, description="keep so many users, drawn by the seed")
     max_user_events: PositiveInt | None = Field(None, description="keep so many of a user's latest events")
+    holdout: Holdout = Holdout()
 
 
 class Text(Section):
@@ -204,6 +243,28 @@ class Recommend(Section):
     batch_tokens: PositiveInt = Field(2048, description="prompt tokens decoded together (memory)")
 
 
+class Sasrec(Section):
+    """The baseline `sasrec`. These settings were the best of a few on amazon14_beauty's validation part."""
+
+    hidden: PositiveInt = 64
+    blocks: PositiveInt = 2
+    heads: PositiveInt = 2
+    max_len: PositiveInt = Field(50, description="latest items of a history that it reads")
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    learning_rate: PositiveFloat = 1e-3
+    batch_size: PositiveInt = Field(256, description="histories of one step")
+    negatives: PositiveInt | None = Field(None, description="items drawn for the softmax of a step; null: all items")
+    epochs: PositiveInt = Field(40, description="at most")
+    patience: PositiveInt = Field(3, description="stop after so many epochs without a better NDCG@10 on validation")
+    valid_users: PositiveInt | None = Field(5000, description="users, drawn by the seed, for that; null: all")
+
+    @model_validator(mode="after")
+    def _divides(self) -> "Sasrec":
+        if self.hidden % self.heads:
+            raise ValueError(f"hidden = {self.hidden} must be a multiple of heads = {self.heads}")
+        return self
+
+
 class Evaluate(Section):
     """Which users and systems are measured, and how (METHOD section 7)."""
 
@@ -211,6 +272,11 @@ class Evaluate(Section):
     split: Literal["test", "validation"] = "test"
     users: PositiveInt | None = Field(2000, description="drawn by the seed; null: all")
     bootstrap: PositiveInt = 2000
+    mrr_cut: PositiveInt = Field(10, description="MRR counts targets up to this rank")
+    duplicates: Literal["canonical", "expected"] = Field(
+        "canonical",
+        description="items of the same text are one item, or several in random order: the mean over such orders",
+    )
     base: bool = Field(True, description="evaluate the untouched base too")
     every_stage: bool = True
     baselines: list[Literal["popularity", "last_item", "bm25_last", "transitions"]] = [
@@ -314,6 +380,23 @@ class Recipe(Section):
             found.append((("recommend", "beams"), f"must be at least recommend.k = {self.recommend.k}"))
         if self.recommend.rerank < self.recommend.k:
             found.append((("recommend", "rerank"), f"must be at least recommend.k = {self.recommend.k}"))
+        return found + self._holdout_errors()
+
+    def _holdout_errors(self) -> list[tuple[tuple[str | int, ...], str]]:
+        """A global time split is one for all: what other domains say of later days would tell of the held-out ones."""
+        target = self.domains.get(self.target)
+        if target is None or target.holdout.by != "time":
+            return []
+        trained = {name for stage in self.stages for name in stage.domains} & self.domains.keys()
+        found: list[tuple[tuple[str | int, ...], str]] = [
+            (("domains", name, "holdout"), f"must be as that of `{self.target}`, which is held out by time")
+            for name in sorted(trained)
+            if self.domains[name].holdout != target.holdout
+        ]
+        moments = (target.holdout.valid_from, target.holdout.test_from)
+        if len(trained) > 1 and any(isinstance(moment, float) for moment in moments):
+            message = "give dates where several domains are trained on: a share of events is another day in each"
+            found.append((("domains", self.target, "holdout"), message))
         return found
 
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from calrec_lite.errors import InputError
-from calrec_lite.evaluate.metrics import METRICS, Difference, Ranks, paired_bootstrap
+from calrec_lite.evaluate.metrics import METRICS, Copies, Difference, Ranks, paired_bootstrap
 from calrec_lite.evaluate.results import caption, markdown, read_metrics, read_rankings
 
 # These say how users were drawn and how wide the intervals are. What they led to, the users, is compared itself.
@@ -28,10 +28,10 @@ class Run:
     @classmethod
     def open(cls, folder: Path) -> "Run":
         """Read what `write_results` wrote into `folder`. Raises InputError if it is missing or damaged."""
-        return cls(folder, read_metrics(folder), read_rankings(folder, ["system", "user", "rank"]))
+        return cls(folder, read_metrics(folder), read_rankings(folder, ["system", "user", "rank", "copies"]))
 
-    def ranks(self, system: str) -> tuple[list[str], Ranks]:
-        """The users, sorted, and the rank of each one's target; inf where it is not in the list.
+    def ranks(self, system: str) -> tuple[list[str], Ranks, Copies]:
+        """The users, sorted, the rank of each one's target (inf where it is not in the list), and its copies.
 
         Raises:
             InputError: the run has no such system.
@@ -40,7 +40,7 @@ class Run:
         if system not in self.results["systems"] or not len(rows):
             raise InputError(f"{self.folder}: no system `{system}`; it has: {', '.join(self.results['systems'])}")
         ranks = rows["rank"].cast(pa.float64()).fill_null(np.inf)
-        return rows["user"].to_pylist(), ranks.to_numpy()
+        return rows["user"].to_pylist(), ranks.to_numpy(), rows["copies"].to_numpy()
 
 
 def compare(a: Path, b: Path, pairs: Sequence[tuple[str, str]] = ()) -> dict[str, Any]:
@@ -88,8 +88,8 @@ def comparison_table(comparison: dict[str, Any]) -> str:
 
 
 def _differences(a: Run, of_a: str, b: Run, of_b: str) -> dict[str, Difference]:
-    users_a, ranks_a = a.ranks(of_a)
-    users_b, ranks_b = b.ranks(of_b)
+    users_a, ranks_a, copies = a.ranks(of_a)
+    users_b, ranks_b, _ = b.ranks(of_b)  # the same data and users: the same copies
     if users_a != users_b:
         seeds = f"{a.results['protocol']['seed']} and {b.results['protocol']['seed']}"
         raise InputError(
@@ -97,7 +97,8 @@ def _differences(a: Run, of_a: str, b: Run, of_b: str) -> dict[str, Difference]:
             "evaluate both with the same seed and number of users"
         )
     protocol = a.results["protocol"]
-    return paired_bootstrap(ranks_a, ranks_b, protocol["bootstrap"], protocol["seed"], protocol["mrr_cut"])
+    shared = copies if protocol["duplicates"] == "expected" else None
+    return paired_bootstrap(ranks_a, ranks_b, protocol["bootstrap"], protocol["seed"], protocol["mrr_cut"], shared)
 
 
 def _refuse_unlike(a: Run, b: Run) -> None:

@@ -30,15 +30,8 @@ def evaluate_run(run: Run, trained: bool = True) -> dict[str, Any]:
     if trained:
         run.final()
     domain = run.domain(recipe.target)
-    cases = build_cases(domain, recipe.evaluate.split, recipe.evaluate.users, recipe.seed)
-    protocol = Protocol(
-        split=recipe.evaluate.split,
-        users=recipe.evaluate.users,
-        exclude_seen=recipe.recommend.exclude_seen,
-        k=max(10, recipe.recommend.k),
-        seed=recipe.seed,
-        bootstrap=recipe.evaluate.bootstrap,
-    )
+    protocol = Protocol.of(recipe)
+    cases = build_cases(domain, protocol.split, protocol.users, protocol.seed)
     measured: dict[str, SystemResult] = {}
     for name, system in _systems(run, trained):
         print(f"evaluating {name} on {len(cases.users):,} users")
