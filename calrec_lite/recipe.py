@@ -3,6 +3,7 @@
 A key without a source is our own choice; [S] marks the CALRec paper's setting as its readers report it.
 """
 
+from contextlib import suppress
 from datetime import date
 from typing import Annotated, Any, Literal
 
@@ -77,7 +78,9 @@ class Columns(Section):
 
 
 def _moment(value: Any) -> Any:
-    if not isinstance(value, str | date | float) or (isinstance(value, float) and not 0 < value < 1):
+    with suppress(ValueError):
+        value = date.fromisoformat(value) if isinstance(value, str) else value
+    if not isinstance(value, date | float) or (isinstance(value, float) and not 0 < value < 1):
         raise ValueError("give a date such as 2018-06-30, or a share of the events between 0 and 1")
     return value
 
@@ -250,9 +253,9 @@ class Sasrec(Section):
     blocks: PositiveInt = 2
     heads: PositiveInt = 2
     max_len: PositiveInt = Field(50, description="latest items of a history that it reads")
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
-    learning_rate: PositiveFloat = 1e-3
-    batch_size: PositiveInt = Field(256, description="histories of one step")
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.4
+    learning_rate: PositiveFloat = 3e-3
+    batch_size: PositiveInt = Field(128, description="histories of one step")
     negatives: PositiveInt | None = Field(None, description="items drawn for the softmax of a step; null: all items")
     epochs: PositiveInt = Field(40, description="at most")
     patience: PositiveInt = Field(3, description="stop after so many epochs without a better NDCG@10 on validation")

@@ -163,7 +163,8 @@ def test_dates_of_a_time_split_are_read_and_written_back(tmp_path: Path) -> None
         ("{}", "{by: time, valid_from: 0.9, test_from: 0.8}", "valid_from (0.9) must be earlier than test_from (0.8)"),
         ("{}", "{by: time, valid_from: 1.5}", "give a date such as 2018-06-30, or a share of the events"),
         ("{}", "{by: time, valid_from: 20180630}", "give a date such as 2018-06-30, or a share of the events"),
-        ("{}", "{by: time, valid_from: soon}", "valid_from"),
+        ("{}", "{by: time, valid_from: soon}", "give a date such as 2018-06-30, or a share of the events"),
+        ("{}", "{by: time, valid_from: '86400'}", "give a date such as 2018-06-30, or a share of the events"),
     ],
 )
 def test_a_time_split_that_cannot_be(tmp_path: Path, a: str, b: str, said: str) -> None:

@@ -30,17 +30,25 @@ class Run:
         """Read what `write_results` wrote into `folder`. Raises InputError if it is missing or damaged."""
         return cls(folder, read_metrics(folder), read_rankings(folder, ["system", "user", "rank", "copies"]))
 
-    def ranks(self, system: str) -> tuple[list[str], Ranks, Copies]:
-        """The users, sorted, the rank of each one's target (inf where it is not in the list), and its copies.
+    def ranks(self, system: str) -> tuple[list[str], Ranks]:
+        """The users, sorted, and the rank of each one's target; inf where it is not in the list.
 
         Raises:
             InputError: the run has no such system.
         """
+        rows = self._rows(system)
+        ranks = rows["rank"].cast(pa.float64()).fill_null(np.inf)
+        return rows["user"].to_pylist(), ranks.to_numpy()
+
+    def copies(self, system: str) -> Copies | None:
+        """The copies of each target in the order of `ranks`; None where the protocol knows none. Raises as `ranks`."""
+        return self._rows(system)["copies"].to_numpy() if self.results["protocol"]["duplicates"] == "expected" else None
+
+    def _rows(self, system: str) -> pa.Table:
         rows = self.rankings.filter(pc.equal(self.rankings["system"], system)).sort_by("user")
         if system not in self.results["systems"] or not len(rows):
             raise InputError(f"{self.folder}: no system `{system}`; it has: {', '.join(self.results['systems'])}")
-        ranks = rows["rank"].cast(pa.float64()).fill_null(np.inf)
-        return rows["user"].to_pylist(), ranks.to_numpy(), rows["copies"].to_numpy()
+        return rows
 
 
 def compare(a: Path, b: Path, pairs: Sequence[tuple[str, str]] = ()) -> dict[str, Any]:
@@ -88,8 +96,8 @@ def comparison_table(comparison: dict[str, Any]) -> str:
 
 
 def _differences(a: Run, of_a: str, b: Run, of_b: str) -> dict[str, Difference]:
-    users_a, ranks_a, copies = a.ranks(of_a)
-    users_b, ranks_b, _ = b.ranks(of_b)  # the same data and users: the same copies
+    users_a, ranks_a = a.ranks(of_a)
+    users_b, ranks_b = b.ranks(of_b)
     if users_a != users_b:
         seeds = f"{a.results['protocol']['seed']} and {b.results['protocol']['seed']}"
         raise InputError(
@@ -97,8 +105,8 @@ def _differences(a: Run, of_a: str, b: Run, of_b: str) -> dict[str, Difference]:
             "evaluate both with the same seed and number of users"
         )
     protocol = a.results["protocol"]
-    shared = copies if protocol["duplicates"] == "expected" else None
-    return paired_bootstrap(ranks_a, ranks_b, protocol["bootstrap"], protocol["seed"], protocol["mrr_cut"], shared)
+    copies = a.copies(of_a)  # b has the same: it is the same data and users
+    return paired_bootstrap(ranks_a, ranks_b, protocol["bootstrap"], protocol["seed"], protocol["mrr_cut"], copies)
 
 
 def _refuse_unlike(a: Run, b: Run) -> None:

@@ -179,7 +179,7 @@ def _per_user(ranks: Ranks, mrr_cut: int, copies: Copies | None) -> NDArray[np.f
 def _expected(
     metric: Callable[[Ranks, int], NDArray[np.float64]], cut: int, ranks: Ranks, copies: Copies
 ) -> NDArray[np.float64]:
-    """Mean of a metric over the ranks `ranks` ... `ranks + copies - 1`, (U,)."""
+    """Mean of a metric over the ranks `ranks` ... `ranks + copies - 1`, of the shape of `ranks`."""
     gains = np.concatenate([[0.0], np.cumsum(metric(np.arange(1.0, cut + 1), cut))])  # [n]: of the ranks up to n
     first, end = (np.minimum(rank, cut).astype(np.int64) for rank in (ranks - 1, ranks - 1 + copies))
     return np.asarray((gains[end] - gains[first]) / copies)
