@@ -119,6 +119,19 @@ class Sequences:
         users = np.flatnonzero((first >= 1) & (first < end))
         return users, self.offsets[users] + first[users]
 
+    def tied(self, users: NDArray[np.int64], positions: NDArray[np.int64]) -> NDArray[np.bool_] | None:
+        """Whether another event of the user has the time of the event at that position, (C,); None without times.
+
+        Args:
+            users, positions: as `held_out` gives them; a target is never its user's first event.
+        """
+        if self.times is None:
+            return None
+        after = np.minimum(positions + 1, len(self.times) - 1)
+        has_next = positions + 1 < self.offsets[users + 1]
+        before_tied = self.times[positions] == self.times[positions - 1]
+        return np.asarray(before_tied | (has_next & (self.times[positions] == self.times[after])))
+
     def case(self, u: int, split: Split) -> tuple[NDArray[np.int32], int] | None:
         """(history, target) of user u, or None if there is none; the history is all that came before the target.
 

@@ -35,9 +35,9 @@ def statistics(catalogue: Catalogue, sequences: Sequences) -> dict[str, Any]:
     }
     if sequences.times is not None:
         same = (np.diff(sequences.times) == 0)[np.diff(owners) == 0]
-        tied = sequences.times[targets] == sequences.times[targets - 1]
+        tied = sequences.tied(tested, targets)
         out["tied_neighbours"] = round(float(same.mean()), 4) if len(same) else 0.0
-        out["tied_test_targets"] = round(float(tied.mean()), 4) if len(tied) else 0.0
+        out["tied_test_targets"] = round(float(tied.mean()), 4) if tied is not None and len(tied) else 0.0
         out["first"], out["last"] = _date(sequences.times.min()), _date(sequences.times.max())
     return out
 
@@ -73,7 +73,7 @@ def describe(domain: Domain) -> str:
     if numbers["first"]:
         lines.append(
             f"  equal times     {numbers['tied_neighbours']:.1%} of neighbouring events, "
-            f"{numbers['tied_test_targets']:.1%} of test targets with the event before"
+            f"{numbers['tied_test_targets']:.1%} of test targets with another event"
         )
     lines.append(f"  item text       {', '.join(info['labels'])}; such as: {_example(domain)}")
     lines.append(f"  fingerprint     {domain.fingerprint[:16]}")

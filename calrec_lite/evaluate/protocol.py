@@ -165,19 +165,9 @@ def build_cases(domain: Domain, split: Split, n_users: int | None, seed: int) ->
         targets=sequences.items[positions].astype(np.int64),
         items=len(domain.catalogue),
         copies=np.maximum(copies, 1),
-        tied=_tied(domain, users, positions),
+        tied=sequences.tied(users, positions),
         holdout=domain.holdout,
     )
-
-
-def _tied(domain: Domain, users: NDArray[np.int64], positions: NDArray[np.int64]) -> NDArray[np.bool_] | None:
-    times, offsets = domain.sequences.times, domain.sequences.offsets
-    if times is None:
-        return None
-    after = np.minimum(positions + 1, len(times) - 1)
-    has_next = positions + 1 < offsets[users + 1]
-    before_tied = times[positions] == times[positions - 1]  # a history is never empty
-    return np.asarray(before_tied | (has_next & (times[positions] == times[after])))
 
 
 def evaluate_system(ranker: Ranker, cases: Cases, protocol: Protocol) -> SystemResult:

@@ -218,7 +218,7 @@ def test_the_report_says_what_was_dropped_and_why(shop: Shop) -> None:
         "merged                    1 items into others with the same text",
         "held out        by leave-one-out; 1 events are for training",
         "cases           1 for validation, 1 for test",
-        "equal times     50.0% of neighbouring events, 0.0% of test targets with the event before",
+        "equal times     50.0% of neighbouring events, 0.0% of test targets with another event",
         "item text       Title; such as: Title: Bread",
     ):
         assert f"  {line}\n" in text
