@@ -151,10 +151,10 @@ def fit(domain: Domain, seed: int, options: recipe.Sasrec, exclude_seen: bool) -
         loss = _epoch(network, optimiser, rows, options, random)
         epochs.append(Epoch(loss, _validate(network, cases, exclude_seen), perf_counter() - start))
         bar.set_postfix(loss=f"{loss:.3f}", valid_ndcg=f"{epochs[-1].ndcg:.4f}")
-        places = sorted(range(len(epochs)), key=lambda n: -epochs[n].ndcg)  # equal ones: the first
-        if places[0] == len(epochs) - 1:
+        latest, highest = len(epochs) - 1, int(np.argmax([epoch.ndcg for epoch in epochs]))  # among equals the first
+        if highest == latest:
             best = {name: weight.detach().cpu().clone() for name, weight in network.state_dict().items()}
-        if len(epochs) - 1 - places[0] >= options.patience:
+        if latest - highest >= options.patience:
             break
     bar.close()
     return best, epochs
