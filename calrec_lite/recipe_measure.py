@@ -44,7 +44,7 @@ class Holdout(Section):
 
 
 class Sasrec(Section):
-    """The baseline `sasrec`. These settings were the best of a few on amazon14_beauty's validation part."""
+    """The baseline `sasrec`. Learning rate and softmax were chosen on amazon14_office's validation part."""
 
     hidden: PositiveInt = 64
     blocks: PositiveInt = 2
