@@ -63,6 +63,23 @@ def training() -> str:
     return f"{rows(facts)}\n\n{facts['setting']}. {machine(facts)}, trl {facts['versions']['trl']}.\n"
 
 
+def sasrec() -> str:
+    facts = results("sasrec_beauty")
+    minutes, tried = facts["training_minutes"], len(facts["tried"])
+    return f"{table(facts)}\n\n{machine(facts)}: {minutes} minutes to train; the best of {tried} on validation.\n"
+
+
+def scale() -> str:
+    facts = results("scale_cpu")
+    kinds = {"scores": "from the scores of a dense model", "lists": "`transitions`, fitted, listed and measured"}
+    parts = [
+        f"{text} {facts[kind]['seconds'] / 60:.1f} minutes, {facts[kind]['peak_memory_bytes'] / 1e9:.2f} GB"
+        for kind, text in kinds.items()
+    ]
+    size = f"{facts['users']:,} users x {facts['items']:,} items"
+    return f"{size}: {'; '.join(parts)} at most ({machine(facts)}).\n"
+
+
 def filled(text: str) -> str:
     return BLOCK.sub(lambda m: f"{m[1]}{globals()[m[2]]()}{m[3]}", text)
 

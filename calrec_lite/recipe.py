@@ -5,9 +5,16 @@ A key without a source is our own choice; [S] marks the CALRec paper's setting a
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from calrec_lite.errors import InputError
+from calrec_lite.recipe_measure import Holdout, MiniLM, Sasrec, Section
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -19,12 +26,6 @@ def _one_line(text: str) -> str:
 
 
 OneLine = Annotated[str, AfterValidator(_one_line)]
-
-
-class Section(BaseModel):
-    """A section of a recipe: unknown keys are errors, values never change after loading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
 
 class Lora(Section):
@@ -79,6 +80,7 @@ class Domain(Section):
     min_item_events: PositiveInt = 1
     max_users: PositiveInt | None = Field(None, description="keep so many users, drawn by the seed")
     max_user_events: PositiveInt | None = Field(None, description="keep so many of a user's latest events")
+    holdout: Holdout = Holdout()
 
 
 class Text(Section):
@@ -215,14 +217,19 @@ class Evaluate(Section):
     split: Literal["test", "validation"] = "test"
     users: PositiveInt | None = Field(2000, description="drawn by the seed; null: all")
     bootstrap: PositiveInt = 2000
+    mrr_cut: PositiveInt = Field(10, description="MRR counts targets up to this rank")
+    duplicates: Literal["canonical", "expected"] = Field(
+        "canonical",
+        description="items of the same text are one item, or several in random order: the mean over such orders",
+    )
     base: bool = Field(True, description="evaluate the untouched base too")
     every_stage: bool = True
-    baselines: list[Literal["popularity", "last_item", "bm25_last", "transitions"]] = [
-        "popularity",
-        "last_item",
-        "bm25_last",
-        "transitions",
-    ]
+    baselines: list[Literal["popularity", "last_item", "bm25_last", "transitions", "minilm", "sasrec"]] = Field(
+        ["popularity", "last_item", "bm25_last", "transitions"],
+        description="minilm and sasrec take minutes on a CPU, once for each domain and settings",
+    )
+    sasrec: Sasrec = Sasrec()
+    minilm: MiniLM = MiniLM()
 
 
 class Export(Section):
@@ -318,6 +325,23 @@ class Recipe(Section):
             found.append((("recommend", "beams"), f"must be at least recommend.k = {self.recommend.k}"))
         if self.recommend.rerank < self.recommend.k:
             found.append((("recommend", "rerank"), f"must be at least recommend.k = {self.recommend.k}"))
+        return found + self._holdout_errors()
+
+    def _holdout_errors(self) -> list[tuple[tuple[str | int, ...], str]]:
+        """A global time split is one for all: what other domains say of later days would tell of the held-out ones."""
+        target = self.domains.get(self.target)
+        if target is None or target.holdout.by != "time":
+            return []
+        trained = {name for stage in self.stages for name in stage.domains} & self.domains.keys()
+        found: list[tuple[tuple[str | int, ...], str]] = [
+            (("domains", name, "holdout"), f"must be as that of `{self.target}`, which is held out by time")
+            for name in sorted(trained)
+            if self.domains[name].holdout != target.holdout
+        ]
+        moments = (target.holdout.valid_from, target.holdout.test_from)
+        if len(trained) > 1 and any(isinstance(moment, float) for moment in moments):
+            message = "give dates where several domains are trained on: a share of events is another day in each"
+            found.append((("domains", self.target, "holdout"), message))
         return found
 
 

@@ -1,5 +1,6 @@
 """Recipes: strict, every mistake at once with its line, and files that extend one another."""
 
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -134,3 +135,43 @@ def test_the_paper_settings_are_valid_under_a_recipe_that_extends_them(tmp_path:
 def test_an_override_that_cannot_be_is_blamed_on_itself(tmp_path: Path) -> None:
     (line,) = failure(write(tmp_path, GOOD), "seed.x=1")
     assert line.startswith("--set seed.x=1: seed")
+
+
+def held_out(domains: str, more: str = "") -> str:
+    return (
+        f"name: r\nbase: {{model: m}}\ndomains:\n{domains}stages: [{{name: s, domains: [a, b], epochs: 1}}]\n"
+        f"evaluate: {{domain: b}}\n{more}"
+    )
+
+
+BY_DATE = "{by: time, valid_from: 2018-01-01, test_from: 2018-06-30}"
+
+
+def test_dates_of_a_time_split_are_read_and_written_back(tmp_path: Path) -> None:
+    text = held_out("".join(f"  {name}: {{interactions: x.csv, holdout: {BY_DATE}}}\n" for name in "ab"))
+    recipe = load_recipe(write(tmp_path, text))
+    assert recipe.domains["a"].holdout.valid_from == date(2018, 1, 1)
+    save_resolved(recipe, tmp_path / "resolved.yaml")
+    assert load_recipe(tmp_path / "resolved.yaml") == recipe
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "said"),
+    [
+        ("{by: leave_one_out}", BY_DATE, "domains.a.holdout: must be as that of `b`, which is held out by time"),
+        ("{by: time}", "{by: time}", "domains.b.holdout: give dates where several domains are trained on"),
+        ("{}", "{by: time, valid_from: 0.9, test_from: 0.8}", "valid_from (0.9) must be earlier than test_from (0.8)"),
+        ("{}", "{by: time, valid_from: 1.5}", "give a date such as 2018-06-30, or a share of the events"),
+        ("{}", "{by: time, valid_from: 20180630}", "give a date such as 2018-06-30, or a share of the events"),
+        ("{}", "{by: time, valid_from: soon}", "give a date such as 2018-06-30, or a share of the events"),
+        ("{}", "{by: time, valid_from: '86400'}", "give a date such as 2018-06-30, or a share of the events"),
+    ],
+)
+def test_a_time_split_that_cannot_be(tmp_path: Path, a: str, b: str, said: str) -> None:
+    text = held_out(f"  a: {{interactions: x.csv, holdout: {a}}}\n  b: {{interactions: x.csv, holdout: {b}}}\n")
+    assert any(said in line for line in failure(write(tmp_path, text))), failure(write(tmp_path, text))
+
+
+def test_leave_one_out_elsewhere_is_no_concern_of_a_target_held_out_so(tmp_path: Path) -> None:
+    text = held_out(f"  a: {{interactions: x.csv, holdout: {BY_DATE}}}\n  b: {{interactions: x.csv}}\n")
+    assert load_recipe(write(tmp_path, text)).target == "b"

@@ -50,7 +50,7 @@ def _show(run: "Run", exported: Path) -> None:
     """Three held-out users: what they took, what is recommended, what they really took next."""
     import numpy as np
 
-    from calrec_lite.evaluate.protocol import Cases, build_cases
+    from calrec_lite.evaluate.protocol import build_cases
     from calrec_lite.recommend import Recommender
 
     recipe = run.recipe
@@ -59,13 +59,13 @@ def _show(run: "Run", exported: Path) -> None:
     every = build_cases(domain, "test", None, recipe.seed)
     able = np.flatnonzero(~every.repeats) if recipe.recommend.exclude_seen else np.arange(len(every.users))
     shown = np.random.default_rng(recipe.seed).permutation(able)[:SHOWN]  # of those whose next item may be recommended
-    cases = Cases(every.users[shown], [every.histories[i] for i in shown], every.targets[shown], every.items)
     recommender = Recommender.from_pretrained(exported)
-    histories = [[recommender.catalogue.texts[i] for i in history] for history in cases.histories]
-    for user, history, target, own in zip(
-        cases.users, cases.histories, cases.targets, recommender.recommend(histories, 10)
-    ):
-        click.echo(f"user {domain.sequences.users[user]} took, last: {'; '.join(titles[i] for i in history[-LATEST:])}")
+    histories = [[recommender.catalogue.texts[item] for item in every.histories[i]] for i in shown]
+    for i, own in zip(shown, recommender.recommend(histories, 10)):
+        user, history, target = every.users[i], every.histories[i], every.targets[i]
+        click.echo(
+            f"user {domain.sequences.users[user]} took, last: {'; '.join(titles[item] for item in history[-LATEST:])}"
+        )
         for place, item in enumerate(own, 1):
             mark = "  <- took this next" if item.item == domain.catalogue.ids[target] else ""
             click.echo(f"  {place:2d}. {item.title}{mark}")

@@ -5,12 +5,13 @@ On disk it is a folder, written whole or not at all:
     items.parquet      id, fields (label -> value, in the order of the text)   row = canonical index
     aliases.parquet    alias (any original item id), index
     sequences.parquet  user, items (list<int32>, oldest first), times (list<int64>, unix seconds; null if unknown)
-    domain.json        name, counts, statistics, options, fingerprint, and the hash of each file above
+    domain.json        name, cuts (of a time split), counts, statistics, options, fingerprint, each file's hash
 """
 
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from functools import cached_property
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -73,35 +74,74 @@ class Sequences:
         items: canonical indices, int32, (E,).
         offsets: int64, (U + 1,).
         times: unix seconds, int64, (E,); None where the source has no times.
+        cuts: the seconds from which events are held out for validation and for test; None: leave-one-out.
     """
 
     users: list[str]
     items: NDArray[np.int32]
     offsets: NDArray[np.int64]
     times: NDArray[np.int64] | None
+    cuts: tuple[int, int] | None = None
 
     def __len__(self) -> int:
         return len(self.users)
+
+    @cached_property
+    def _parts(self) -> NDArray[np.int64]:
+        """How many events of each user are for training, and for training or validation, (U, 2)."""
+        lengths = np.diff(self.offsets)
+        if self.cuts is None:
+            held_out = np.where(lengths >= 3, 1, 0)
+            return np.stack([lengths - 2 * held_out, lengths - held_out], axis=1)
+        if self.times is None:
+            raise ValueError("a time split needs times")
+        before = np.stack([self.times < cut for cut in self.cuts], axis=1)  # (E, 2)
+        counts = np.concatenate([np.zeros((1, 2), np.int64), np.cumsum(before, axis=0)])
+        return counts[self.offsets[1:]] - counts[self.offsets[:-1]]
 
     def of(self, u: int) -> NDArray[np.int32]:
         """All items of user u, oldest first (a view)."""
         return self.items[self.offsets[u] : self.offsets[u + 1]]
 
     def train_items(self, u: int) -> NDArray[np.int32]:
-        """What may be trained on: all but the last two items, or all of them if the user has fewer than three."""
-        items = self.of(u)
-        return items[:-2] if len(items) >= 3 else items
+        """What may be trained on.
+
+        Leave-one-out: all but the last two items, or all of them if the user has fewer than three. Time split: what
+        is earlier than the first cut.
+        """
+        return self.of(u)[: self._parts[u, 0]]
+
+    def held_out(self, split: Split) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The users that have a case, ascending, and where in `items` the target of each stands, (C,) and (C,)."""
+        lengths = np.diff(self.offsets)
+        valid, test = self._parts.T
+        first, end = (test, lengths) if split == "test" else (valid, test)
+        users = np.flatnonzero((first >= 1) & (first < end))
+        return users, self.offsets[users] + first[users]
+
+    def tied(self, users: NDArray[np.int64], positions: NDArray[np.int64]) -> NDArray[np.bool_] | None:
+        """Whether another event of the user has the time of the event at that position, (C,); None without times.
+
+        Args:
+            users, positions: as `held_out` gives them; a target is never its user's first event.
+        """
+        if self.times is None:
+            return None
+        after = np.minimum(positions + 1, len(self.times) - 1)
+        has_next = positions + 1 < self.offsets[users + 1]
+        before_tied = self.times[positions] == self.times[positions - 1]
+        return np.asarray(before_tied | (has_next & (self.times[positions] == self.times[after])))
 
     def case(self, u: int, split: Split) -> tuple[NDArray[np.int32], int] | None:
-        """(history, target) of user u by leave-one-out, or None if the user has fewer than three events.
+        """(history, target) of user u, or None if there is none; the history is all that came before the target.
 
-        `test`: the last item after all the others; `validation`: the last but one after those before it.
+        Leave-one-out, of who has three events or more: `test` the last item, `validation` the last but one. Time
+        split: the first item from the cut on (for validation: and before the other cut), if any came before it.
         """
         items = self.of(u)
-        if len(items) < 3:
-            return None
-        cut = len(items) - (1 if split == "test" else 2)
-        return items[:cut], int(items[cut])
+        valid, test = self._parts[u].tolist()
+        first, end = (test, len(items)) if split == "test" else (valid, test)
+        return (items[:first], int(items[first])) if 1 <= first < end else None
 
 
 @dataclass(frozen=True)
@@ -117,6 +157,14 @@ class Domain:
     def fingerprint(self) -> str:
         """SHA-256 (hex) of the content and the options."""
         return str(self.info["fingerprint"])
+
+    @property
+    def holdout(self) -> str:
+        """How events are held out, in words."""
+        if self.sequences.cuts is None:
+            return "leave-one-out"
+        valid, test = map(moment, self.sequences.cuts)
+        return f"global time split (validation from {valid}, test from {test})"
 
     def train_items(self, u: int) -> NDArray[np.int32]:
         """See `Sequences.train_items`."""
@@ -137,7 +185,8 @@ class Domain:
             temporary.mkdir()
             for name, table in zip(TABLES, self._tables(), strict=True):
                 pq.write_table(table, temporary / name, compression="zstd")
-            info = {"name": self.name, **self.info, "files": {name: file_sha256(temporary / name) for name in TABLES}}
+            hashes = {name: file_sha256(temporary / name) for name in TABLES}
+            info = {"name": self.name, **self.info, "cuts": self.sequences.cuts, "files": hashes}
             text = json.dumps(info, indent=1, ensure_ascii=False)
             (temporary / "domain.json").write_text(text + "\n", encoding="utf-8")
 
@@ -160,7 +209,7 @@ class Domain:
             fields=[dict(pairs) for pairs in items["fields"].to_pylist()],
             aliases=dict(zip(aliases["alias"].to_pylist(), aliases["index"].to_pylist(), strict=True)),
         )
-        return cls(info["name"], catalogue, _sequences(sequences), info)
+        return cls(info["name"], catalogue, _sequences(sequences, info.get("cuts")), info)
 
     def _tables(self) -> Sequence[pa.Table]:
         catalogue, sequences = self.catalogue, self.sequences
@@ -192,7 +241,16 @@ def read_info(folder: Path) -> dict[str, Any]:
     return info
 
 
-def _sequences(table: pa.Table) -> Sequences:
+def moment(seconds: int) -> str:
+    """Unix seconds as a UTC date, with the time of day unless it is midnight."""
+    try:
+        full = datetime.fromtimestamp(int(seconds), timezone.utc)
+    except (ValueError, OverflowError, OSError):  # beyond the calendar: such times only order events
+        return str(int(seconds))
+    return full.strftime("%Y-%m-%d" if seconds % 86400 == 0 else "%Y-%m-%d %H:%M:%S")
+
+
+def _sequences(table: pa.Table, cuts: list[int] | None) -> Sequences:
     items = table["items"].combine_chunks()
     times = table["times"].combine_chunks()
     known = times.null_count == 0
@@ -202,4 +260,5 @@ def _sequences(table: pa.Table) -> Sequences:
         items=items.flatten().to_numpy(zero_copy_only=False).astype(np.int32, copy=False),
         offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
         times=times.flatten().to_numpy(zero_copy_only=False).astype(np.int64, copy=False) if known else None,
+        cuts=(cuts[0], cuts[1]) if cuts else None,
     )

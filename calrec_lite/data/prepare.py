@@ -12,7 +12,8 @@ The steps, in this order:
     again and again until nothing changes;
  6. number the items that are left by their text: this is the catalogue;
  7. draw `max_users` users by a seeded hash; keep each user's latest `max_user_events` events. The catalogue keeps
-    all its items: how hard the ranking is must not depend on how many users are looked at.
+    all its items: how hard the ranking is must not depend on how many users are looked at;
+ 8. with `holdout.by: time` find the days from which events are held out.
 """
 
 import hashlib
@@ -20,6 +21,8 @@ import json
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from datetime import date, datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +31,7 @@ import numpy as np
 
 from calrec_lite import recipe
 from calrec_lite.data.checksum import file_sha256
-from calrec_lite.data.domain import Catalogue, Domain, Sequences, read_info
+from calrec_lite.data.domain import Catalogue, Domain, Sequences, moment, read_info
 from calrec_lite.data.readers import Raw, read
 from calrec_lite.data.report import describe, statistics
 from calrec_lite.data.sources import fetch
@@ -104,7 +107,7 @@ def _prepare(name: str, spec: recipe.Domain, seed: int, files: dict[str, Path], 
         _cap(connection, spec, seed, dropped)
         if catalogue is None:
             raise InputError(f"{files['interactions']}: no usable row is left of {raw.rows}: {_in_words(dropped)}")
-        sequences = _sequences(connection, timed)
+        sequences = _hold_out(_sequences(connection, timed), name, spec.holdout)
     info: dict[str, Any] = {
         "source_key": source_key,
         "options": {**spec.model_dump(mode="json"), "seed": seed},
@@ -265,6 +268,29 @@ def _sequences(connection: duckdb.DuckDBPyConnection, timed: bool) -> Sequences:
     )
 
 
+def _hold_out(sequences: Sequences, name: str, holdout: recipe.Holdout) -> Sequences:
+    """Step 8."""
+    if holdout.by == "leave_one_out":
+        return sequences
+    if sequences.times is None:
+        raise InputError(f"domain `{name}`: holdout.by is `time`, but its events have no times; use leave_one_out")
+    ordered = np.sort(sequences.times)
+    valid, test = (_seconds(when, ordered) for when in (holdout.valid_from, holdout.test_from))
+    if valid >= test:
+        raise InputError(
+            f"domain `{name}`: holdout.valid_from ({holdout.valid_from}) comes to {moment(valid)} and test_from "
+            f"({holdout.test_from}) to {moment(test)}: nothing is left for validation; move them apart"
+        )
+    return replace(sequences, cuts=(valid, test))
+
+
+def _seconds(when: float | date, ordered: np.ndarray) -> int:
+    """A share of the events becomes the time of the first one beyond it: events of that time are held out."""
+    if isinstance(when, float):
+        return int(ordered[int(when * len(ordered))])
+    return int(datetime(when.year, when.month, when.day, tzinfo=timezone.utc).timestamp())
+
+
 def _in_words(dropped: Dropped) -> str:
     parts = [f"{counts['events']} {reason}" for reason, counts in dropped.items() if counts["events"]]
     return "; ".join(parts) + ". Check the columns, or lower min_user_events and min_item_events"
@@ -276,6 +302,8 @@ def _fingerprint(catalogue: Catalogue, sequences: Sequences, options: dict[str, 
         digest.update(array.tobytes())
     if sequences.times is not None:
         digest.update(sequences.times.astype("<i8").tobytes())
+    if sequences.cuts is not None:
+        digest.update(np.array(sequences.cuts, "<i8").tobytes())
     return digest.hexdigest()
 
 

@@ -12,12 +12,15 @@ def statistics(catalogue: Catalogue, sequences: Sequences) -> dict[str, Any]:
     """Counts, lengths in events, and shares: of repeats, of tied times (None without times), the time span (UTC)."""
     lengths = np.diff(sequences.offsets)
     owners = np.repeat(np.arange(len(lengths)), lengths)
+    tested, targets = sequences.held_out("test")
     distinct = len(np.unique(owners * len(catalogue) + sequences.items))
     out: dict[str, Any] = {
         "users": len(sequences),
         "items": len(catalogue),
         "events": len(sequences.items),
-        "users_with_a_test_case": int((lengths >= 3).sum()),
+        "users_with_a_test_case": len(tested),
+        "users_with_a_validation_case": len(sequences.held_out("validation")[0]),
+        "training_events": sum(len(sequences.train_items(u)) for u in range(len(sequences))),
         "length": {
             "min": int(lengths.min()),
             "median": float(np.median(lengths)),
@@ -32,10 +35,9 @@ def statistics(catalogue: Catalogue, sequences: Sequences) -> dict[str, Any]:
     }
     if sequences.times is not None:
         same = (np.diff(sequences.times) == 0)[np.diff(owners) == 0]
-        last = sequences.offsets[1:][lengths >= 3] - 1
-        tied = sequences.times[last] == sequences.times[last - 1]
+        tied = sequences.tied(tested, targets)
         out["tied_neighbours"] = round(float(same.mean()), 4) if len(same) else 0.0
-        out["tied_test_targets"] = round(float(tied.mean()), 4) if len(tied) else 0.0
+        out["tied_test_targets"] = round(float(tied.mean()), 4) if tied is not None and len(tied) else 0.0
         out["first"], out["last"] = _date(sequences.times.min()), _date(sequences.times.max())
     return out
 
@@ -64,12 +66,14 @@ def describe(domain: Domain) -> str:
         lines.append(f"  merged          {_n(info['merged_items']):>11} items into others with the same text")
     least, median, mean, most = (numbers["length"][key] for key in ("min", "median", "mean", "max"))
     lines.append(f"  events a user   {least} to {_n(most)}, median {median:g}, mean {mean:g}")
-    lines.append(f"  test cases      {_n(numbers['users_with_a_test_case'])} users with three or more events")
+    lines.append(f"  held out        by {domain.holdout}; {_n(numbers['training_events'])} events are for training")
+    cases = (f"{_n(numbers[f'users_with_a_{split}_case'])} for {split}" for split in ("validation", "test"))
+    lines.append(f"  cases           {', '.join(cases)}")
     lines.append(f"  repeats         {numbers['repeats']:.1%} of the events are of an item the user had before")
     if numbers["first"]:
         lines.append(
             f"  equal times     {numbers['tied_neighbours']:.1%} of neighbouring events, "
-            f"{numbers['tied_test_targets']:.1%} of test targets with the event before"
+            f"{numbers['tied_test_targets']:.1%} of test targets with another event"
         )
     lines.append(f"  item text       {', '.join(info['labels'])}; such as: {_example(domain)}")
     lines.append(f"  fingerprint     {domain.fingerprint[:16]}")

@@ -11,7 +11,7 @@ import numpy as np
 
 from calrec_lite.errors import InputError
 from calrec_lite.evaluate import compare
-from calrec_lite.evaluate.metrics import METRICS, Ranks, paired_bootstrap, summarise
+from calrec_lite.evaluate.metrics import METRICS, Copies, Ranks, paired_bootstrap, summarise
 from calrec_lite.evaluate.results import caption, hardware, markdown, versions
 from calrec_lite.evaluate.systems import evaluate_run
 from calrec_lite.files import atomic_path, write_json
@@ -158,6 +158,7 @@ def summary(recipe: Recipe, folder: Path, cells: Sequence[Cell]) -> dict[str, An
     if len({run.results["domain"]["fingerprint"] for run in evaluated.values()}) > 1:
         raise InputError(f"{folder}: the data has changed since the first cells were measured; remove that folder")
     ranks = {cell.name: evaluated[cell.name].ranks(_system(cell))[1] for cell in done}
+    copies = evaluated[done[0].name].copies(_system(done[0]))  # of the targets, which all cells share
     every = [stage.name for stage in recipe.stages]
     groups: dict[tuple[str, tuple[str, ...]], list[Cell]] = {}
     for cell in done:
@@ -174,7 +175,7 @@ def summary(recipe: Recipe, folder: Path, cells: Sequence[Cell]) -> dict[str, An
                 "variant": variant,
                 "stages": list(stages),
                 "changes": recipe.ablate.variants.get(variant, {}),
-                **_measured(own, {} if is_full else full, first["protocol"]),
+                **_measured(own, {} if is_full else full, first["protocol"], copies),
                 **_by_seed(members, folder),
             }
         )
@@ -187,7 +188,7 @@ def summary(recipe: Recipe, folder: Path, cells: Sequence[Cell]) -> dict[str, An
         "budget": {"steps": recipe.ablate.steps, "minutes": recipe.ablate.minutes},
         "cells": {"finished": len(done), "planned": len(cells)},
         "rows": rows,
-        "baselines": _baselines(done, evaluated, full),
+        "baselines": _baselines(done, evaluated, full, copies),
         "versions": versions(),
         "hardware": hardware(),
     }
@@ -197,9 +198,11 @@ def _system(cell: Cell) -> str:
     return "final" if cell.stages else "base"
 
 
-def _measured(own: dict[int, Ranks], full: dict[int, Ranks], protocol: dict[str, Any]) -> dict[str, Any]:
+def _measured(
+    own: dict[int, Ranks], full: dict[int, Ranks], protocol: dict[str, Any], copies: Copies | None
+) -> dict[str, Any]:
     """Metrics of a row, and what they are more than the full cell's; both by seed."""
-    options = protocol["bootstrap"], protocol["seed"], protocol["mrr_cut"]
+    options = protocol["bootstrap"], protocol["seed"], protocol["mrr_cut"], copies
     shared = [seed for seed in own if seed in full]
     difference = None
     if shared:
@@ -218,7 +221,7 @@ def _by_seed(members: Sequence[Cell], folder: Path) -> dict[str, Any]:
 
 
 def _baselines(
-    done: Sequence[Cell], evaluated: dict[str, compare.Run], full: dict[int, Ranks]
+    done: Sequence[Cell], evaluated: dict[str, compare.Run], full: dict[int, Ranks], copies: Copies | None
 ) -> dict[str, dict[str, Any]]:
     """The baselines, measured with the untouched base; a baseline knows no seed of training."""
     found: dict[str, dict[str, Any]] = {}
@@ -227,7 +230,7 @@ def _baselines(
         for name in results["systems"] if not cell.stages else []:
             if name != _system(cell):
                 ranks = evaluated[cell.name].ranks(name)[1]
-                found[name] = _measured(dict.fromkeys(full or [cell.seed], ranks), full, results["protocol"])
+                found[name] = _measured(dict.fromkeys(full or [cell.seed], ranks), full, results["protocol"], copies)
     return found
 
 

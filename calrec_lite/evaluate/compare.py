@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from calrec_lite.errors import InputError
-from calrec_lite.evaluate.metrics import METRICS, Difference, Ranks, paired_bootstrap
+from calrec_lite.evaluate.metrics import METRICS, Copies, Difference, Ranks, paired_bootstrap
 from calrec_lite.evaluate.results import caption, markdown, read_metrics, read_rankings
 
 # These say how users were drawn and how wide the intervals are. What they led to, the users, is compared itself.
@@ -28,7 +28,7 @@ class Run:
     @classmethod
     def open(cls, folder: Path) -> "Run":
         """Read what `write_results` wrote into `folder`. Raises InputError if it is missing or damaged."""
-        return cls(folder, read_metrics(folder), read_rankings(folder, ["system", "user", "rank"]))
+        return cls(folder, read_metrics(folder), read_rankings(folder, ["system", "user", "rank", "copies"]))
 
     def ranks(self, system: str) -> tuple[list[str], Ranks]:
         """The users, sorted, and the rank of each one's target; inf where it is not in the list.
@@ -36,11 +36,19 @@ class Run:
         Raises:
             InputError: the run has no such system.
         """
+        rows = self._rows(system)
+        ranks = rows["rank"].cast(pa.float64()).fill_null(np.inf)
+        return rows["user"].to_pylist(), ranks.to_numpy()
+
+    def copies(self, system: str) -> Copies | None:
+        """The copies of each target in the order of `ranks`; None where the protocol knows none. Raises as `ranks`."""
+        return self._rows(system)["copies"].to_numpy() if self.results["protocol"]["duplicates"] == "expected" else None
+
+    def _rows(self, system: str) -> pa.Table:
         rows = self.rankings.filter(pc.equal(self.rankings["system"], system)).sort_by("user")
         if system not in self.results["systems"] or not len(rows):
             raise InputError(f"{self.folder}: no system `{system}`; it has: {', '.join(self.results['systems'])}")
-        ranks = rows["rank"].cast(pa.float64()).fill_null(np.inf)
-        return rows["user"].to_pylist(), ranks.to_numpy()
+        return rows
 
 
 def compare(a: Path, b: Path, pairs: Sequence[tuple[str, str]] = ()) -> dict[str, Any]:
@@ -97,7 +105,8 @@ def _differences(a: Run, of_a: str, b: Run, of_b: str) -> dict[str, Difference]:
             "evaluate both with the same seed and number of users"
         )
     protocol = a.results["protocol"]
-    return paired_bootstrap(ranks_a, ranks_b, protocol["bootstrap"], protocol["seed"], protocol["mrr_cut"])
+    copies = a.copies(of_a)  # b has the same: it is the same data and users
+    return paired_bootstrap(ranks_a, ranks_b, protocol["bootstrap"], protocol["seed"], protocol["mrr_cut"], copies)
 
 
 def _refuse_unlike(a: Run, b: Run) -> None:

@@ -4,13 +4,14 @@ A rank is 1-based; `inf` stands for a target that is not in the list. With one t
 and NDCG@K is 1 / log2(rank + 1) (METHOD section 7).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
 Ranks = NDArray[np.float64]
+Copies = NDArray[np.int64]
 
 METRICS = ("recall@1", "recall@10", "ndcg@10", "mrr")
 MRR_CUT = 10  # the default; a protocol may say otherwise
@@ -34,17 +35,28 @@ class Difference(TypedDict):
     p: float
 
 
-def ranks_from_lists(lists: NDArray[np.integer[Any]], targets: NDArray[np.integer[Any]]) -> Ranks:
+def ranks_from_lists(
+    lists: NDArray[np.integer[Any]],
+    targets: NDArray[np.integer[Any]],
+    copies: NDArray[np.integer[Any]] | None = None,
+) -> Ranks:
     """Rank of each user's target in the user's list, (U,).
 
     Args:
         lists: distinct item indices, best first, -1 where a list has ended, (U, K).
         targets: item indices, (U,).
+        copies: how many original items each item stands for, (N,): those of the items before the target count all,
+            and of the target's own only one, so this is the best rank it may have (see `summarise`).
     """
     found = lists == targets[:, None]  # (U, K)
     if not found.size:
         return np.full(len(targets), np.inf)
-    return np.where(found.any(axis=1), found.argmax(axis=1) + 1.0, np.inf)
+    place = found.argmax(axis=1)  # (U,)
+    ahead = place
+    if copies is not None:
+        before = np.cumsum(np.where(lists >= 0, copies[lists], 0), axis=1) - copies[lists]  # (U, K)
+        ahead = np.take_along_axis(before, place[:, None], axis=1)[:, 0]
+    return np.where(found.any(axis=1), ahead + 1.0, np.inf)
 
 
 def ranks_from_scores(
@@ -72,6 +84,25 @@ def ranks_from_scores(
     return np.where(mask[users, targets], np.inf, ranks)
 
 
+def ranks_in_chunks(
+    score: Callable[[slice], NDArray[np.floating[Any]]],
+    targets: NDArray[np.integer[Any]],
+    n_items: int,
+    excluded: Sequence[NDArray[np.integer[Any]]] | None = None,
+) -> Ranks:
+    """`ranks_from_scores` of any number of users in the memory of a few, (U,).
+
+    Args:
+        score: scores of all items for a slice of the users, (u, n_items).
+        targets: item indices, (U,).
+        excluded: as there.
+    """
+    step = max(1, CELLS // n_items)
+    chunks = [slice(start, min(start + step, len(targets))) for start in range(0, len(targets), step)]
+    ranks = [ranks_from_scores(score(part), targets[part], excluded and excluded[part]) for part in chunks]
+    return np.concatenate([*ranks, np.empty(0)])
+
+
 def recall_at(ranks: Ranks, k: int) -> NDArray[np.float64]:
     """1 where the target is among the first k, else 0, (U,)."""
     return (ranks <= k).astype(np.float64)
@@ -87,16 +118,21 @@ def reciprocal_rank(ranks: Ranks, cut: int) -> NDArray[np.float64]:
     return np.where(ranks <= cut, 1 / ranks, 0.0)
 
 
-def summarise(ranks: Ranks, bootstrap: int, seed: int, mrr_cut: int = MRR_CUT) -> dict[str, Interval]:
+def summarise(
+    ranks: Ranks, bootstrap: int, seed: int, mrr_cut: int = MRR_CUT, copies: Copies | None = None
+) -> dict[str, Interval]:
     """Each metric's mean over users with a 95% percentile interval of `bootstrap` resamples of the users.
 
     Args:
         ranks: (U,), or (R, U) of R repetitions: a user then counts with the mean of the repetitions.
+        copies: with how many items of the same text each target stands in random order, itself among them, (U,); then
+            `ranks` are the best it may have, and a metric is its mean over such orders: the expected-rank credit of
+            collision-aware metrics, which neither helps nor harms the target.
 
     Raises:
         ValueError: there is no user.
     """
-    values = _per_user(ranks, mrr_cut)
+    values = _per_user(ranks, mrr_cut, copies)
     low, high = np.quantile(_resampled_means(values, bootstrap, seed), [0.025, 0.975], axis=0)
     means = values.mean(axis=0)
     return {
@@ -105,9 +141,9 @@ def summarise(ranks: Ranks, bootstrap: int, seed: int, mrr_cut: int = MRR_CUT) -
 
 
 def paired_bootstrap(
-    ranks_a: Ranks, ranks_b: Ranks, bootstrap: int, seed: int, mrr_cut: int = MRR_CUT
+    ranks_a: Ranks, ranks_b: Ranks, bootstrap: int, seed: int, mrr_cut: int = MRR_CUT, copies: Copies | None = None
 ) -> dict[str, Difference]:
-    """Each metric of system b minus that of system a, on the same users in the same order; ranks as for `summarise`.
+    """Each metric of system b minus that of system a, on the same users in the same order; arguments as `summarise`'s.
 
     p is twice the smaller share of resamples on either side of zero, zero counted on both, with one resample added so
     that it is never 0. Exchanging a and b changes the sign of the difference and nothing else.
@@ -117,7 +153,7 @@ def paired_bootstrap(
     """
     if ranks_a.shape[-1] != ranks_b.shape[-1]:
         raise ValueError(f"a paired test needs the same users: {ranks_a.shape[-1]} and {ranks_b.shape[-1]} given")
-    values = _per_user(ranks_b, mrr_cut) - _per_user(ranks_a, mrr_cut)
+    values = _per_user(ranks_b, mrr_cut, copies) - _per_user(ranks_a, mrr_cut, copies)
     means = values.mean(axis=0)
     resampled = _resampled_means(values, bootstrap, seed)  # (B, M)
     low, high = np.quantile(resampled, [0.025, 0.975], axis=0)
@@ -129,12 +165,24 @@ def paired_bootstrap(
     }
 
 
-def _per_user(ranks: Ranks, mrr_cut: int) -> NDArray[np.float64]:
+def _per_user(ranks: Ranks, mrr_cut: int, copies: Copies | None) -> NDArray[np.float64]:
     if not ranks.size:
         raise ValueError("no user to take a mean over")
     runs = np.atleast_2d(ranks)  # (R, U)
-    columns = [recall_at(runs, 1), recall_at(runs, 10), ndcg_at(runs, 10), reciprocal_rank(runs, mrr_cut)]
-    return np.stack([column.mean(axis=0) for column in columns], axis=1)  # (U, M)
+    columns = []
+    for metric, cut in ((recall_at, 1), (recall_at, 10), (ndcg_at, 10), (reciprocal_rank, mrr_cut)):
+        column = metric(runs, cut) if copies is None else _expected(metric, cut, runs, copies)  # (R, U)
+        columns.append(column.mean(axis=0))
+    return np.stack(columns, axis=1)  # (U, M)
+
+
+def _expected(
+    metric: Callable[[Ranks, int], NDArray[np.float64]], cut: int, ranks: Ranks, copies: Copies
+) -> NDArray[np.float64]:
+    """Mean of a metric over the ranks `ranks` ... `ranks + copies - 1`, of the shape of `ranks`."""
+    gains = np.concatenate([[0.0], np.cumsum(metric(np.arange(1.0, cut + 1), cut))])  # [n]: of the ranks up to n
+    first, end = (np.minimum(rank, cut).astype(np.int64) for rank in (ranks - 1, ranks - 1 + copies))
+    return np.asarray((gains[end] - gains[first]) / copies)
 
 
 def _resampled_means(values: NDArray[np.float64], bootstrap: int, seed: int) -> NDArray[np.float64]:

@@ -3,15 +3,16 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from time import perf_counter
-from typing import Any
+from typing import Any, Literal
 from typing import Protocol as Interface
 
 import numpy as np
 from numpy.typing import NDArray
 
+from calrec_lite import recipe
 from calrec_lite.data.domain import Domain, Split
 from calrec_lite.errors import InputError
-from calrec_lite.evaluate.metrics import MRR_CUT, Interval, Ranks, ranks_from_lists, summarise
+from calrec_lite.evaluate.metrics import MRR_CUT, Copies, Interval, Ranks, ranks_from_lists, summarise
 
 RARE = 10  # trained on fewer times than this: a rare target
 LENGTHS = (1, 5, 10, 20)  # lower ends of the history lengths that are reported apart
@@ -39,6 +40,9 @@ class Cases:
     histories: list[NDArray[np.int32]]  # (U,) arrays, oldest first
     targets: NDArray[np.int64]  # (U,)
     items: int  # size of the catalogue that is ranked
+    copies: Copies  # how many original items each item of the catalogue stands for, (N,)
+    tied: NDArray[np.bool_] | None  # whether another event of the user has the target's time, (U,); None: no times
+    holdout: str  # how they were held out, in words
 
     @property
     def repeats(self) -> NDArray[np.bool_]:
@@ -52,13 +56,15 @@ class Protocol:
     """How systems are measured. Two tables can be compared only if theirs agree.
 
     Attributes:
-        split: `test` (target: the last item) or `validation` (the last but one), leave-one-out.
+        split: `test` or `validation`; which items these are is the domain's `holdout`.
         users: most users measured, drawn by the seed; None: all that have a case.
         exclude_seen: items of the history are never recommended, by any system.
         k: length of the lists.
         mrr_cut: MRR counts targets up to this rank.
         seed: of the draw of users and of the bootstrap.
         bootstrap: resamples of the users behind each interval.
+        duplicates: `canonical`: items of the same text are one item. `expected`: they stand in a list one after the
+            other in random order, and a metric is its mean over such orders.
     """
 
     split: Split = "test"
@@ -68,6 +74,22 @@ class Protocol:
     mrr_cut: int = MRR_CUT
     seed: int = 0
     bootstrap: int = 2000
+    duplicates: Literal["canonical", "expected"] = "canonical"
+
+    @classmethod
+    def of(cls, asked: recipe.Recipe) -> "Protocol":
+        """As a recipe says."""
+        options = asked.evaluate
+        return cls(
+            split=options.split,
+            users=options.users,
+            exclude_seen=asked.recommend.exclude_seen,
+            k=max(10, asked.recommend.k, options.mrr_cut),
+            mrr_cut=options.mrr_cut,
+            seed=asked.seed,
+            bootstrap=options.bootstrap,
+            duplicates=options.duplicates,
+        )
 
     def __post_init__(self) -> None:
         if self.k < 10 or self.mrr_cut > self.k:
@@ -78,6 +100,7 @@ class Protocol:
 
         `users` becomes the number measured, `items` the size of the catalogue, all of which is ranked; `unreachable`
         counts users whose target is in their history while exclude_seen is on: a miss for every system alike.
+        `tied_share` is the share of targets whose place among events of the same time was drawn by the domain's seed.
         """
         unreachable = int(cases.repeats.sum()) if self.exclude_seen else 0
         return {
@@ -86,7 +109,20 @@ class Protocol:
             "items": cases.items,
             "unreachable": unreachable,
             "unreachable_share": unreachable / len(cases.users),
+            "holdout": cases.holdout,
+            "tied_share": None if cases.tied is None else float(cases.tied.mean()),
         }
+
+    def copies(self, cases: Cases) -> Copies | None:
+        """With how many items each target shares its rank, (U,); None where it is alone by definition."""
+        return cases.copies[cases.targets] if self.duplicates == "expected" else None
+
+    def summary(self, cases: Cases, ranks: Ranks, chosen: NDArray[np.bool_] | None = None) -> dict[str, Interval]:
+        """The metrics of all cases, or of the chosen ones (a mask, (U,))."""
+        copies = self.copies(cases)
+        if chosen is not None:
+            ranks, copies = ranks[chosen], None if copies is None else copies[chosen]
+        return summarise(ranks, self.bootstrap, self.seed, self.mrr_cut, copies)
 
 
 @dataclass(frozen=True)
@@ -110,18 +146,28 @@ def build_cases(domain: Domain, split: Split, n_users: int | None, seed: int) ->
     Raises:
         InputError: no user has a case.
     """
-    found = {u: case for u in range(len(domain.sequences)) if (case := domain.case(u, split)) is not None}
-    if not found:
+    sequences = domain.sequences
+    users, positions = sequences.held_out(split)
+    if not len(users):
+        needs = "the three events" if sequences.cuts is None else "the events before and after the cut"
         raise InputError(
-            f"domain `{domain.name}`: no user has the three events that a {split} case needs; "
+            f"domain `{domain.name}`: no user has {needs} that a {split} case needs by {domain.holdout}; "
             "nothing can be evaluated: add data, or lower its min_user_events and min_item_events"
         )
-    users = np.array(list(found), dtype=np.int64)
     if n_users is not None and n_users < len(users):
-        users = np.sort(np.random.default_rng(seed).choice(users, size=n_users, replace=False))
-    cases = [found[u] for u in users.tolist()]
-    targets = np.array([target for _, target in cases], dtype=np.int64)
-    return Cases(users, [history for history, _ in cases], targets, len(domain.catalogue))
+        drawn = np.sort(np.random.default_rng(seed).choice(len(users), size=n_users, replace=False))
+        users, positions = users[drawn], positions[drawn]
+    starts = sequences.offsets[users]
+    copies = np.bincount(list(domain.catalogue.aliases.values()), minlength=len(domain.catalogue))
+    return Cases(
+        users=users,
+        histories=[sequences.items[start:end] for start, end in zip(starts.tolist(), positions.tolist(), strict=True)],
+        targets=sequences.items[positions].astype(np.int64),
+        items=len(domain.catalogue),
+        copies=np.maximum(copies, 1),
+        tied=sequences.tied(users, positions),
+        holdout=domain.holdout,
+    )
 
 
 def evaluate_system(ranker: Ranker, cases: Cases, protocol: Protocol) -> SystemResult:
@@ -135,16 +181,16 @@ def evaluate_system(ranker: Ranker, cases: Cases, protocol: Protocol) -> SystemR
     lists = np.asarray(ranker.rank(cases.histories, protocol.k, protocol.exclude_seen), dtype=np.int32)
     seconds = perf_counter() - start
     _check(lists, cases, protocol)
-    ranks = ranks_from_lists(lists, cases.targets)
-    metrics = summarise(ranks, protocol.bootstrap, protocol.seed, protocol.mrr_cut)
-    return SystemResult(metrics, lists, ranks, seconds)
+    ranks = ranks_from_lists(lists, cases.targets, cases.copies if protocol.duplicates == "expected" else None)
+    return SystemResult(protocol.summary(cases, ranks), lists, ranks, seconds)
 
 
 def slices(domain: Domain, cases: Cases, ranks: Ranks, protocol: Protocol) -> dict[str, dict[str, int | Interval]]:
     """The metrics apart for kinds of users; a slice without users is left out.
 
     `target: new | rare | popular` by how often the target was trained on (0, under 10, 10 and more),
-    `history: ...` by the number of items in the history, `target: repeat | explore` by whether the target is in it.
+    `history: ...` by the number of items in the history, `target: repeat | explore` by whether the target is in it,
+    `time: tied | alone` by whether another event of the user has the target's time, so that a draw put them in order.
 
     Args:
         ranks: of one system on `cases`, (U,).
@@ -161,11 +207,10 @@ def slices(domain: Domain, cases: Cases, ranks: Ranks, protocol: Protocol) -> di
     for low, high in zip(LENGTHS, [*LENGTHS[1:], None], strict=True):
         name = f"history: {low}+" if high is None else f"history: {low}-{high - 1}"
         masks[name] = (length >= low) & (True if high is None else length < high)
+    if cases.tied is not None:
+        masks |= {"time: tied": cases.tied, "time: alone": ~cases.tied}
     return {
-        name: {
-            "users": int(mask.sum()),
-            **summarise(ranks[mask], protocol.bootstrap, protocol.seed, protocol.mrr_cut),
-        }
+        name: {"users": int(mask.sum()), **protocol.summary(cases, ranks, mask)}
         for name, mask in masks.items()
         if mask.any()
     }

@@ -28,7 +28,8 @@ RANKINGS = pa.schema(
         ("system", pa.string()),
         ("user", pa.string()),
         ("target", pa.string()),
-        ("rank", pa.int32()),  # null: the target is not in the list
+        ("rank", pa.int32()),  # null: the target is not in the list; with duplicates: expected, the best it may have
+        ("copies", pa.int64()),  # original items of the target's text, itself among them
         ("list", pa.list_(pa.string())),
     ]
 )
@@ -168,10 +169,16 @@ def caption(results: Mapping[str, Any]) -> str:
     seen = "seen items masked" if protocol["exclude_seen"] else "seen items may be recommended"
     if protocol["unreachable"]:
         seen += f" (the target of {protocol['unreachable_share']:.1%} of users is one: a miss for every system)"
+    # Results written before these keys were there are leave-one-out with canonical items.
+    texts = {"canonical": "same text, one item", "expected": "items of the same text in random order, expected credit"}
+    same = texts[protocol.get("duplicates", "canonical")]
+    tied = protocol.get("tied_share")
+    ties = "" if tied is None else f", {tied:.1%} of targets tied in time (order drawn by the seed)"
     return (
-        f"{domain['name']} ({domain['fingerprint'][:12]}), {protocol['split']}, leave-one-out, "
-        f"full catalogue of {protocol['items']:,} items, {protocol['users']:,} users, {seen}, "
-        f"MRR cut at {protocol['mrr_cut']}; [95% bootstrap interval over users], seed {protocol['seed']}."
+        f"{domain['name']} ({domain['fingerprint'][:12]}), {protocol['split']}, "
+        f"{protocol.get('holdout', 'leave-one-out')}, full catalogue of {protocol['items']:,} items ({same}), "
+        f"{protocol['users']:,} users{ties}, {seen}, MRR cut at {protocol['mrr_cut']}; "
+        f"[95% bootstrap interval over users], seed {protocol['seed']}."
     )
 
 
@@ -205,6 +212,7 @@ def _rankings(name: str, domain: Domain, cases: Cases, system: SystemResult) -> 
             [domain.sequences.users[u] for u in cases.users],
             [ids[target] for target in cases.targets],
             [int(rank) if np.isfinite(rank) else None for rank in system.ranks],
+            cases.copies[cases.targets],
             [[ids[item] for item in row if item >= 0] for row in system.lists],
         ],
         schema=RANKINGS,

@@ -4,12 +4,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from calrec_lite.data.domain import Domain
 from calrec_lite.evaluate.baselines import BASELINES
+from calrec_lite.evaluate.minilm import MiniLM
 from calrec_lite.evaluate.protocol import Protocol, Ranker, SystemResult, build_cases, evaluate_system
 from calrec_lite.evaluate.results import write_results
+from calrec_lite.evaluate.sasrec import Sasrec
 from calrec_lite.files import atomic_path
 from calrec_lite.model.base import load_model, roomy_device
 from calrec_lite.model.towers import Towers
+from calrec_lite.recipe import Recipe
 from calrec_lite.recommend.recommender import Recommender
 from calrec_lite.train.run import Run
 
@@ -30,15 +34,8 @@ def evaluate_run(run: Run, trained: bool = True) -> dict[str, Any]:
     if trained:
         run.final()
     domain = run.domain(recipe.target)
-    cases = build_cases(domain, recipe.evaluate.split, recipe.evaluate.users, recipe.seed)
-    protocol = Protocol(
-        split=recipe.evaluate.split,
-        users=recipe.evaluate.users,
-        exclude_seen=recipe.recommend.exclude_seen,
-        k=max(10, recipe.recommend.k),
-        seed=recipe.seed,
-        bootstrap=recipe.evaluate.bootstrap,
-    )
+    protocol = Protocol.of(recipe)
+    cases = build_cases(domain, protocol.split, protocol.users, protocol.seed)
     measured: dict[str, SystemResult] = {}
     for name, system in _systems(run, trained):
         print(f"evaluating {name} on {len(cases.users):,} users")
@@ -52,13 +49,22 @@ def _systems(run: Run, trained: bool) -> Iterator[tuple[str, Ranker]]:
     options = run.recipe.evaluate
     domain = run.domain(run.recipe.target)
     for name in options.baselines:
-        yield name, BASELINES[name](domain, run.recipe.seed)
+        yield name, build_baseline(name, domain, run.recipe)
     if options.base:
         yield "base", open_recommender(run, run.base)
     last = len(run.stages)
     for i, stage in enumerate(run.stages if trained else [], 1):
         if i == last or options.every_stage:
             yield "final" if i == last else f"stage{i}", open_recommender(run, stage.merged)
+
+
+def build_baseline(name: str, domain: Domain, recipe: Recipe) -> Ranker:
+    """A baseline of `evaluate.baselines`, fitted on the domain's training part (or taken from the cache)."""
+    if name == "sasrec":
+        return Sasrec(domain, recipe.seed, recipe.evaluate.sasrec, recipe.recommend.exclude_seen)
+    if name == "minilm":
+        return MiniLM(domain, recipe.seed, recipe.evaluate.minilm, recipe.recommend.exclude_seen)
+    return BASELINES[name](domain, recipe.seed)
 
 
 def open_recommender(run: Run, folder: Path) -> Recommender:

@@ -42,7 +42,7 @@ class Rows(Dataset[Row]):
 
 
 def training_rows(domain: Domain, catalogue: EncodedCatalogue, encoder: Encoder, loss: Loss) -> DomainRows:
-    """Windows over every user's training part (never the last two items of who has three or more).
+    """Windows over every user's training part (see `Sequences.train_items`: nothing held out).
 
     With `targets: all` windows share one item, so that each item but a user's first is a target exactly
     once (unless `max_history_tokens` cuts a window's oldest items off); with `targets: last` each item
@@ -63,10 +63,10 @@ def training_rows(domain: Domain, catalogue: EncodedCatalogue, encoder: Encoder,
 
 
 def validation_rows(domain: Domain, catalogue: EncodedCatalogue, encoder: Encoder, users: int, seed: int) -> DomainRows:
-    """One row a user, ending in the validation item (second last), for `users` users drawn by `seed`."""
-    eligible = np.flatnonzero(np.diff(domain.sequences.offsets) >= 3)
+    """One row a user, ending in the validation target, for `users` users that have one, drawn by `seed`."""
+    eligible, targets = domain.sequences.held_out("validation")
     drawn = np.sort(np.random.default_rng(seed).permutation(eligible)[:users])
-    end = domain.sequences.offsets[drawn + 1] - 1
+    end = targets[np.searchsorted(eligible, drawn)] + 1
     start = np.maximum(domain.sequences.offsets[drawn], end - encoder.text.max_items)
     return _domain_rows(domain, catalogue, encoder, start, end)
 

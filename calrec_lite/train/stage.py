@@ -79,7 +79,7 @@ def _train_stage(run: Run, index: int) -> None:
         run.encoder,
     )
     if not len(valid):
-        raise InputError(f"stage `{stage.name}`: no user has the three events that a validation case needs")
+        raise InputError(f"stage `{stage.name}`: no user has a validation case ({domains[-1].holdout})")
     print(f"stage {name}: {len(rows):,} rows of {', '.join(stage.domains)}; {len(valid):,} validation users")
     data = {d.name: d.fingerprint for d in domains}
     run.note(name, "training", base=str(base), adapter=str(carried) if carried else None, data=data)

@@ -184,6 +184,8 @@ def test_statistics_by_hand(shop: Shop) -> None:
         "items": 3,
         "events": 8,
         "users_with_a_test_case": 2,
+        "users_with_a_validation_case": 2,
+        "training_events": 4,  # two of u's four, one of w's three, all of the user with one
         "length": {"min": 1, "median": 3.0, "mean": 2.67, "max": 4},
         "repeats": 0.125,  # u's second a
         "tied_neighbours": 0.4,  # 2 of u's 3 pairs, none of w's 2
@@ -214,8 +216,9 @@ def test_the_report_says_what_was_dropped_and_why(shop: Shop) -> None:
         "dropped                   1 events: user with too few events, 1 users",
         "emptied                   1 values of Title that were no text but markup, scripts or fillers",
         "merged                    1 items into others with the same text",
-        "test cases      1 users with three or more events",
-        "equal times     50.0% of neighbouring events, 0.0% of test targets with the event before",
+        "held out        by leave-one-out; 1 events are for training",
+        "cases           1 for validation, 1 for test",
+        "equal times     50.0% of neighbouring events, 0.0% of test targets with another event",
         "item text       Title; such as: Title: Bread",
     ):
         assert f"  {line}\n" in text
@@ -348,3 +351,40 @@ def test_an_error_leaves_no_folder_and_never_replaces_a_foreign_one(tmp_path: Pa
     with pytest.raises(InputError, match="photos: exists and is no prepared domain"):
         prepare_to("shop", good, 0, tmp_path / "photos")
     assert (tmp_path / "photos" / "cat.jpg").read_bytes() == b"meow"
+
+
+TIMED = [(user, item, 86400 * day + n) for n, user in enumerate("uvw") for day, item in enumerate("abcdeabcde")]
+
+
+def test_a_time_split_holds_out_by_share_or_by_date(shop: Shop, tmp_path: Path) -> None:
+    by_share = shop(TIMED, holdout={"by": "time", "valid_from": 0.6, "test_from": 0.8})
+    assert by_share.sequences.cuts == (6 * 86400, 8 * 86400)  # the first event beyond 60% and 80%
+    assert by_share.holdout == "global time split (validation from 1970-01-07, test from 1970-01-09)"
+    assert [len(by_share.train_items(u)) for u in range(3)] == [6, 6, 6]
+    by_date = shop(TIMED, holdout={"by": "time", "valid_from": "1970-01-07", "test_from": "1970-01-09"})
+    assert by_date.sequences.cuts == by_share.sequences.cuts
+    plain = shop(TIMED)
+    later = shop(TIMED, holdout={"by": "time", "valid_from": 0.6, "test_from": 0.9})
+    assert len({domain.fingerprint for domain in (by_share, plain, later)}) == 3
+    assert by_date.fingerprint == by_share.fingerprint  # the same events held out by another name
+    by_share.save(tmp_path / "saved")
+    opened = Domain.open(tmp_path / "saved")
+    assert opened.sequences.cuts == by_share.sequences.cuts
+    assert opened.case(0, "test") is not None
+    assert "by global time split (validation from 1970-01-07, test from 1970-01-09); 18 events" in describe(opened)
+    numbers = opened.info["statistics"]
+    assert (numbers["users_with_a_validation_case"], numbers["users_with_a_test_case"]) == (3, 3)
+
+
+def test_events_of_the_moment_of_a_share_are_held_out_together(shop: Shop) -> None:
+    events = [("u", item, day) for day, items in ((0, "ab"), (1, "cde"), (2, "a")) for item in items]
+    domain = shop(events, holdout={"by": "time", "valid_from": 0.5, "test_from": 0.9})
+    assert domain.sequences.cuts == (1, 2)
+    assert len(domain.train_items(0)) == 2  # a third of the events, not half: nothing of the cut's moment is trained on
+
+
+def test_a_time_split_that_cannot_be_is_refused(shop: Shop) -> None:
+    with pytest.raises(InputError, match="domain `shop`: holdout.by is `time`, but its events have no times"):
+        shop([("u", "a"), ("u", "b"), ("u", "c")], holdout={"by": "time"})
+    with pytest.raises(InputError, match="nothing is left for validation; move them apart"):
+        shop([("u", item, 5) for item in "abc"], holdout={"by": "time"})

@@ -1,6 +1,6 @@
 """Small domains made by hand."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +16,32 @@ HOSTILE = "<script>alert(1)</script> & <b>bold</b>"  # a title like any other
 
 @pytest.fixture
 def make_domain() -> MakeDomain:
-    """Makes a domain of users' sequences (lists of indices); items are called i0, i1, ... unless titles are given."""
+    """Makes a domain of users' sequences (lists of indices); items are called i0, i1, ... unless titles are given.
 
-    def make(sequences: Sequence[Sequence[int]], titles: Sequence[str] | int, fingerprint: str = "f" * 64) -> Domain:
+    `copies[n]`: how many original items canonical item n stands for, 1 if it is not there.
+    """
+
+    def make(
+        sequences: Sequence[Sequence[int]],
+        titles: Sequence[str] | int,
+        fingerprint: str = "f" * 64,
+        times: Sequence[int] | None = None,
+        cuts: tuple[int, int] | None = None,
+        copies: Mapping[int, int] | None = None,
+    ) -> Domain:
         names = [f"title {n}" for n in range(titles)] if isinstance(titles, int) else list(titles)
         ids = [f"i{n}" for n in range(len(names))]
+        aliases = {name: n for n, name in enumerate(ids)}
+        aliases |= {f"i{n}-{copy}": n for n, count in (copies or {}).items() for copy in range(1, count)}
         return Domain(
             "toys",
-            Catalogue(ids, [{"Title": name} for name in names], {name: n for n, name in enumerate(ids)}),
+            Catalogue(ids, [{"Title": name} for name in names], aliases),
             Sequences(
                 [f"u{n:04}" for n in range(len(sequences))],
                 np.array([item for items in sequences for item in items], dtype=np.int32),
                 np.cumsum([0, *(len(items) for items in sequences)]).astype(np.int64),
-                None,
+                None if times is None else np.asarray(times, dtype=np.int64),
+                cuts,
             ),
             {"fingerprint": fingerprint},
         )

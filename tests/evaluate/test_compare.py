@@ -8,7 +8,7 @@ import pytest
 
 from calrec_lite.errors import InputError
 from calrec_lite.evaluate.baselines import BASELINES
-from calrec_lite.evaluate.compare import compare, comparison_table
+from calrec_lite.evaluate.compare import Run, compare, comparison_table
 from calrec_lite.evaluate.metrics import METRICS, paired_bootstrap
 from calrec_lite.evaluate.protocol import Protocol, SystemResult, build_cases, evaluate_system
 from calrec_lite.evaluate.results import write_results
@@ -43,6 +43,17 @@ def test_compare_shared_systems_and_pairs(make_domain: Any, tmp_path: Path) -> N
     assert "b minus a, paired bootstrap. toys (ffffffffffff), test" in text
 
 
+def test_compare_credits_copies_as_the_table_does(make_domain: Any, tmp_path: Path) -> None:
+    domain = make_domain(SEQUENCES, 30, copies={n: 1 + n % 4 for n in range(30)})
+    expected = Protocol(duplicates="expected", bootstrap=50)
+    write(tmp_path, domain, ["popularity", "transitions"], expected)
+    pair = compare(tmp_path, tmp_path, [("popularity", "transitions")])["comparisons"][0]["metrics"]
+    systems = Run.open(tmp_path).results["systems"]
+    for metric in METRICS:
+        of_b, of_a = (systems[name][metric]["value"] for name in ("transitions", "popularity"))
+        assert pair[metric]["difference"] == pytest.approx(of_b - of_a)
+
+
 def test_compare_within_one_folder(make_domain: Any, tmp_path: Path) -> None:
     write(tmp_path, make_domain(SEQUENCES, 30), ["popularity", "transitions"])
     assert len(compare(tmp_path, tmp_path, [("popularity", "transitions")])["comparisons"]) == 1
@@ -57,10 +68,18 @@ def test_compare_refuses_what_is_unlike(make_domain: Any, tmp_path: Path) -> Non
     write(tmp_path / "a", domain, ["popularity"])
     write(tmp_path / "data", make_domain(SEQUENCES, 30, "e" * 64), ["popularity"])
     write(tmp_path / "split", domain, ["popularity"], Protocol(split="validation", bootstrap=50))
+    write(tmp_path / "copies", domain, ["popularity"], Protocol(duplicates="expected", bootstrap=50))
+    # Were the fingerprint forged, the way of holding out would still tell them apart.
+    times = np.concatenate([np.arange(len(items)) for items in SEQUENCES])
+    write(tmp_path / "time", make_domain(SEQUENCES, 30, times=times, cuts=(2, 3)), ["popularity"])
     with pytest.raises(InputError, match="different data"):
         compare(tmp_path / "a", tmp_path / "data")
     with pytest.raises(InputError, match=r"different protocols \(split: test and validation\)"):
         compare(tmp_path / "a", tmp_path / "split")
+    with pytest.raises(InputError, match=r"different protocols \(duplicates: canonical and expected\)"):
+        compare(tmp_path / "a", tmp_path / "copies")
+    with pytest.raises(InputError, match=r"different protocols \(holdout: leave-one-out and global time split"):
+        compare(tmp_path / "a", tmp_path / "time")
 
 
 def test_compare_needs_the_same_users_not_the_same_seed(make_domain: Any, tmp_path: Path) -> None:

@@ -1,5 +1,8 @@
 """Metrics against closed forms, an independent library, and what a bootstrap must do."""
 
+import tracemalloc
+from itertools import permutations
+
 import numpy as np
 import pytest
 
@@ -9,6 +12,7 @@ from calrec_lite.evaluate.metrics import (
     paired_bootstrap,
     ranks_from_lists,
     ranks_from_scores,
+    ranks_in_chunks,
     recall_at,
     reciprocal_rank,
     summarise,
@@ -99,6 +103,62 @@ def test_agrees_with_ir_measures() -> None:
     ours = summarise(ranks_from_lists(lists, targets), bootstrap=10, seed=0)
     for name, measure in measures.items():
         assert ours[name]["value"] == pytest.approx(theirs[measure], abs=1e-9)
+
+
+def test_agrees_with_ranx() -> None:
+    ranx = pytest.importorskip("ranx", reason="ranx is not installed")
+    rng = np.random.default_rng(6)
+    lists = np.stack([rng.permutation(25)[:15] for _ in range(1000)])
+    targets = rng.integers(25, size=1000)
+    run = ranx.Run({f"q{u}": {f"d{item}": 15.0 - n for n, item in enumerate(row)} for u, row in enumerate(lists)})
+    qrels = ranx.Qrels({f"q{u}": {f"d{target}": 1} for u, target in enumerate(targets)})
+    names = ["recall@1", "recall@10", "ndcg@10", "mrr@10"]
+    theirs = ranx.evaluate(qrels, run, names)
+    ours = summarise(ranks_from_lists(lists, targets), bootstrap=10, seed=0)
+    for metric, name in zip(METRICS, names, strict=True):
+        assert ours[metric]["value"] == pytest.approx(theirs[name], abs=1e-9)
+        assert 0 < ours[metric]["value"] < 1
+
+
+def test_expected_credit_is_the_mean_over_all_orders_of_equal_texts() -> None:
+    """Two items of one text before the target, three with the target's own: the target may stand at 3, 4 or 5."""
+    lists, targets, copies = np.array([[0, 1, 2, 3]]), np.array([1]), np.array([2, 3, 1, 1])
+    best = ranks_from_lists(lists, targets, copies)
+    assert best.tolist() == [3]
+    ours = summarise(best, 5, 0, mrr_cut=4, copies=copies[targets])
+    # By hand: originals a, b | c, d, target | e | f in every order within a text.
+    expanded = [(*first, *second, "e", "f") for first in permutations("ab") for second in permutations(["c", "d", "t"])]
+    ranks = np.array([order.index("t") + 1.0 for order in expanded])
+    assert ours["ndcg@10"]["value"] == pytest.approx(ndcg_at(ranks, 10).mean())
+    assert ours["mrr"]["value"] == pytest.approx(reciprocal_rank(ranks, 4).mean())
+    assert ours["recall@1"]["value"] == 0
+
+
+def test_expected_credit_without_copies_is_the_plain_metric_and_a_catalogue_of_copies_is_chance() -> None:
+    plain, credited = summarise(TOY, 20, 0), summarise(TOY, 20, 0, copies=np.ones(6, dtype=np.int64))
+    for metric in METRICS:
+        assert credited[metric] == pytest.approx(plain[metric])
+    everything = summarise(np.array([1.0]), 5, 0, copies=np.array([40]))
+    assert everything["recall@10"]["value"] == pytest.approx(10 / 40)
+    alone = paired_bootstrap(TOY, TOY - 1 + (TOY == 1), 20, 0, copies=np.full(6, 2))
+    assert alone["ndcg@10"]["difference"] > 0
+
+
+def test_many_users_and_items_in_little_memory() -> None:
+    """10,000 users x 10,000 items are 400 MB of scores; what is held at once may be a few chunks of 32 MB."""
+    rng = np.random.default_rng(8)
+    users, items = rng.normal(size=(2, 10_000, 8)).astype(np.float32)
+    targets = rng.integers(10_000, size=10_000)
+    seen = list(rng.integers(10_000, size=(10_000, 5)))
+    tracemalloc.start()
+    ranks = ranks_in_chunks(lambda part: users[part] @ items.T, targets, 10_000, seen)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 150e6
+    few = slice(4000, 4020)
+    np.testing.assert_array_equal(ranks[few], ranks_from_scores(users[few] @ items.T, targets[few], seen[few]))
+    assert len(ranks) == 10_000
+    assert ranks_in_chunks(lambda part: users[part] @ items.T, targets[:0], 10_000).shape == (0,)
 
 
 def test_interval_is_the_binomial_one() -> None:

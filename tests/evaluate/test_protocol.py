@@ -7,6 +7,7 @@ import pytest
 
 from calrec_lite.errors import InputError
 from calrec_lite.evaluate.protocol import Protocol, build_cases, evaluate_system, slices
+from calrec_lite.recipe_file import check_recipe
 
 
 class Fixed:
@@ -28,6 +29,77 @@ def test_leave_one_out(make_domain: Any) -> None:
     assert test.targets.tolist() == [3, 4]
     assert validation.targets.tolist() == [2, 5]
     assert domain.train_counts().tolist() == [1, 1, 0, 0, 1, 1, 1]
+
+
+def test_time_split(make_domain: Any) -> None:
+    """Validation from 10, test from 20: only a user's first event of each part is a target, after some history."""
+    sequences = [[0, 1, 2, 3, 4, 5], [6, 5], [1, 2, 3], [4, 6], [0, 1, 2]]
+    times = [1, 9, 10, 12, 20, 25, 20, 21, 1, 2, 3, 9, 30, 11, 12, 20]
+    domain = make_domain(sequences, 7, times=times, cuts=(10, 20))
+    test, validation = build_cases(domain, "test", None, 0), build_cases(domain, "validation", None, 0)
+    assert test.users.tolist() == [0, 3, 4]  # 1 has no history, 2 nothing from 20 on
+    assert [history.tolist() for history in test.histories] == [[0, 1, 2, 3], [4], [0, 1]]
+    assert test.targets.tolist() == [4, 6, 2]
+    assert validation.users.tolist() == [0]  # 4 begins within the validation part
+    assert [history.tolist() for history in validation.histories] == [[0, 1]]
+    assert validation.targets.tolist() == [2]
+    trained = [domain.train_items(u).tolist() for u in range(5)]
+    assert trained == [[0, 1], [], [1, 2, 3], [4], []]
+    assert domain.train_counts().tolist() == [1, 2, 1, 1, 1, 0, 0]
+    cases = [(domain.case(u, "validation"), domain.case(u, "test")) for u in range(5)]
+    assert [[case and case[1] for case in both] for both in cases] == [
+        [2, 4], [None, None], [None, None], [None, 6], [None, 2],
+    ]  # fmt: skip
+    days = "validation from 1970-01-01 00:00:10, test from 1970-01-01 00:00:20"
+    assert domain.holdout == test.holdout == f"global time split ({days})"
+    with pytest.raises(InputError, match="the events before and after the cut that a test case needs by global time"):
+        build_cases(make_domain([[0, 1]], 2, times=[1, 2], cuts=(5, 6)), "test", None, 0)
+
+
+def test_ties_in_time_are_told_and_sliced(make_domain: Any) -> None:
+    times = [1, 2, 3, 1, 5, 5, 7, 7, 7, 1, 2, 2]
+    domain = make_domain([[0, 1, 2], [3, 4, 5], [1, 2, 3], [0, 4, 1]], 7, times=times)
+    test, validation = build_cases(domain, "test", None, 0), build_cases(domain, "validation", None, 0)
+    assert test.tied is not None
+    assert test.tied.tolist() == [False, True, True, True]
+    assert validation.tied is not None
+    assert validation.tied.tolist() == [False, True, True, True]  # with the test item: which came first was drawn
+    assert Protocol().record(test)["tied_share"] == 0.75
+    found = slices(domain, test, np.array([1.0, 2, np.inf, np.inf]), Protocol(bootstrap=10))
+    assert found["time: tied"]["users"] == 3
+    assert found["time: alone"]["recall@1"]["value"] == 1  # type: ignore[index]
+    assert build_cases(make_domain([[0, 1, 2]], 3), "test", None, 0).tied is None
+
+
+def test_expected_credit_for_items_of_the_same_text(make_domain: Any) -> None:
+    domain = make_domain([[0, 1, 2], [3, 4, 5]], 20, copies={2: 3, 6: 4})
+    cases = build_cases(domain, "test", None, 0)
+    lists = Fixed([[6, 2, *range(7, 15)], [*range(6, 14), 15, 5]])
+    one = evaluate_system(lists, cases, Protocol(bootstrap=5))
+    assert one.ranks.tolist() == [2, 10]
+    several = evaluate_system(lists, cases, Protocol(bootstrap=5, duplicates="expected"))
+    assert several.ranks.tolist() == [5, 13]  # item 6 takes four places; the target of the first user 5, 6 or 7
+    assert several.metrics["recall@10"]["value"] == 0.5
+    gains = [1 / np.log2(rank + 1) for rank in (5, 6, 7)]
+    assert several.metrics["ndcg@10"]["value"] == pytest.approx(np.mean(gains) / 2)
+    assert slices(domain, cases, several.ranks, Protocol(bootstrap=5, duplicates="expected"))["target: new"]["ndcg@10"][
+        "value"
+    ] == pytest.approx(np.mean(gains) / 2)  # type: ignore[index]
+
+
+def test_every_choice_of_the_protocol_is_a_recipe_key() -> None:
+    recipe = check_recipe(
+        {
+            "name": "r",
+            "seed": 7,
+            "base": {"model": "m"},
+            "domains": {"d": {"interactions": "x.csv"}},
+            "stages": [{"name": "s", "domains": ["d"], "epochs": 1}],
+            "recommend": {"exclude_seen": False, "k": 12},
+            "evaluate": {"split": "validation", "users": 9, "bootstrap": 8, "mrr_cut": 15, "duplicates": "expected"},
+        }
+    )
+    assert Protocol.of(recipe) == Protocol("validation", 9, False, 15, 15, 7, 8, "expected")
 
 
 def test_the_draw_is_seeded_and_sorted(make_domain: Any) -> None:

@@ -42,6 +42,9 @@ def test_both_files_hold_what_was_measured(make_domain: Any, tmp_path: Path) -> 
         "mrr_cut": 10,
         "seed": 0,
         "bootstrap": 50,
+        "duplicates": "canonical",
+        "holdout": "leave-one-out",
+        "tied_share": None,
         "items": 30,
         "unreachable": 0,
         "unreachable_share": 0,
@@ -85,6 +88,8 @@ def test_systems_are_added_stage_by_stage(make_domain: Any, tmp_path: Path) -> N
         ({"protocol": Protocol(bootstrap=50, exclude_seen=False)}, "exclude_seen: True, now False"),
         ({"protocol": Protocol(bootstrap=50, users=20)}, "users: 40, now 20"),
         ({"protocol": Protocol(bootstrap=50, seed=1)}, "seed: 0, now 1"),
+        ({"protocol": Protocol(bootstrap=50, duplicates="expected")}, "duplicates: canonical, now expected"),
+        ({"protocol": Protocol(bootstrap=50, mrr_cut=5)}, "mrr_cut: 10, now 5"),
     ],
 )
 def test_unlike_results_are_not_mixed(make_domain: Any, tmp_path: Path, change: dict[str, Any], message: str) -> None:
@@ -105,7 +110,8 @@ def test_table(make_domain: Any, tmp_path: Path) -> None:
     assert f"{metric['value']:.4f} [{metric['low']:.4f}, {metric['high']:.4f}]" in second
     assert blank == ""
     assert caption == (
-        "toys (ffffffffffff), test, leave-one-out, full catalogue of 30 items, 41 users, seen items masked "
+        "toys (ffffffffffff), test, leave-one-out, full catalogue of 30 items (same text, one item), 41 users, "
+        "seen items masked "
         "(the target of 2.4% of users is one: a miss for every system), MRR cut at 10; "
         "[95% bootstrap interval over users], seed 0."
     )

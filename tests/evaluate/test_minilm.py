@@ -1,0 +1,121 @@
+"""The zero-shot dense baseline with a tiny random encoder; tests/real has the true one."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+from calrec_lite.errors import InputError
+from calrec_lite.evaluate.baselines import Popularity
+from calrec_lite.evaluate.minilm import MiniLM, _encode
+from calrec_lite.evaluate.protocol import Protocol, build_cases, evaluate_system
+from calrec_lite.evaluate.systems import build_baseline
+from calrec_lite.recipe import MiniLM as Options
+from calrec_lite.recipe_file import check_recipe
+from tests.conftest import WORDS
+
+TITLES = [f"{first} {second}" for first in WORDS[:6] for second in WORDS[6:11]]
+SEQUENCES = [np.random.default_rng(n).permutation(30)[: 3 + n % 7].tolist() for n in range(40)]
+
+
+@pytest.fixture(scope="module")
+def encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random BERT of one layer over whole words."""
+    folder = tmp_path_factory.mktemp("encoder")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "Title", ":", *WORDS]
+    tokenizer = Tokenizer(models.WordLevel({word: n for n, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", None, [("[CLS]", 2), ("[SEP]", 3)])
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", model_max_length=64
+    ).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(words),
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=64,
+        initializer_range=0.5,
+    )
+    BertModel(config, add_pooling_layer=False).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CALREC_LITE_CACHE", str(tmp_path / "cache"))
+
+
+def test_vectors_are_those_of_sentence_transformers(make_domain: Any, encoder_folder: Path) -> None:
+    st = pytest.importorskip("sentence_transformers", reason="sentence-transformers is not installed")
+    from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
+
+    titles = [*TITLES, "red", "blue cup cup cup pen box rug"]  # of several lengths, so that there is padding
+    vectors = _encode(make_domain([[0, 1, 2]], titles).catalogue, str(encoder_folder))
+    model = st.SentenceTransformer(modules=[Transformer(str(encoder_folder)), Pooling(32, "mean"), Normalize()])
+    theirs = model.encode([f"Title: {title}" for title in titles], convert_to_numpy=True)
+    np.testing.assert_allclose(vectors, theirs, atol=1e-5)
+
+
+def test_neighbours_of_the_latest_items(make_domain: Any, encoder_folder: Path) -> None:
+    domain = make_domain(SEQUENCES, TITLES)
+    ranker = MiniLM(domain, 0, Options(model=str(encoder_folder), latest=[2]), True)
+    vectors = _encode(domain.catalogue, str(encoder_folder))
+    history = np.array([9, 4, 17], dtype=np.int32)
+    cosines = vectors @ (vectors[4] + vectors[17])
+    expected = [item for item in np.argsort(-cosines).tolist() if item not in (9, 4, 17)][:10]
+    assert ranker.rank([history], 10, True)[0].tolist() == expected
+    nobody = [np.empty(0, dtype=np.int32)]
+    np.testing.assert_array_equal(ranker.rank(nobody, 5, True), Popularity(domain, 0).rank(nobody, 5, True))
+
+
+def test_how_many_items_is_chosen_on_validation(make_domain: Any, encoder_folder: Path) -> None:
+    domain = make_domain(SEQUENCES, TITLES)
+    ranker = MiniLM(domain, 0, Options(model=str(encoder_folder), latest=[1, 2, 4]), True)
+    assert ranker.latest == max(ranker.validation, key=lambda latest: ranker.validation[latest])
+    cases = build_cases(domain, "validation", None, 0)
+    for latest, value in ranker.validation.items():
+        one = MiniLM(domain, 0, Options(model=str(encoder_folder), latest=[latest]), True)
+        found = evaluate_system(one, cases, Protocol(split="validation", bootstrap=5))
+        assert found.metrics["ndcg@10"]["value"] == pytest.approx(value)
+    assert len(set(ranker.validation.values())) > 1
+
+
+def test_items_are_encoded_once(make_domain: Any, encoder_folder: Path, tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    shutil.copytree(encoder_folder, gone)
+    domain, options = make_domain(SEQUENCES, TITLES), Options(model=str(gone))
+    histories = [np.array([1, 2], dtype=np.int32)]
+    lists = MiniLM(domain, 0, options, True).rank(histories, 10, True)
+    shutil.rmtree(gone)
+    np.testing.assert_array_equal(MiniLM(domain, 0, options, True).rank(histories, 10, True), lists)
+    with pytest.raises(InputError, match=r"evaluate\.minilm\.model"):
+        MiniLM(make_domain(SEQUENCES, TITLES, "e" * 64), 0, options, True)
+
+
+@pytest.mark.parametrize("name", ["popularity", "last_item", "bm25_last", "transitions", "minilm", "sasrec"])
+def test_every_baseline_is_built_from_a_recipe(make_domain: Any, encoder_folder: Path, name: str) -> None:
+    recipe = check_recipe(
+        {
+            "name": "r",
+            "base": {"model": "m"},
+            "domains": {"d": {"interactions": "x.csv"}},
+            "stages": [{"name": "s", "domains": ["d"], "epochs": 1}],
+            "evaluate": {
+                "baselines": [name],
+                "minilm": {"model": str(encoder_folder)},
+                "sasrec": {"hidden": 8, "epochs": 1},
+            },
+        }
+    )
+    domain = make_domain(SEQUENCES, TITLES)
+    cases = build_cases(domain, "test", None, 0)
+    result = evaluate_system(build_baseline(recipe.evaluate.baselines[0], domain, recipe), cases, Protocol.of(recipe))
+    assert np.isfinite(result.ranks).any()
