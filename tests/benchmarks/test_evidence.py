@@ -1,0 +1,54 @@
+"""The evidence benchmark's grid, and its ratios from the summary of an ablation."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+import evidence
+
+from calrec_lite.recipe_file import check_recipe
+from calrec_lite.train.cells import plan
+
+
+def test_the_grid_is_the_papers_and_every_cell_has_the_same_budget() -> None:
+    recipe = check_recipe(evidence.recipe_values(Path("data"), "scientific", {"steps": 600}, 2000))
+    cells = {cell.name.rpartition(".")[0] or cell.name: cell for cell in plan(recipe)}
+    assert set(cells) == {
+        "untouched",
+        *(f"{v}.{s}" for v in ("full", "no_contrast") for s in ("joint", "target", "joint.target")),
+        "softmax_vocabulary.joint.target",
+    }
+    trained = [cell for cell in cells.values() if cell.stages]
+    assert {sum(stage.max_steps or 0 for stage in cell.recipe.stages) for cell in trained} == {600}
+    assert all(cell.recipe.target == "scientific" for cell in cells.values())
+    assert cells["untouched"].recipe.evaluate.baselines == evidence.BASELINES
+
+
+def test_ratios() -> None:
+    def row(variant: str, stages: list[str], ndcg: float, recall: float = 0.1) -> dict:
+        return {"variant": variant, "stages": stages, "metrics": metrics(ndcg, recall)}
+
+    def metrics(ndcg: float, recall: float = 0.1) -> dict:
+        return {"ndcg@10": {"value": ndcg}, "recall@1": {"value": recall}}
+
+    both = ["joint", "target"]
+    results = {
+        "rows": [
+            row("full", [], 0.01),
+            row("full", both, 0.12, 0.06),
+            row("full", ["joint"], 0.05),
+            row("full", ["target"], 0.1),
+            row("no_contrast", both, 0.08),
+            row("no_contrast", ["target"], 0.5),
+            row("softmax_vocabulary", both, 0.06),
+        ],
+        "baselines": {"transitions": {"metrics": metrics(0.08)}, "sasrec": {"metrics": metrics(0.06, 0.04)}},
+    }
+    assert {key: round(value, 3) for key, value in evidence.ratios(results).items()} == {
+        "ndcg_vs_transitions": 1.5,
+        "ndcg_vs_sasrec": 2.0,
+        "recall1_vs_sasrec": 1.5,
+        "two_stage_vs_stage2_ndcg": 1.2,
+        "contrastive_vs_none_ndcg": 1.5,
+        "catalogue_vs_vocabulary_ndcg": 2.0,
+    }
