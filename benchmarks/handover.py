@@ -1,10 +1,10 @@
 """What is lost between an adapter and the weights a user downloads (docs/handover.md).
 
-    python benchmarks/handover.py [--data ../shared/data] [--steps 60] [--out benchmarks/results/handover_cpu.json]
+    python benchmarks/handover.py [--data ../shared/data] [--steps 100] [--only merge|handover] [--out FILE]
 
 SmolLM2-135M in NF4, LoRA r=16: a joint stage on slices of two Amazon-2014 domains and the target, then a stage on
 amazon18_scientific, handed over by `merge` and by `continue`. Then: the adapter on its live 4-bit base against its
-merges, and a merge's peak memory and time against copying the same bytes. Needs the shared data; resumes by itself.
+merges, and a merge's peak memory and time against copying the same bytes. Needs the shared data; training resumes.
 """
 
 import argparse
@@ -249,7 +249,8 @@ def main() -> None:
     options = parser.parse_args()
     quiet_libraries()
     fetch(load_recipe_base()["model"])
-    results = json.loads(options.out.read_text(encoding="utf-8")) if options.only else {}
+    kept = options.only and options.out.is_file()
+    results: dict[str, Any] = json.loads(options.out.read_text(encoding="utf-8")) if kept else {}
     if options.only != "handover":
         results["merge"] = merge_cost(options.runs)
         print(json.dumps(results["merge"]), flush=True)
@@ -265,10 +266,11 @@ def main() -> None:
         "date": time.strftime("%Y-%m-%d"),
         "versions": versions(),
         "hardware": hardware(),
-        "ratios": ratios(results),
     }
+    if {"merge", "rows"} <= results.keys():
+        results["ratios"] = ratios(results)
+        print(table(results))
     write_json(options.out, results)
-    print(table(results))
 
 
 def ratios(results: dict[str, Any]) -> dict[str, float]:

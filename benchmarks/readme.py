@@ -50,10 +50,17 @@ def handover() -> str:
 
 
 def recommend() -> str:
-    from recommend import pages
+    from recommend_tables import pages
 
     facts = results("recommend_cpu")
     return f"{pages(facts)}\n\n{machine(facts)}.\n"
+
+
+def recommend_rows() -> str:
+    from recommend_tables import table as rows
+
+    facts = results("recommend_cpu")
+    return f"{rows(facts)}\n\n{facts['setting']}. {machine(facts)}.\n"
 
 
 def training() -> str:

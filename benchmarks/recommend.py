@@ -1,11 +1,12 @@
 """How lists are made, how fast, and how good they are: transformers' `generate` against the four strategies.
 
-    python benchmarks/recommend.py [--only rows|equal|quality|scale] [--out benchmarks/results/recommend_cpu.json]
+    python benchmarks/recommend.py [--run RUN] [--only rows|equal|quality|scale] [--out FILE]
 
-SmolLM2-135M trained on amazon18_scientific (one stage, --steps), bf16. `rows`: blocks of users, every row on each block
-in turn, medians over blocks. `equal`: in fp32, the lists of `beam` in transformers' order of pruning against
-transformers' own. `quality`: our strategies on more users. `scale`: users/s against catalogue size, history length and
-beams. Needs the shared data; a part measured before is kept in --out.
+SmolLM2-135M trained on amazon18_scientific, bf16: RUN (one of benchmarks/handover.py), or one stage of --steps.
+`rows`: blocks of users, every row on each block in turn, medians over blocks; A and B take one user at a time, ours
+batches. `equal`: in fp32, the lists of transformers' beam search against those of ours that prunes as it does, and
+against those of ours that does not. `quality`: our strategies on more users. `scale`: users/s against catalogue size,
+history length and beams. Needs the shared data; a part measured before is kept in --out.
 """
 
 import argparse
@@ -20,15 +21,17 @@ import numpy as np
 import torch
 from recommend_rivals import SampleAndGround, TrieBeams
 from recommend_scale import scale
+from recommend_tables import ROWS, table
 
 from calrec_lite.cli.options import quiet_libraries
 from calrec_lite.evaluate.fusion import tune_fusion
 from calrec_lite.evaluate.metrics import paired_bootstrap, ranks_from_lists, summarise
 from calrec_lite.evaluate.protocol import Cases, build_cases
-from calrec_lite.evaluate.results import hardware, markdown, versions
+from calrec_lite.evaluate.results import hardware, versions
 from calrec_lite.files import write_json
 from calrec_lite.model.base import load_model
 from calrec_lite.model.towers import Towers
+from calrec_lite.recipe import Recipe
 from calrec_lite.recipe_file import check_recipe, load_recipe
 from calrec_lite.recommend import Recommender
 from calrec_lite.recommend.beam import beam_search
@@ -41,16 +44,6 @@ ROOT = Path(__file__).parents[1]
 BLOCK = 20  # users of one timing
 K = 10
 TIE = 1e-3  # nats: scores of transformers and ours differ by so much in fp32
-ROWS = {
-    "A": "transformers generate, 32 samples, BM25",
-    "B": "transformers generate, 20 beams over a trie",
-    "C": "sample, exact matches first",
-    "C paper": "sample, the paper's order",
-    "D": "beam",
-    "D strict": "beam, pruned as transformers does",
-    "E": "dense",
-    "F": "rerank, fused",
-}
 Ranker = Callable[[list[np.ndarray]], Any]
 
 
@@ -125,8 +118,8 @@ class Bench:
         prompts = [self.encoder.prompt([self.catalogue.tokens[i] for i in h]) for h in histories]
         order = sorted(range(len(prompts)), key=lambda u: -len(prompts[u]))
         found: dict[int, Any] = {}
-        for at in range(0, len(order), 10):
-            users = order[at : at + 10]
+        for at in range(0, len(order), 25):
+            users = order[at : at + 25]
             with torch.no_grad():
                 tree = PromptTree(self.towers, [prompts[u] for u in users], self.encoder.pad)
             everything = np.ones((len(users), len(self.catalogue)), np.bool_)
@@ -186,6 +179,7 @@ def row_facts(name: str, blocks: list[dict[str, Any]], cases: Cases) -> dict[str
 def measure_equal(bench: Bench, users: int) -> dict[str, Any]:
     """In fp32: how many lists of 20 are the same as transformers', item by item, and up to ties."""
     histories = bench.cases.histories[:users]
+    free = bench.recommender(strategy="beam", exclude_seen=False, beams=20)
     bench.strict(histories[:2])
     bench.trie_beams.scored(histories[0])
     start = time.perf_counter()
@@ -193,6 +187,7 @@ def measure_equal(bench: Bench, users: int) -> dict[str, Any]:
     middle = time.perf_counter()
     theirs = [bench.trie_beams.scored(history) for history in histories]
     end = time.perf_counter()
+    best = free.rank(histories, K, exclude_seen=False)
     return {
         "users": users,
         "identical_lists": float(np.mean([a.items.tolist() == b[0] for a, b in zip(ours, theirs)])),
@@ -200,6 +195,10 @@ def measure_equal(bench: Bench, users: int) -> dict[str, Any]:
         "tie_nats": TIE,
         "largest_score_difference": max(float(np.abs(a.scores - np.array(b[1])).max()) for a, b in zip(ours, theirs)),
         "strict_vs_transformers_users": (end - middle) / (middle - start),
+        "beam_lists_of_10_identical": float(np.mean([a.tolist() == b[0][:K] for a, b in zip(best, theirs)])),
+        "beam_lists_of_10_shared_items": float(
+            np.mean([len({*a.tolist()} & {*b[0][:K]}) / K for a, b in zip(best, theirs)])
+        ),
     }
 
 
@@ -230,7 +229,7 @@ def measure_quality(bench: Bench, fusion: float) -> dict[str, Any]:
 
 def ratios(rows: dict[str, Any]) -> dict[str, float]:
     speed = {name: facts["users_per_second"] for name, facts in rows.items()}
-    ours = [facts for name, facts in rows.items() if name not in "AB"]
+    ours = [facts for name, facts in rows.items() if name not in ("A", "B", "D strict")]
     return {
         "C_vs_A_users": speed["C"] / speed["A"],
         "D_vs_B_users": speed["D"] / speed["B"],
@@ -241,72 +240,11 @@ def ratios(rows: dict[str, Any]) -> dict[str, float]:
     }
 
 
-def table(results: dict[str, Any]) -> str:
-    """The rows as Markdown."""
-    head = ["row", "what", "users/s", "peak GB", "valid", "distinct", "R@1", "R@10", "N@10"]
-    rows = [
-        [
-            name,
-            facts["what"],
-            f"{facts['users_per_second']:.3g}",
-            f"{facts['peak_memory_bytes'] / 1e9:.1f}",
-            f"{facts['valid_share']:.0%}",
-            f"{facts['distinct_share']:.0%}",
-            *(cell(facts[m]) for m in ("recall@1", "recall@10", "ndcg@10")),
-        ]
-        for name, facts in results["rows"].items()
-    ]
-    return markdown(head, rows)
-
-
-def pages(results: dict[str, Any]) -> str:
-    """All parts as Markdown."""
-    equal, quality, grown = results["equal"], results["quality"], results["scale"]
-    parts = [
-        table(results),
-        f"{results['setting']}; [95% bootstrap interval over users].",
-        "\n".join(f"- `{key}`: {value:.4g}" for key, value in results["ratios"].items()),
-        f"In fp32, {equal['users']} users, all 20 beams, seen items allowed: {equal['identical_lists']:.1%} of the "
-        "lists of `beam_search(strict=True)` are transformers' item by item, "
-        f"{equal['identical_up_to_ties']:.1%} up to ties of {equal['tie_nats']:g} nats; "
-        f"{equal['strict_vs_transformers_users']:.3g}x its users/s.",
-        f"On {quality['users']:,} test users (fusion {quality['fusion_on_validation'][0]['fusion']:g}, by validation):",
-        markdown(
-            ["row", "users/s", "R@1", "R@10", "N@10", "N@10 minus D"],
-            [
-                [
-                    f"{name} {ROWS[name]}",
-                    f"{facts['users_per_second']:.3g}",
-                    *(cell(facts[m]) for m in ("recall@1", "recall@10", "ndcg@10")),
-                    difference(quality["minus_D"].get(name, {}).get("ndcg@10")),
-                ]
-                for name, facts in quality["rows"].items()
-            ],
-        ),
-        f"Users/s as the catalogue, the history and the beams grow ({grown['users']} users; {grown['note']}):",
-        *(
-            markdown(
-                [label, *next(iter(grown[key].values()))],
-                [[size, *(f"{v:.3g}" for v in speeds.values())] for size, speeds in grown[key].items()],
-            )
-            for key, label in (("catalogue", "items"), ("history", "history"), ("beams", "beams"))
-        ),
-    ]
-    return "\n\n".join(parts)
-
-
-def cell(interval: dict[str, float]) -> str:
-    return f"{interval['value']:.4f} [{interval['low']:.4f}, {interval['high']:.4f}]"
-
-
-def difference(facts: dict[str, float] | None) -> str:
-    return f"{facts['difference']:+.4f} [{facts['low']:+.4f}, {facts['high']:+.4f}]" if facts else ""
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs")
+    parser.add_argument("--run", type=Path, help="a trained run with the domain `scientific`; default: train one")
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--users", type=int, default=200)
     parser.add_argument("--quality-users", type=int, default=2000)
@@ -315,7 +253,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "recommend_cpu.json")
     options = parser.parse_args()
     quiet_libraries()
-    run = Run.start(check_recipe(recipe_values(options.data, options.steps)), options.runs)
+    run = Run.open(options.run) if options.run else Run.start(recipe(options), options.runs)
     train_run(run)
     results = json.loads(options.out.read_text(encoding="utf-8")) if options.out.is_file() else {}
     for part in ("rows", "equal", "quality", "scale"):
@@ -325,6 +263,10 @@ def main() -> None:
             write_json(options.out, results)
     if "rows" in results:
         print(table(results))
+
+
+def recipe(options: argparse.Namespace) -> Recipe:
+    return check_recipe(recipe_values(options.data, options.steps))
 
 
 def measure(part: str, run: Run, options: argparse.Namespace) -> Any:
@@ -342,12 +284,15 @@ def measure(part: str, run: Run, options: argparse.Namespace) -> Any:
 
 
 def about(options: argparse.Namespace, run: Run, results: dict[str, Any]) -> dict[str, Any]:
-    stage = json.loads(run.stages[0].metrics.read_text(encoding="utf-8"))
+    stages = list(run.stage_metrics().values())
+    trained = f"--run {run.folder.name}" if options.run else f"--steps {options.steps}"
     return {
-        "command": f"python benchmarks/recommend.py --steps {options.steps}",
-        "setting": f"SmolLM2-135M-Instruct, bf16, trained {options.steps} steps of 16 rows on amazon18_scientific "
-        f"({stage['valid_nats_before']:.2f} to {stage['valid_nats_merged']:.2f} validation nats an item); "
-        f"{options.users} test users, seen items masked, blocks of {BLOCK} users in turn, medians",
+        "command": f"python benchmarks/recommend.py {trained}",
+        "setting": f"SmolLM2-135M-Instruct in bf16, trained for {' + '.join(str(s['steps']) for s in stages)} steps of "
+        f"{run.recipe.optim.batch_size} rows, the last stage on amazon18_scientific (validation nats an item: base "
+        f"{stages[0]['valid_nats_before']:.2f}, now {stages[-1]['valid_nats_merged']:.2f}); {options.users} test "
+        f"users, seen items masked; blocks of {BLOCK} users in turn, medians; A and B take one user at a time, ours "
+        "batches; memory is that of the one process that holds all rows",
         "date": time.strftime("%Y-%m-%d"),
         "versions": versions(),
         "hardware": hardware(),

@@ -25,6 +25,8 @@ BEAMS = (10, 20, 50, 100)
 
 def scale(model: PreTrainedModel, encoder: Encoder, catalogue: EncodedCatalogue, data: Path) -> dict[str, Any]:
     """Users per second of `beam`, `dense` and `rerank`; one thing is changed at a time."""
+    whole = encoder.text.model_copy(update={"max_items": max(LENGTHS) + 1, "max_history_tokens": 8192})
+    encoder = Encoder(encoder.tokenizer, whole)  # no history is cut
     found: dict[str, Any] = {"users": USERS, "catalogue": {}, "history": {}, "beams": {}}
     titles = larger(catalogue.texts, data)
     for size in (len(catalogue), 40_000, 400_000):
@@ -58,7 +60,9 @@ def larger(texts: list[str], data: Path) -> list[str]:
     while len(titles) < 400_000:
         a, b = (real[i].split() for i in random.integers(len(real), size=2))
         titles[" ".join([*a[: 1 + len(a) // 2], *b[len(b) // 2 :]])[:150]] = None
-    return [*real[:40_000], *random.permutation([t for t in titles if t not in set(real[:40_000])]).tolist()]
+    first = real[:40_000]
+    known = set(first)
+    return [*first, *random.permutation([t for t in titles if t not in known]).tolist()]
 
 
 def encoded(titles: list[str], encoder: Encoder) -> EncodedCatalogue:

@@ -1,4 +1,4 @@
-"""Beam search that can only write catalogue items, over one shared prompt cache (METHOD 6a)."""
+"""Search for the most probable items of a catalogue's trie, over one shared prompt cache (METHOD 6a)."""
 
 from dataclasses import dataclass, fields
 
@@ -11,6 +11,9 @@ from calrec_lite.recommend.ranked import Ranked
 from calrec_lite.recommend.tree import PromptTree
 from calrec_lite.text.trie import Trie
 
+ROUND = 32  # tokens a user may feed at once: enough to fill a forward, few enough that the bound rises in between
+STEPS = 2  # times `beams`: partial items of a user that are continued
+
 
 @torch.no_grad()
 def beam_search(
@@ -18,16 +21,19 @@ def beam_search(
 ) -> list[Ranked]:
     """The `k` most probable allowed items of each user, best first, with their exact log-probability.
 
-    Every step expands all partial items of all users at once and keeps each user's best `beams`. Chains without
-    a fork are fed in one forward. An item that is certain leaves the beam and costs nothing more; what cannot
-    come before the k-th of those is dropped. Each user gets k items wherever so many are allowed.
+    Best first: of each user's partial items those go first that promise the most probable item, which is guessed
+    from their probability and from how popular the most popular item below them is. A partial item is at least as
+    probable as any item it can become, so once k items are certain, what is less probable than the k-th of them is
+    dropped; when nothing is left, the list is exact. After 2 x `beams` continued ones a user's search ends where it is.
+    All users take a step together, chains of tokens without a fork are one forward, and an item that is certain
+    costs nothing more. Each user gets k items wherever so many are allowed.
 
     Args:
-        tree: the prompts, nothing below them yet.
+        tree: the prompts, nothing below them yet; used up by the search.
         trie, paths: of the catalogue, `paths` on the tree's device.
-        beams: partial items kept a user, at least `k`.
+        beams: at least `k`; more find the true list more often, and take longer.
         allowed: (U, N) which items may be recommended. The probabilities stay those over all items.
-        strict: prune as transformers' beam search does, token by token, with certain items in the beam until their
+        strict: search as transformers' beam search does, token by token, with certain items in the beam until their
             last token: the same lists as `generate(num_beams=...)`, at the price of more steps and a worse search.
             For comparisons; `score: catalogue` only.
     """
@@ -42,7 +48,7 @@ class _Beams:
     """Partial items of all users, flat, users in order; all (n,).
 
     `node` is the fork it waits at, or ~item where the item is certain; `edge` led there. `slot` is its continuation in
-    the tree, -1 where its last edge is not fed yet; `parent` is the continuation that edge hangs below.
+    the tree, -1 where its last edge is not fed yet; `parent` is then the continuation that edge hangs below.
     """
 
     user: Tensor
@@ -66,7 +72,11 @@ class _Search:
     def __init__(self, tree: PromptTree, paths: Paths, edges: Tensor, beams: int, k: int, strict: bool) -> None:
         self.tree, self.paths, self.edges, self.beams, self.k, self.strict = tree, paths, edges, beams, k, strict
         self.spelled = paths.score == "vocabulary"  # a certain item's tokens count too
-        users = torch.arange(len(tree), device=tree.device)
+        self.round = ROUND * (4 if self.spelled else 1)
+        self.users = len(tree)
+        users = torch.arange(self.users, device=tree.device)
+        self.row = users.clone()  # where each user stands in the tree, once others have left it
+        self.fed = torch.zeros_like(users)
         none = torch.zeros_like(users)
         first = none if len(paths.depth) else ~none
         score = paths.hang_root(tree).double()
@@ -77,52 +87,72 @@ class _Search:
         while len(self.running):
             beam = self.running
             leaf = beam.node < 0
-            ready = self._ready(leaf)
             unfed = (beam.slot < 0) & (~leaf | self.spelled)
-            if bool((unfed & ready).any()):
-                self._feed(unfed)
+            ready = self._shortest(leaf) if self.strict else ~unfed
+            if bool((ready & unfed).any()) or not bool(ready.any()):
+                self._feed(unfed if self.strict else self._chosen(unfed))
                 continue
             children = self._expand(beam.pick(ready & ~leaf))
-            done = torch.cat([(ready & leaf)[~ready | leaf], self._certain(children)])
+            certain = (children.node < 0) & (not self.spelled and not self.strict)
+            done = torch.cat([(ready & leaf)[~ready | leaf], certain])
             self._prune(beam.pick(~ready | leaf).joined(children), done)
-        return [self._ranked(u) for u in range(len(self.tree))]
+        return [self._ranked(u) for u in range(self.users)]
 
-    def _ready(self, leaf: Tensor) -> Tensor:
-        """(n,) who takes the next step: everyone, or in strict order each user's shortest."""
+    def _shortest(self, leaf: Tensor) -> Tensor:
+        """(n,) in strict order each user's shortest take the next step."""
         beam = self.running
-        if not self.strict:
-            return torch.ones_like(leaf)
         fork, item = beam.node.clamp(min=0), (~beam.node).clamp(min=0)
         depth = self.paths.depth[fork] if len(self.paths.depth) else fork
         at = torch.where(leaf, self.paths.length[item] + 1, depth)  # the end-of-text token is a step of `generate`
-        least = at.new_full((len(self.tree),), torch.iinfo(at.dtype).max).scatter_reduce(0, beam.user, at, "amin")
+        least = at.new_full((self.users,), torch.iinfo(at.dtype).max).scatter_reduce(0, beam.user, at, "amin")
         return at == least[beam.user]
 
-    def _certain(self, children: _Beams) -> Tensor:
-        return (children.node < 0) & (not self.spelled and not self.strict)
+    def _chosen(self, unfed: Tensor) -> Tensor:
+        """(n,) who is fed next: of each user the best, as many as fill a round."""
+        beam = self.running  # users in order, best first
+        own = torch.where(unfed, self.paths.chain_ptr[beam.edge + 1] - self.paths.chain_ptr[beam.edge], 0)
+        before = own.cumsum(0) - own
+        first = torch.searchsorted(beam.user, beam.user)  # where each user begins
+        used = before - before[first]
+        return unfed & ((used + own <= self.round) | (used == 0))
 
-    def _feed(self, unfed: Tensor) -> None:
-        """Run the chains of all edges not fed yet; every partial item gets its place in the new front."""
+    def _feed(self, new: Tensor) -> None:
+        """Run the chains of `new` edges; what others hang below, or have fed already, keeps its place in the front."""
+        self._leave()
         beam, tree = self.running, self.tree
-        front = unfed | (beam.slot >= 0)
-        user, new = beam.user[front], unfed[front]
-        counts = torch.bincount(user, minlength=len(tree))
-        slot = torch.arange(len(user), device=tree.device) - (counts.cumsum(0) - counts)[user]
-        shape = (len(tree), int(counts.max()))
-        edges = beam.edge[unfed]
-        own, tokens = self.paths.chains(edges)
-        parents = torch.zeros(shape, dtype=torch.long, device=tree.device)
+        row, old = self.row[beam.user], torch.where(beam.slot >= 0, beam.slot, beam.parent)
+        width = tree.next.shape[1]
+        kept, place = torch.unique((row * width + old)[~new], return_inverse=True)
+        rows = torch.cat([kept // width, row[new]])
+        order = torch.argsort(rows, stable=True)
+        counts = torch.bincount(rows, minlength=len(tree))
+        slot = torch.empty_like(order)
+        slot[order] = torch.arange(len(order), device=order.device) - (counts.cumsum(0) - counts)[rows[order]]
+        own, tokens = self.paths.chains(beam.edge[new])
+        parents = torch.zeros(len(tree), int(counts.max()), dtype=torch.long, device=order.device)
         lengths = torch.zeros_like(parents)
-        parents[user, slot] = torch.where(new, beam.parent[front], beam.slot[front])
-        lengths[user[new], slot[new]] = own
+        parents[rows, slot] = torch.cat([kept % width, old[new]])
+        lengths[row[new], slot[len(kept) :]] = own
         states = tree.extend(parents, lengths, tokens)
-        beam.slot[front] = slot
-        beam.score[unfed] += self.paths.rest_logprobs(states, tree.towers.head, own, tokens).double()
+        moved = torch.empty_like(old)
+        moved[~new], moved[new] = slot[: len(kept)][place], slot[len(kept) :]
+        self.running.parent = moved
+        self.running.slot = torch.where((beam.slot >= 0) | new, moved, beam.slot)
+        beam.score[new] += self.paths.rest_logprobs(states, tree.towers.head, own, tokens).double()
+        self.fed += torch.bincount(beam.user[new], minlength=self.users)
+
+    def _leave(self) -> None:
+        """Take the users who are done out of the tree, once they are half of those in it."""
+        there = torch.unique(self.running.user)
+        if 2 * len(there) > len(self.tree):
+            return
+        self.tree.select(self.row[there])
+        self.row[there] = torch.arange(len(there), device=there.device)
 
     def _expand(self, beam: _Beams) -> _Beams:
         """The allowed children of partial items whose forks' states are there."""
         edges, parent = self.paths.children(beam.node)
-        states = self.tree.states[beam.user, beam.slot]  # (n, D)
+        states = self.tree.states[self.row[beam.user], beam.slot]  # (n, D)
         logp = self.paths.child_logprobs(states, self.tree.towers.head, edges, parent).double()
         of = beam.pick(parent)
         children = _Beams(
@@ -134,29 +164,42 @@ class _Search:
         """Move what is done to the finished ones, and keep each user's best of both."""
         ended = done
         if self.strict:  # an item that ends counts only if it is among the best `beams` of its step
-            ended = done & (self._place(beam.user, beam.score) < self.beams)
-        self.finished = self._best(self.finished.joined(beam.pick(ended)), self.k)
-        beam = self._best(beam.pick(~done), self.beams)
-        counts = torch.bincount(self.finished.user, minlength=len(self.tree))
-        last = (counts.cumsum(0) - 1).clamp(min=0)
-        bound = torch.full((len(self.tree),), -torch.inf, dtype=torch.double, device=self.tree.device)
+            ended = done & (self._place(beam, beam.score) < self.beams)
+        found = self.finished.joined(beam.pick(ended))
+        self.finished = self._best(found, found.score, torch.full_like(self.fed, self.k))
+        counts = torch.bincount(self.finished.user, minlength=self.users)
+        beam = beam.pick(~done)
+        if self.strict:
+            beam = self._best(beam, beam.score, torch.full_like(self.fed, self.beams))
+        else:
+            left = STEPS * self.beams - self.fed  # what cannot be continued any more need not be kept
+            most = torch.where(counts < self.k, left.clamp(min=self.beams), left)
+            beam = self._best(beam, beam.score + self._promise(beam), most)
+        bound = torch.full((self.users,), -torch.inf, dtype=torch.double, device=self.fed.device)
         if len(self.finished):
-            bound = torch.where(counts >= self.k, self.finished.score[last], bound)
+            last = self.finished.score[(counts.cumsum(0) - 1).clamp(min=0)]
+            bound = torch.where(counts >= self.k, last, bound)
         self.running = beam.pick(beam.score >= bound[beam.user])
 
-    def _best(self, beam: _Beams, n: int) -> _Beams:
-        """Each user's n best, users in order, best first."""
-        place = self._place(beam.user, beam.score)
-        kept = (place < n).nonzero().squeeze(1)
-        return beam.pick(kept[torch.argsort(beam.user[kept] * n + place[kept])])
+    def _promise(self, beam: _Beams) -> Tensor:
+        """(n,) what the best item below may lose against the partial item itself: a guess, nothing for an item."""
+        if not len(self.paths.share):
+            return torch.zeros_like(beam.score)
+        return torch.where(beam.edge >= 0, self.paths.share[beam.edge.clamp(min=0)], 0.0)
 
-    def _place(self, user: Tensor, score: Tensor) -> Tensor:
-        """(n,) how many of the same user come before each, by score, ties by position."""
-        order = torch.argsort(score, descending=True, stable=True)
-        order = order[torch.argsort(user[order], stable=True)]
-        counts = torch.bincount(user, minlength=len(self.tree))
+    def _best(self, beam: _Beams, key: Tensor, most: Tensor) -> _Beams:
+        """Each user's best by `key` (n,), `most` (U,) of them, users in order, best first."""
+        place = self._place(beam, key)
+        kept = (place < most[beam.user]).nonzero().squeeze(1)
+        return beam.pick(kept[torch.argsort(beam.user[kept] * (len(beam) + 1) + place[kept])])
+
+    def _place(self, beam: _Beams, key: Tensor) -> Tensor:
+        """(n,) how many of the same user come before each, by `key` (n,), ties by position."""
+        order = torch.argsort(key, descending=True, stable=True)
+        order = order[torch.argsort(beam.user[order], stable=True)]
+        counts = torch.bincount(beam.user, minlength=self.users)
         place = torch.empty_like(order)
-        place[order] = torch.arange(len(order), device=order.device) - (counts.cumsum(0) - counts)[user[order]]
+        place[order] = torch.arange(len(order), device=order.device) - (counts.cumsum(0) - counts)[beam.user[order]]
         return place
 
     def _ranked(self, user: int) -> Ranked:

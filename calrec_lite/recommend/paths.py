@@ -16,6 +16,8 @@ from calrec_lite.text.encoding import EncodedCatalogue
 class Paths(OnDevice):
     """`text.trie.Trie` on a device, with each edge's bias (`EncodedCatalogue.bias`) and each item's length in tokens.
 
+    `share` (E,) is the log of how much of what was trained on below an edge is its most popular item.
+
     Args:
         score: `catalogue` takes each edge's probability among its fork's children, so that all items together have
             probability one; `vocabulary` that of its tokens among all tokens, forced ones included.
@@ -30,6 +32,7 @@ class Paths(OnDevice):
     dest: Tensor
     depth: Tensor
     bias: Tensor
+    share: Tensor
     length: Tensor
 
     @classmethod
@@ -37,8 +40,10 @@ class Paths(OnDevice):
         """The tensors of a catalogue, on the CPU."""
         trie = catalogue.trie
         flat = (trie.root, trie.ptr, trie.token, trie.chain_ptr, trie.chain, trie.dest, trie.depth, catalogue.bias)
+        popularity = catalogue.counts + 1.0
+        share = np.log(trie.most(popularity) / trie.below(popularity))
         length = np.array([len(t) for t in catalogue.tokens], np.int64)
-        return cls(score, *(torch.from_numpy(a) for a in (*flat, length)))
+        return cls(score, *(torch.from_numpy(a) for a in (*flat, share, length)))
 
     def children(self, forks: Tensor) -> tuple[Tensor, Tensor]:
         """All edges that leave from `forks` (n,), and for each the fork (0..n-1) it leaves from: (C,), (C,)."""

@@ -74,6 +74,13 @@ class PromptTree:
         self.next = begin + lengths
         return hidden[laid.row, laid.column]
 
+    def select(self, rows: Tensor) -> None:
+        """Keep these users only, in this order: (n,) rows."""
+        self.cache.batch_select_indices(rows)
+        self.users, self.states = self.users[rows], self.states[rows]
+        self.visible, self.positions, self.next = self.visible[rows], self.positions[rows], self.next[rows]
+        self._rows = torch.arange(len(rows), device=self.device).unsqueeze(1)
+
     def forest(self, above: Tensor, lengths: Tensor, tokens: Tensor) -> Tensor:
         """Look below the first continuation of each user at M chains that hang below each other, in one forward.
 

@@ -68,6 +68,12 @@ class Trie:
         """(E,) the sum of the items' weights (N,) below each edge."""
         return np.bincount(self.path, np.repeat(weights, np.diff(self.path_ptr)), len(self.token))
 
+    def most(self, weights: np.ndarray) -> np.ndarray:
+        """(E,) the largest of the items' weights (N,) below each edge."""
+        found = np.zeros(len(self.token))
+        np.maximum.at(found, self.path, weights[self.passer])
+        return found
+
     @classmethod
     def build(cls, sequences: Sequence[np.ndarray]) -> "Trie":
         """Build from distinct token sequences, none of which is a prefix of another.

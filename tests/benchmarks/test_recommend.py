@@ -13,6 +13,7 @@ from tests.conftest import item_names
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import recommend as benchmark
+from recommend_tables import ROWS, table
 
 
 @pytest.fixture(scope="module")
@@ -35,13 +36,13 @@ def test_every_row_makes_whole_lists_and_a_part_that_was_measured_is_kept(
     bench: "benchmark.Bench", tmp_path: Path
 ) -> None:
     rows = benchmark.measure_rows(bench, 1.0, tmp_path)
-    assert list(rows) == list(benchmark.ROWS)
+    assert list(rows) == list(ROWS)
     assert all(facts["valid_share"] == facts["distinct_share"] == 1 for facts in rows.values())
     assert benchmark.measure_rows(bench, 1.0, tmp_path) == rows
     assert set(benchmark.ratios(rows)) >= {"C_vs_A_users", "D_vs_B_users", "E_vs_A_users"}
     same = {name: facts["ndcg@10"]["value"] for name, facts in rows.items()}
     assert same["B"] == same["D strict"]
-    assert len(benchmark.table({"rows": rows}).splitlines()) == 2 + len(rows)
+    assert len(table({"rows": rows}).splitlines()) == 2 + len(rows)
 
 
 def test_equal_lists(bench: "benchmark.Bench") -> None:

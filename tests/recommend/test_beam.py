@@ -8,7 +8,8 @@ import torch
 from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 from calrec_lite.model.towers import Towers
-from calrec_lite.recommend.beam import beam_search
+from calrec_lite.recommend import beam
+from calrec_lite.recommend.beam import STEPS, beam_search
 from calrec_lite.recommend.likelihood import catalogue_logprobs, item_logprobs
 from calrec_lite.recommend.paths import Paths
 from calrec_lite.recommend.tree import PromptTree
@@ -45,9 +46,17 @@ def test_some_items_are_scored_as_among_all(
         np.testing.assert_allclose(scores, exact(prompt, paths.score)[items], atol=4e-4)
 
 
+@pytest.mark.parametrize("steps", [100, STEPS])  # until nothing is left, and with an end
 def test_few_beams_find_the_true_best_among_what_is_allowed(
-    towers: Towers, prompts: list, encoder: Encoder, catalogue: EncodedCatalogue, everything: np.ndarray
+    towers: Towers,
+    prompts: list,
+    encoder: Encoder,
+    catalogue: EncodedCatalogue,
+    everything: np.ndarray,
+    steps: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(beam, "STEPS", steps)
     paths = Paths.of(catalogue, "catalogue")
     scores = catalogue_logprobs(PromptTree(towers, prompts, encoder.pad), catalogue.trie, paths)
     allowed = everything.copy()
@@ -55,7 +64,9 @@ def test_few_beams_find_the_true_best_among_what_is_allowed(
     allowed[1] = False
     allowed[1, [2, 11, 28]] = True  # a set of candidates smaller than the list
     allowed[2] = False
-    found = beam_search(PromptTree(towers, prompts, encoder.pad), catalogue.trie, paths, 12, 8, allowed)
+    found = beam_search(
+        PromptTree(towers, prompts, encoder.pad), catalogue.trie, paths, 8 if steps > STEPS else 20, 8, allowed
+    )
     for u, ranked in enumerate(found):
         wanted = [i for i in np.argsort(-scores[u]) if allowed[u, i]][:8]
         assert ranked.items.tolist() == wanted
@@ -147,8 +158,15 @@ def test_strict_search_gives_the_lists_of_transformers(
 
 @pytest.mark.parametrize("seed", range(8))
 def test_every_list_is_as_long_as_it_can_be(
-    towers: Towers, prompts: list, encoder: Encoder, catalogue: EncodedCatalogue, paths: Paths, seed: int
+    towers: Towers,
+    prompts: list,
+    encoder: Encoder,
+    catalogue: EncodedCatalogue,
+    paths: Paths,
+    seed: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(beam, "STEPS", seed % 3)
     random = np.random.default_rng(seed)
     k = int(random.integers(1, 12))
     allowed = random.random((len(prompts), len(catalogue))) < random.choice([0.05, 0.3, 0.9])

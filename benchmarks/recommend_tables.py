@@ -1,0 +1,80 @@
+"""The tables of the recommending benchmark, from its JSON."""
+
+from typing import Any
+
+from calrec_lite.evaluate.results import markdown
+
+ROWS = {
+    "A": "transformers generate, 32 samples, BM25",
+    "B": "transformers generate, 20 beams over a trie",
+    "C": "sample, exact matches first",
+    "C paper": "sample, the paper's order",
+    "D": "beam",
+    "D strict": "beam, pruned as transformers does",
+    "E": "dense",
+    "F": "rerank, fused",
+}
+
+
+def table(results: dict[str, Any]) -> str:
+    """The rows as Markdown."""
+    head = ["row", "what", "users/s", "peak GB", "valid", "distinct", "R@1", "R@10", "N@10"]
+    rows = [
+        [
+            name,
+            facts["what"],
+            f"{facts['users_per_second']:.3g}",
+            f"{facts['peak_memory_bytes'] / 1e9:.1f}",
+            f"{facts['valid_share']:.0%}",
+            f"{facts['distinct_share']:.0%}",
+            *(cell(facts[m]) for m in ("recall@1", "recall@10", "ndcg@10")),
+        ]
+        for name, facts in results["rows"].items()
+    ]
+    return markdown(head, rows)
+
+
+def pages(results: dict[str, Any]) -> str:
+    """All parts as Markdown."""
+    equal, quality, grown = results["equal"], results["quality"], results["scale"]
+    parts = [
+        table(results),
+        f"{results['setting']}; [95% bootstrap interval over users].",
+        "\n".join(f"- `{key}`: {value:.4g}" for key, value in results["ratios"].items()),
+        f"In fp32, {equal['users']} users, all 20 beams, seen items allowed: {equal['identical_lists']:.1%} of the "
+        "lists of `beam_search(strict=True)` are transformers' item by item, "
+        f"{equal['identical_up_to_ties']:.1%} up to ties of {equal['tie_nats']:g} nats; "
+        f"{equal['strict_vs_transformers_users']:.3g}x its users/s. Of `beam` as it is, "
+        f"{equal['beam_lists_of_10_identical']:.1%} of the lists of 10 are the same, "
+        f"{equal['beam_lists_of_10_shared_items']:.1%} of their items.",
+        f"On {quality['users']:,} test users (fusion {quality['fusion_on_validation'][0]['fusion']:g}, by validation):",
+        markdown(
+            ["row", "users/s", "R@1", "R@10", "N@10", "N@10 minus D"],
+            [
+                [
+                    f"{name} {ROWS[name]}",
+                    f"{facts['users_per_second']:.3g}",
+                    *(cell(facts[m]) for m in ("recall@1", "recall@10", "ndcg@10")),
+                    difference(quality["minus_D"].get(name, {}).get("ndcg@10")),
+                ]
+                for name, facts in quality["rows"].items()
+            ],
+        ),
+        f"Users/s as the catalogue, the history and the beams grow ({grown['users']} users; {grown['note']}):",
+        *(
+            markdown(
+                [label, *next(iter(grown[key].values()))],
+                [[size, *(f"{v:.3g}" for v in speeds.values())] for size, speeds in grown[key].items()],
+            )
+            for key, label in (("catalogue", "items"), ("history", "history"), ("beams", "beams"))
+        ),
+    ]
+    return "\n\n".join(parts)
+
+
+def cell(interval: dict[str, float]) -> str:
+    return f"{interval['value']:.4f} [{interval['low']:.4f}, {interval['high']:.4f}]"
+
+
+def difference(facts: dict[str, float] | None) -> str:
+    return f"{facts['difference']:+.4f} [{facts['low']:+.4f}, {facts['high']:+.4f}]" if facts else ""
