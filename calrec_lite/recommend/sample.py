@@ -12,7 +12,7 @@ from calrec_lite.recommend.tree import PromptTree
 
 @dataclass(frozen=True)
 class Sample:
-    """A generated text: its tokens without the end, and their summed log-probability (at temperature 1)."""
+    """A generated text: its tokens, the one that ended it too, and their summed log-probability (at temperature 1)."""
 
     tokens: list[int]
     logprob: float
@@ -41,9 +41,9 @@ def sample(
     for step in range(max_tokens):
         tokens, logp = _draw(tree, slots, alive, temperature, draws)
         logprob[alive] += logp.double()
+        texts.append(torch.full_like(slots, -1).masked_scatter(alive, tokens))
         going = ~torch.isin(tokens, ends)
         alive = alive.masked_scatter(alive, going)
-        texts.append(torch.full_like(slots, -1).masked_scatter(alive, tokens[going]))
         if step == max_tokens - 1 or not bool(alive.any()):
             break
         tree.extend(slots, alive.long(), tokens[going])

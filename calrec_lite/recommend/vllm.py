@@ -86,15 +86,14 @@ class Drawing:
         ]
         given = [vllm.TokensPrompt(prompt_token_ids=p.tolist()) for p in prompts]
         return [
-            [as_sample(text.token_ids, text.cumulative_logprob, self.stops) for text in answer.outputs]
+            [as_sample(text.token_ids, text.cumulative_logprob) for text in answer.outputs]
             for answer in self.llm.generate(given, asked, use_tqdm=False)
         ]
 
 
-def as_sample(tokens: Sequence[int], logprob: float, stops: np.ndarray) -> Sample:
-    """A completion as our own sampler gives it: without the token that ended it, whose probability counts."""
-    ended = len(tokens) > 0 and tokens[-1] in stops
-    return Sample(list(tokens[:-1] if ended else tokens), logprob)
+def as_sample(tokens: Sequence[int], logprob: float) -> Sample:
+    """A completion as our own sampler gives it: with the token that ended it, which may hold a last "!" too."""
+    return Sample(list(tokens), logprob)
 
 
 def prompt_seed(seed: int, prompt: Tokens) -> int:

@@ -87,8 +87,13 @@ class Encoder:
         return np.unique([self.end, *breaks])
 
     def text_of(self, tokens: Sequence[int]) -> str:
-        """Generated ids as an item's text."""
-        return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True)).strip()
+        """Generated ids as an item's text: what stands before the first line break, blanks around it left out.
+
+        The token that ended the text belongs to it: many tokenizers merge a last "!" and the line break into one.
+        """
+        ids = [t for t in tokens if t != self.end]
+        text = str(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+        return text.partition(END_OF_ITEM)[0].strip()
 
     def limit(self, tokens: list[Tokens]) -> list[Tokens]:
         """Items cut to `max_item_tokens`, still ending in a line break; where cutting would make two equal, uncut."""

@@ -20,15 +20,19 @@ def test_samples_have_their_own_log_probability_and_the_right_frequencies(
         assert len(own) == 400
         logits = (towers.states(torch.from_numpy(prompt)[None])[0, -1] @ towers.head.T).float()
         wanted = (logits / 0.7).softmax(-1)
-        first = np.bincount([s.tokens[0] if s.tokens else encoder.end for s in own], minlength=len(wanted)) / 400
+        first = np.bincount([s.tokens[0] for s in own], minlength=len(wanted)) / 400
         likely = int(wanted.argmax())
         if likely not in encoder.stops:
             assert first[likely] == pytest.approx(float(wanted[likely]), abs=0.12)
-    text = max((s for s in drawn[0] if len(s.tokens) == 3), key=lambda s: s.logprob)
-    ids = torch.tensor([[*prompts[0].tolist(), *text.tokens]])
-    logp = (towers.states(ids)[0] @ towers.head.T).float().log_softmax(-1)
-    at = len(prompts[0])
-    assert text.logprob == pytest.approx(sum(float(logp[at + d - 1, t]) for d, t in enumerate(text.tokens)), abs=1e-3)
+    at, texts = len(prompts[0]), [s for s in drawn[0] if s.tokens[-1] in encoder.stops or len(s.tokens) == 3]
+    assert len(texts) == 400
+    ended = [s for s in texts if s.tokens[-1] in encoder.stops]
+    assert not any(t in encoder.stops for s in texts for t in s.tokens[:-1])
+    for text in (max(texts, key=lambda s: s.logprob), *ended[:2]):
+        ids = torch.tensor([[*prompts[0].tolist(), *text.tokens]])
+        logp = (towers.states(ids)[0] @ towers.head.T).float().log_softmax(-1)
+        wanted = sum(float(logp[at + d - 1, t]) for d, t in enumerate(text.tokens))  # of the ending token too
+        assert text.logprob == pytest.approx(wanted, abs=1e-3)
 
 
 def test_samples_are_reproducible_and_independent_of_the_batch(

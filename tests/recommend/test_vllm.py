@@ -29,28 +29,22 @@ def test_recorded_completions_give_the_lists_of_our_own_sampler(
     towers = Towers(AutoModelForCausalLM.from_pretrained(tiny_folder))
     ids = domain.catalogue.ids
     ours = Recommender(towers, encoder, catalogue, ids, OPTIONS, seed=3)
-    most, ended = max(map(len, catalogue.tokens)), set()
+    ended = set()
 
     def recorded(prompts: Sequence[Tokens]) -> list[list[Sample]]:
         """Real token ids in the form vLLM gives them: the token that ended a text is the last one."""
-        texts = []
-        for own in ours.strategies.draw(prompts):
-            stop = [encoder.newline] if len(own) else []
-            texts.append([(s.tokens + stop if len(s.tokens) < most else s.tokens, s.logprob) for s in own])
-            ended.update(len(s.tokens) < most for s in own)
-        return [[as_sample(tuple(tokens), logprob, encoder.stops) for tokens, logprob in own] for own in texts]
+        texts = [[(tuple(s.tokens), s.logprob) for s in own] for own in ours.strategies.draw(prompts)]
+        ended.update(tokens[-1] in encoder.stops for own in texts for tokens, _ in own)
+        return [[as_sample(tokens, logprob) for tokens, logprob in own] for own in texts]
 
     other = Recommender(None, encoder, catalogue, ids, OPTIONS, seed=3, draw=recorded)
     assert other.recommend(HISTORIES, 5) == ours.recommend(HISTORIES, 5)
     assert True in ended
 
 
-def test_only_the_end_is_cut_off(encoder: Encoder) -> None:
-    stops = encoder.stops
-    assert as_sample([5, 6, encoder.newline], -1.5, stops) == Sample([5, 6], -1.5)
-    assert as_sample((5, 6), -1.5, stops) == Sample([5, 6], -1.5)  # cut at max_tokens
-    assert as_sample([encoder.end], -0.5, stops) == Sample([], -0.5)
-    assert as_sample([], 0.0, stops) == Sample([], 0.0)
+def test_the_token_that_ended_a_text_is_kept(encoder: Encoder) -> None:
+    assert as_sample((5, 6, encoder.newline), -1.5) == Sample([5, 6, encoder.newline], -1.5)
+    assert as_sample((), 0.0) == Sample([], 0.0)
 
 
 def test_seeds_of_neighbours_do_not_meet() -> None:
