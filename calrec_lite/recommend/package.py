@@ -2,12 +2,13 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, NonNegativeInt, ValidationError
 
 from calrec_lite.data.domain import Catalogue
 from calrec_lite.data.sources import snapshot
@@ -32,6 +33,15 @@ class PackageInfo(Section):
     recommend: Recommend
     prior: float = Field(description="weight of the items' log training counts in their logits")
     seed: int
+
+
+class Line(Section):
+    """A line of catalogue.jsonl."""
+
+    id: str
+    fields: dict[str, str]
+    count: NonNegativeInt = Field(0, description="how often the item was trained on; 0 for a new one")
+    also: list[str] = Field([], description="ids of further items of the same text")
 
 
 @dataclass(frozen=True)
@@ -64,7 +74,8 @@ class Package:
     def catalogue(self, encoder: Encoder) -> EncodedCatalogue:
         """The items, tokenised."""
         items = Catalogue(self.ids, self.fields, self.aliases)
-        return encode_catalogue(self.info.domain, items, encoder, self.counts, self.info.prior)
+        labels = self.info.labels  # not those of the lines: a new one would change every item's text
+        return encode_catalogue(self.info.domain, items, encoder, self.counts, self.info.prior, labels=labels)
 
 
 def write_package(folder: Path, info: PackageInfo, catalogue: Catalogue | None, counts: np.ndarray) -> None:
@@ -108,7 +119,7 @@ def open_package(source: str | Path) -> Package:
     """Open a local folder or download a Hub id.
 
     Raises:
-        InputError: if it is not there, or not written by `calrec-lite export`.
+        InputError: if it is not there, or not written by `calrec-lite export`, or a line of its catalogue is no item.
     """
     folder = locate(source)
     try:
@@ -122,7 +133,50 @@ def open_package(source: str | Path) -> Package:
     lines = folder / CATALOGUE
     if not lines.is_file():
         raise InputError(f"{source}: exported without its catalogue (export.catalogue: false), so it cannot recommend")
-    items = [json.loads(line) for line in lines.read_text(encoding="utf-8").splitlines()]
-    counts = np.array([i["count"] for i in items], np.int64)
-    aliases = {alias: n for n, i in enumerate(items) for alias in (i["id"], *i.get("also", []))}
-    return Package(folder, info, [i["id"] for i in items], [i["fields"] for i in items], counts, aliases)
+    items = _read(lines, info.labels)
+    counts = np.array([i.count for i in items], np.int64)
+    aliases = {alias: n for n, i in enumerate(items) for alias in (i.id, *i.also)}
+    return Package(folder, info, [i.id for i in items], [i.fields for i in items], counts, aliases)
+
+
+def _read(file: Path, labels: Sequence[str]) -> list[Line]:
+    """The items of catalogue.jsonl, which a user may have added some to. Raises InputError that names the line."""
+    items: dict[str, Line] = {}
+    try:
+        lines = file.read_text(encoding="utf-8-sig").split("\n")  # titles may hold what `splitlines` splits at
+    except UnicodeDecodeError as error:
+        raise InputError(f"{file}: not UTF-8 ({error}); save it as UTF-8") from None
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            try:
+                item = _item(line, labels)
+                if items.setdefault(item.id, item) is not item:
+                    raise ValueError(
+                        f"a second item of id `{item.id}`; give it another, or leave out one of both lines"
+                    )
+            except ValueError as error:
+                raise InputError(f"{file}:{number}: {error}") from None
+    if not items:
+        raise InputError(f"{file}: names no item; export again")
+    return list(items.values())
+
+
+def _item(line: str, labels: Sequence[str]) -> Line:
+    """Raises ValueError that says how to mend it."""
+    known = ", ".join(labels)
+    try:
+        item = Line.model_validate_json(line)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = f"`{'.'.join(map(str, first['loc']))}`: " if first["loc"] else ""
+        wanted = '{"id": ..., "fields": {label: text}, "count": 0}'
+        raise ValueError(f"{where}{first['msg']}; write {wanted} with labels of: {known}") from None
+    for label, value in item.fields.items():
+        if label not in labels:
+            raise ValueError(f"the model knows no label `{label}`; use {known}, or leave it out")
+        if "\n" in value:
+            raise ValueError(f"`{label}` holds a line break, which ends an item; write it in one line")
+    own = {label: item.fields[label] for label in labels if item.fields.get(label, "").strip()}
+    if not own:
+        raise ValueError(f"`fields` says nothing of item `{item.id}`; write one of: {known}")
+    return item.model_copy(update={"fields": own})

@@ -176,17 +176,19 @@ def encode_catalogue(
     counts: np.ndarray | None = None,
     prior: float = 0.0,
     progress: bool = False,
+    labels: Sequence[str] | None = None,
 ) -> EncodedCatalogue:
     """Tokenise a catalogue.
 
     Args:
         counts: (N,) events of each item in the training part; None: all alike.
         prior: weight of their logarithm in the catalogue softmax (`loss.prior`).
+        labels: of the items' texts, in order; None: all that any item has.
 
     Raises:
         InputError: where two items cannot be told apart by their ids.
     """
-    template = Template(encoder.text, catalogue.labels)
+    template = Template(encoder.text, catalogue.labels if labels is None else tuple(labels))
     texts = [template.item(f) for f in catalogue.fields]
     tokens = encoder.limit(encoder.items(texts, progress))
     seen: dict[bytes, int] = {}

@@ -1,5 +1,6 @@
 """Models to decode with, some histories, and the plain way to score an item."""
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,7 +9,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, Gemma3ForCausalLM, Gemma3TextConfig, PreTrainedModel
 
+from calrec_lite.data.domain import Domain
 from calrec_lite.model.towers import Towers
+from calrec_lite.recipe import Recommend
+from calrec_lite.recommend.package import PackageInfo, write_package
 from calrec_lite.recommend.paths import Paths
 from calrec_lite.recommend.tree import PromptTree
 from calrec_lite.text.encoding import EncodedCatalogue, Encoder
@@ -94,3 +98,21 @@ def exact(towers: Towers, catalogue: EncodedCatalogue) -> Exact:
 def tree(towers: Towers, prompts: list[np.ndarray], encoder: Encoder) -> PromptTree:
     with torch.no_grad():
         return PromptTree(towers, prompts, encoder.pad)
+
+
+@pytest.fixture
+def package(tiny_folder: Path, tmp_path: Path, domain: Domain, encoder: Encoder) -> Path:
+    """What `calrec-lite export` writes, of the tiny model."""
+    folder = Path(shutil.copytree(tiny_folder, tmp_path / "model"))
+    info = PackageInfo(
+        domain="shop",
+        fingerprint="0",
+        labels=["Title"],
+        dtype="float32",
+        text=encoder.text,
+        recommend=Recommend(strategy="beam"),
+        prior=1.0,
+        seed=0,
+    )
+    write_package(folder, info, domain.catalogue, domain.train_counts())
+    return folder

@@ -1,7 +1,6 @@
 """What lies around vLLM: completions to samples to lists, and the clear word where it is absent or of no use."""
 
 import importlib.util
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from calrec_lite.errors import InputError
 from calrec_lite.model.towers import Towers
 from calrec_lite.recipe import Recommend
 from calrec_lite.recommend import Recommender
-from calrec_lite.recommend.package import PackageInfo, fingerprint, write_package
+from calrec_lite.recommend.package import fingerprint
 from calrec_lite.recommend.sample import Sample
 from calrec_lite.recommend.vllm import as_sample, prompt_seed, vllm_recommender
 from calrec_lite.text.encoding import EncodedCatalogue, Encoder, Tokens
@@ -53,23 +52,6 @@ def test_seeds_of_neighbours_do_not_meet() -> None:
     assert not set(seeds[:50] + 1) & set(seeds)  # vLLM adds the text's number
     assert prompt_seed(0, np.array([1])) != prompt_seed(1, np.array([0]))
     assert prompt_seed(0, np.array([7, 8])) == prompt_seed(0, np.array([7, 8]))
-
-
-@pytest.fixture
-def package(tiny_folder: Path, tmp_path: Path, domain: Domain, encoder: Encoder) -> Path:
-    folder = Path(shutil.copytree(tiny_folder, tmp_path / "model"))
-    info = PackageInfo(
-        domain="shop",
-        fingerprint="0",
-        labels=["Title"],
-        dtype="float32",
-        text=encoder.text,
-        recommend=Recommend(strategy="beam"),
-        prior=1.0,
-        seed=0,
-    )
-    write_package(folder, info, domain.catalogue, domain.train_counts())
-    return folder
 
 
 def test_other_strategies_are_refused(package: Path) -> None:
