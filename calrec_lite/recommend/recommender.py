@@ -162,7 +162,8 @@ class Recommender:
 
     def _tokens(self, history: Sequence[str], known: Sequence[int | None]) -> list[Tokens]:
         new = [t for t, i in zip(history, known) if i is None]
-        written = iter(self.encoder.limit(self.encoder.items([" ".join(t.split()) for t in new])))
+        whole = self.encoder.items([" ".join(t.split()) for t in new])
+        written = iter([self.encoder.limit([t])[0] for t in whole])  # one by one: `limit` leaves equal texts uncut
         return [next(written) if i is None else self.catalogue.tokens[i] for i in known]
 
     def _ranked(

@@ -1,5 +1,6 @@
 """The four strategies through `Recommender`: real, distinct items, exact filters, vectors that are kept, cold items."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,8 +13,9 @@ from calrec_lite.model.towers import Towers
 from calrec_lite.recipe import Recommend
 from calrec_lite.recommend import Recommender
 from calrec_lite.recommend.dense import ItemVectors, encode_items, model_fingerprint
+from calrec_lite.recommend.sample import Sample
 from calrec_lite.text.batch import item_chunk
-from calrec_lite.text.encoding import EncodedCatalogue, Encoder, encode_catalogue
+from calrec_lite.text.encoding import EncodedCatalogue, Encoder, Tokens, encode_catalogue
 from tests.conftest import make_domain
 
 STRATEGIES = ("beam", "sample", "dense", "rerank")
@@ -76,6 +78,21 @@ def test_unknown_names_and_missing_candidates_are_named(
         made.recommend([["id1"]], deny=["gone"])
     with pytest.raises(InputError, match="1 sets for 2 histories"):
         made.recommend([["id1"], ["id2"]], candidates=[["id3"]])
+
+
+def test_a_long_unknown_title_is_cut_also_where_it_comes_twice(encoder: Encoder, catalogue: EncodedCatalogue) -> None:
+    asked: list[Tokens] = []
+
+    def draw(prompts: Sequence[Tokens]) -> list[list[Sample]]:
+        asked.extend(prompts)
+        return [[] for _ in prompts]
+
+    ids = [f"id{i}" for i in range(len(catalogue))]
+    made = Recommender(None, encoder, catalogue, ids, Recommend(strategy="sample"), draw=draw)
+    long = "very long " * 5000
+    made.recommend([[long, long], ["id1", long]])
+    wording, most = len(encoder.start) + len(encoder.first) + 2 * len(encoder.next), encoder.text.max_item_tokens
+    assert [len(p) for p in asked] == [wording + 2 * most, wording + most + len(catalogue.tokens[1])]
 
 
 def test_rerank_is_the_exact_log_probability_of_the_closest_and_fusion_adds_the_cosine(
