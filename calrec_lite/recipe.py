@@ -207,7 +207,9 @@ class Recommend(Section):
         0.0, description="rerank: this much of the cosine is added to the log-probability; see `calrec-lite tune`"
     )
     index: Literal["exact", "faiss"] = Field("exact", description="dense, rerank: faiss beyond some million items")
-    batch_tokens: PositiveInt = Field(2048, description="prompt tokens decoded together (memory)")
+    batch_tokens: PositiveInt = Field(
+        4096, description="prompt tokens decoded together (memory); a shorter prompt counts as one of 64"
+    )
 
 
 class Evaluate(Section):

@@ -94,8 +94,8 @@ class Towers:
 
     def _mask(self, visible: Tensor) -> Tensor:
         """(B, 1, N, keys) to be added to attention scores."""
-        none = torch.finfo(self.head.dtype).min
-        return torch.where(visible, 0.0, none).to(self.head.dtype).unsqueeze(1)
+        zeros = torch.zeros(visible.shape, dtype=self.head.dtype, device=visible.device)
+        return zeros.masked_fill_(~visible, torch.finfo(self.head.dtype).min).unsqueeze(1)
 
     def rows(self, chunk: Chunk, loss: Loss, likelihood: bool = True) -> RowStates:
         """Pass B; without `likelihood` the vectors alone, and a loss of zero."""

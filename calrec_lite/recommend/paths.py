@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from calrec_lite.model.losses import segment_logsumexp, vocabulary_nll
+from calrec_lite.model.losses import HEAD_ENTRIES, segment_logsumexp, vocabulary_nll
 from calrec_lite.recommend.tree import PromptTree
 from calrec_lite.text.batch import OnDevice
 from calrec_lite.text.encoding import EncodedCatalogue
@@ -59,11 +59,10 @@ class Paths(OnDevice):
 
         In fp32: logits in bf16 are multiples of 1/16, which makes ties of items that are none.
         """
-        if self.score == "vocabulary":
-            logp = (states @ head.T).float().log_softmax(-1)  # (n, V)
-            return logp[parent, self.token[edges]]
         distinct, column = torch.unique(self.token[edges], return_inverse=True)
         logits = states.float() @ head[distinct].float().T  # (n, distinct)
+        if self.score == "vocabulary":
+            return logits[parent, column] - _vocabulary_logsumexp(states, head)[parent]
         entries = logits[parent, column] + self.bias[edges]
         return entries - segment_logsumexp(entries, parent, len(states))[parent]
 
@@ -88,10 +87,19 @@ class Paths(OnDevice):
             return total
         head = tree.towers.head
         if self.score == "vocabulary":
-            total = (tree.states[:, 0] @ head.T).float().log_softmax(-1)[:, self.root[0]]
+            total = -vocabulary_nll(tree.states[:, 0], head, self.root[:1].expand(users))
         lengths, tokens = torch.full((users, 1), len(self.root), device=device), self.root.repeat(users)
         states = tree.extend(torch.zeros_like(lengths), lengths, tokens)
         return total + self.rest_logprobs(states, head, lengths.squeeze(1), tokens)
+
+
+def _vocabulary_logsumexp(states: Tensor, head: Tensor) -> Tensor:
+    """(n,) in fp32, over all tokens, of which some are in memory at a time."""
+    wide = states.float()  # (n, D)
+    total = wide.new_full((len(wide),), -torch.inf)
+    for part in head.split(max(1, HEAD_ENTRIES // max(1, *wide.shape))):
+        total = torch.logaddexp(total, (wide @ part.float().T).logsumexp(-1))
+    return total
 
 
 def ranges(begin: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:

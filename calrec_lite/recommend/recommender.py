@@ -19,6 +19,7 @@ from calrec_lite.recommend.strategies import Draw, Strategies
 from calrec_lite.text.encoding import EncodedCatalogue, Encoder, Tokens
 
 Names = Sequence[str]  # titles or item ids
+FLOOR = 64  # tokens a prompt counts at least: what hangs below it takes memory too, however short it is
 
 
 @dataclass(frozen=True)
@@ -196,6 +197,6 @@ def _batches(prompts: Sequence[Tokens], tokens: int) -> Iterator[list[int]]:
     order = sorted(range(len(prompts)), key=lambda u: (-len(prompts[u]), u))
     at = 0
     while at < len(order):
-        size = max(1, tokens // len(prompts[order[at]]))
+        size = max(1, tokens // max(FLOOR, len(prompts[order[at]])))
         yield order[at : at + size]
         at += size

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from calrec_lite.model.losses import HEAD_ENTRIES
 from calrec_lite.recommend.tree import PromptTree
 
 
@@ -58,11 +59,18 @@ def _draw(
 ) -> tuple[Tensor, Tensor]:
     """The next token of each living continuation, user by user, and its log-probability: (A,), (A,)."""
     user, place = alive.nonzero(as_tuple=True)
-    states = tree.states[user, slots[user, place]]  # (A, D)
-    logits = (states @ tree.towers.head.T).float()  # (A, V)
-    level = (logits / temperature).softmax(-1).cumsum(-1)
+    states, head = tree.states[user, slots[user, place]], tree.towers.head  # (A, D), (V, D)
     counts = alive.sum(1).tolist()
-    uniform = np.concatenate([draw.random(c) for draw, c in zip(draws, counts)])
-    goal = torch.from_numpy(uniform).to(level) * level[:, -1]  # by inverting the distribution
+    uniform = torch.from_numpy(np.concatenate([draw.random(c) for draw, c in zip(draws, counts)])).to(states.device)
+    size = max(1, HEAD_ENTRIES // len(head))
+    parts = [_inverted(own @ head.T, level, temperature) for own, level in zip(states.split(size), uniform.split(size))]
+    return torch.cat([tokens for tokens, _ in parts]), torch.cat([logp for _, logp in parts])
+
+
+def _inverted(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Tokens drawn by inverting the distribution of each row of `logits` (S, V) at `uniform` (S,); both (S,)."""
+    logits = logits.float()
+    level = (logits / temperature).softmax(-1).cumsum(-1)
+    goal = uniform.to(level.dtype) * level[:, -1]
     tokens = torch.searchsorted(level, goal.unsqueeze(1), right=True).clamp(max=logits.shape[-1] - 1)
     return tokens.squeeze(1), logits.gather(1, tokens).squeeze(1) - logits.logsumexp(-1)

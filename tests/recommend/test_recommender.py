@@ -95,6 +95,20 @@ def test_a_long_unknown_title_is_cut_also_where_it_comes_twice(encoder: Encoder,
     assert [len(p) for p in asked] == [wording + 2 * most, wording + most + len(catalogue.tokens[1])]
 
 
+def test_users_without_a_history_share_a_batch_with_so_many(encoder: Encoder, catalogue: EncodedCatalogue) -> None:
+    sizes: list[int] = []
+
+    def draw(prompts: Sequence[Tokens]) -> list[list[Sample]]:
+        sizes.append(len(prompts))
+        return [[] for _ in prompts]
+
+    options = Recommend(strategy="sample", batch_tokens=640)
+    ids = [f"id{i}" for i in range(len(catalogue))]
+    made = Recommender(None, encoder, catalogue, ids, options, draw=draw)
+    made.recommend([[]] * 25)
+    assert sizes == [10, 10, 5]
+
+
 def test_rerank_is_the_exact_log_probability_of_the_closest_and_fusion_adds_the_cosine(
     towers: Towers, encoder: Encoder, catalogue: EncodedCatalogue
 ) -> None:

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from calrec_lite.model.towers import Towers
-from calrec_lite.recommend.sample import sample
+from calrec_lite.recommend.sample import Sample, sample
 from calrec_lite.recommend.tree import PromptTree
 from calrec_lite.text.encoding import Encoder
 
@@ -47,3 +47,18 @@ def test_samples_are_reproducible_and_independent_of_the_batch(
     assert run([0, 1, 2]) == run([0, 1, 2])
     assert run([2, 0])[1] == run([0, 1, 2])[0]
     assert any(len(tokens) > 1 for own in run([0, 1, 2]) for tokens in own)
+
+
+def test_logits_in_slices_give_the_same_texts(
+    towers: Towers, prompts: list[np.ndarray], encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run() -> list[list[Sample]]:
+        with torch.no_grad():
+            tree = PromptTree(towers, prompts, encoder.pad)
+        return sample(tree, 8, 1.0, encoder.stops, 6, [np.random.default_rng([5, u]) for u in range(len(prompts))])
+
+    whole = run()
+    monkeypatch.setattr("calrec_lite.recommend.sample.HEAD_ENTRIES", 3 * len(towers.head) + 1)
+    for own, wanted in zip(run(), whole, strict=True):
+        assert [s.tokens for s in own] == [s.tokens for s in wanted]
+        assert [s.logprob for s in own] == pytest.approx([s.logprob for s in wanted], abs=1e-4)
