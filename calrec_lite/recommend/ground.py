@@ -1,7 +1,8 @@
 """Generated texts to real items: exact match, BM25, and the paper's quasi-round-robin (METHOD 6)."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 
 import bm25s
 import numpy as np
@@ -26,31 +27,31 @@ class Grounder:
     def __init__(self, texts: Sequence[str]) -> None:
         self.exact = {normalised(t): i for i, t in reversed(list(enumerate(texts)))}
         self.size = len(texts)
-        self.index = bm25s.BM25()
-        self.index.index(bm25s.tokenize(list(texts), stopwords=None, show_progress=False), show_progress=False)
+        words = bm25s.tokenize(list(texts), stopwords=None, show_progress=False)
+        self.index: bm25s.BM25 | None = None  # without any word in any text
+        if words.vocab:
+            self.index = bm25s.BM25()
+            self.index.index(words, show_progress=False)
 
-    def matches(self, texts: Sequence[str], k: int, allowed: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """BM25 of each text against the allowed items: (items, scores), both (len(texts), min(k, N)), best first.
+    def matches(self, text: str, k: int, allowed: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """BM25 of a text against the allowed items: (items, scores), both (min(k, N),), best first.
 
-        Scores are scaled so that a text's best match in the whole catalogue has 1; a text without any known word
+        Scores are scaled so that the text's best match in the whole catalogue has 1; a text without any known word
         matches nothing (all 0).
 
         Args:
             allowed: (N,) default: all.
         """
         k = min(k, self.size)
-        words = bm25s.tokenize(list(texts), stopwords=None, show_progress=False, return_ids=False)
-        items, scores = np.zeros((len(texts), k), np.int64), np.zeros((len(texts), k))
-        for row, own in enumerate(words):
-            if not any(w in self.index.vocab_dict for w in own):
-                continue
-            all_ = self.index.get_scores(own)  # (N,)
-            best = all_.max()
-            if allowed is not None:
-                all_ = np.where(allowed, all_, 0)
-            order = _best(all_, k)
-            items[row], scores[row] = order, all_[order] / max(best, 1e-9)
-        return items, scores
+        (words,) = bm25s.tokenize([text], stopwords=None, show_progress=False, return_ids=False)
+        if self.index is None or not any(w in self.index.vocab_dict for w in words):
+            return np.zeros(k, np.int64), np.zeros(k)
+        scores = self.index.get_scores(words)  # (N,)
+        best = scores.max()
+        if allowed is not None:
+            scores = np.where(allowed, scores, 0)
+        order = _best(scores, k)
+        return order, scores[order] / max(best, 1e-9)
 
     def rank(
         self,
@@ -73,54 +74,45 @@ class Grounder:
         chosen: dict[int, tuple[float, str]] = {}
         texts = list(dict.fromkeys(predictions))
         best = {t: max(s for p, s in zip(predictions, logprobs) if p == t) for t in texts}
-        items, scaled = self.matches([*texts, *history], k + DEPTH, allowed)
-        self._first_choices(chosen, texts, best, items, scaled, eps, order)
+
+        @lru_cache(None)
+        def found(text: str) -> list[tuple[int, float]]:
+            """Its BM25 matches; asked for only where they can change the list, as most texts are exact ones."""
+            items, scaled = self.matches(text, k + DEPTH, allowed)
+            return [(i, b) for i, b in zip(items.tolist(), scaled.tolist()) if b > 0]
+
+        for text in texts:
+            factor = math.exp(eps * best[text])
+            hit = self.exact.get(normalised(text)) if order == "likelihood" else None
+            how = "BM25" if hit is None else "exact"
+            for item, b in found(text) if hit is None else [(hit, 1.0)]:
+                if factor * b > chosen.get(item, (0.0, ""))[0]:
+                    chosen[item] = (factor * b, f"{how} match of {text!r}")
         ranked = sorted((i for i in chosen if allowed[i]), key=lambda i: -chosen[i][0])
-        if len(ranked) < k:
-            self._fill(ranked, chosen, allowed, items, scaled, k, len(texts))
+        for item, why in self._further(texts, history, allowed, found) if len(ranked) < k else ():
+            if item not in chosen:
+                chosen[item] = (0.0, why)
+                ranked.append(item)
+                if len(ranked) == k:
+                    break
         ranked = ranked[:k]
         return Ranked(np.array(ranked), np.array([chosen[i][0] for i in ranked]), [chosen[i][1] for i in ranked])
 
-    def _first_choices(
+    def _further(
         self,
-        chosen: dict[int, tuple[float, str]],
-        texts: list[str],
-        best: dict[str, float],
-        items: np.ndarray,
-        scaled: np.ndarray,
-        eps: float,
-        order: str,
-    ) -> None:
-        for row, text in enumerate(texts):
-            factor = math.exp(eps * best[text])
-            hit = self.exact.get(normalised(text)) if order == "likelihood" else None
-            pairs = [(hit, 1.0)] if hit is not None else list(zip(items[row].tolist(), scaled[row].tolist()))
-            how = "exact" if hit is not None else "BM25"
-            for item, b in pairs:
-                score = factor * b
-                if b > 0 and score > chosen.get(item, (0.0, ""))[0]:
-                    chosen[item] = (score, f"{how} match of {text!r}")
-
-    def _fill(
-        self,
-        ranked: list[int],
-        chosen: dict[int, tuple[float, str]],
+        texts: Sequence[str],
+        history: Sequence[str],
         allowed: np.ndarray,
-        items: np.ndarray,
-        scaled: np.ndarray,
-        k: int,
-        n_texts: int,
-    ) -> None:
-        """Append to `ranked` until it has `k` or all that is allowed."""
-        for row in (*range(n_texts), *reversed(range(n_texts, len(items)))):
-            for item, b in zip(items[row].tolist(), scaled[row].tolist()):
-                if len(ranked) < k and b > 0 and item not in chosen:
-                    chosen[item] = (0.0, "BM25 match of a prediction" if row < n_texts else "BM25 match of the history")
-                    ranked.append(item)
-        for item in np.random.default_rng(0).permutation(self.size).tolist() if len(ranked) < k else ():
-            if len(ranked) < k and allowed[item] and item not in chosen:
-                chosen[item] = (0.0, "fill")
-                ranked.append(item)
+        found: Callable[[str], list[tuple[int, float]]],
+    ) -> Iterator[tuple[int, str]]:
+        """What fills a list up, the best first: matches of the texts, of the history's latest items, then any item."""
+        for text in texts:
+            yield from ((item, "BM25 match of a prediction") for item, _ in found(text))
+        for text in reversed(history):
+            yield from ((item, "BM25 match of the history") for item, _ in found(text))
+        for item in np.random.default_rng(0).permutation(self.size).tolist():
+            if allowed[item]:
+                yield item, "fill"
 
 
 def _best(scores: np.ndarray, k: int) -> np.ndarray:

@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import pytest
 
 from calrec_lite.recommend.ground import Grounder
 
@@ -32,10 +33,9 @@ def test_every_best_match_comes_before_the_weaker_ones() -> None:
 def test_the_paper_ordering_is_the_formula() -> None:
     texts, logprobs, eps = ["tea pot", "red cup steel"], [-4.0, -1.0], 0.05
     grounder = Grounder(TEXTS)
-    items, scaled = grounder.matches(texts, 6)
     wanted: dict[int, float] = {}
-    for row, s in enumerate(logprobs):
-        for item, b in zip(items[row].tolist(), scaled[row].tolist()):
+    for text, s in zip(texts, logprobs):
+        for item, b in zip(*(found.tolist() for found in grounder.matches(text, 6))):
             wanted[item] = max(wanted.get(item, 0.0), math.exp(eps * s) * b)
     got = grounder.rank(texts, logprobs, 4, ALL, eps, "paper", [])
     for item, score in zip(got.items.tolist(), got.scores.tolist()):
@@ -56,3 +56,39 @@ def test_only_what_is_allowed_and_as_many_as_are() -> None:
     for order in ("likelihood", "paper"):
         got = rank(["red steel cup", "blue tea pot"], [-1.0, -2.0], k=4, order=order, allowed=allowed)
         assert got.items.tolist() == [1, 5]
+
+
+@pytest.mark.parametrize("texts", [["X", "Y", "!"], ["?!", "...", "-"]])
+def test_texts_without_a_longer_word(texts: list[str]) -> None:
+    got = Grounder(texts).rank([texts[1], "red"], [-1.0, -2.0], 3, np.ones(3, np.bool_), 1e-2, "likelihood", texts[:1])
+    assert got.items[0] == 1
+    assert "exact" in got.why[0]
+    assert sorted(got.items.tolist()) == [0, 1, 2]
+
+
+def test_bm25_is_asked_only_where_it_can_change_the_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    plain = Grounder.matches
+
+    def noted(self: Grounder, text: str, *rest: object) -> tuple[np.ndarray, np.ndarray]:
+        asked.append(text)
+        return plain(self, text, *rest)
+
+    monkeypatch.setattr(Grounder, "matches", noted)
+    exact = ["blue tea pot", "red glass cup"]
+    assert rank(exact, [-1.0, -2.0], k=2).items.tolist() == [2, 1]
+    assert asked == []
+    assert rank([*exact, "tea, green"], [-1.0, -2.0, -3.0], k=3).items.tolist() == [2, 1, 3]
+    assert asked == ["tea, green"]
+    asked.clear()
+    got = rank(exact, [-1.0, -2.0], k=4)  # weaker matches of the texts fill it: the history is not needed
+    assert got.items.tolist() == [2, 1, 3, 0]
+    assert asked == exact
+    asked.clear()
+    got = rank(exact, [-1.0, -2.0], k=6)
+    assert got.items.tolist() == [2, 1, 3, 0, 4, 5]
+    assert got.why[4:] == ["BM25 match of the history"] * 2
+    assert asked == [*exact, "small paper lamp"]
+    asked.clear()
+    assert len(rank(exact, [-1.0, -2.0], k=2, order="paper").items) == 2
+    assert asked == exact
