@@ -27,9 +27,9 @@ class Grounder:
     def __init__(self, texts: Sequence[str]) -> None:
         self.exact = {normalised(t): i for i, t in reversed(list(enumerate(texts)))}
         self.size = len(texts)
-        words = bm25s.tokenize(list(texts), stopwords=None, show_progress=False)
-        self.index: bm25s.BM25 | None = None  # without any word in any text
-        if words.vocab:
+        words = _words(texts)
+        self.index: bm25s.BM25 | None = None  # where no text has a word
+        if any(words):
             self.index = bm25s.BM25()
             self.index.index(words, show_progress=False)
 
@@ -43,7 +43,7 @@ class Grounder:
             allowed: (N,) default: all.
         """
         k = min(k, self.size)
-        (words,) = bm25s.tokenize([text], stopwords=None, show_progress=False, return_ids=False)
+        (words,) = _words([text])
         if self.index is None or not any(w in self.index.vocab_dict for w in words):
             return np.zeros(k, np.int64), np.zeros(k)
         scores = self.index.get_scores(words)  # (N,)
@@ -113,6 +113,14 @@ class Grounder:
         for item in np.random.default_rng(0).permutation(self.size).tolist():
             if allowed[item]:
                 yield item, "fill"
+
+
+def _words(texts: Sequence[str]) -> list[list[str]]:
+    """Of one letter too, which bm25s leaves out by default: they tell "Toy Story 2" from "Toy Story 3"."""
+    words: list[list[str]] = bm25s.tokenize(
+        list(texts), token_pattern=r"(?u)\b\w+\b", stopwords=None, show_progress=False, return_ids=False
+    )
+    return words
 
 
 def _best(scores: np.ndarray, k: int) -> np.ndarray:

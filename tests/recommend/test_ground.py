@@ -92,3 +92,9 @@ def test_bm25_is_asked_only_where_it_can_change_the_list(monkeypatch: pytest.Mon
     asked.clear()
     assert len(rank(exact, [-1.0, -2.0], k=2, order="paper").items) == 2
     assert asked == exact
+
+
+def test_words_of_one_letter_count() -> None:
+    titles = ["toy story", "toy story 2", "toy story 3"]
+    got = Grounder(titles).rank(["story of a toy, 3"], [-1.0], 3, np.ones(3, np.bool_), 1e-2, "likelihood", [])
+    assert got.items[0] == 2
