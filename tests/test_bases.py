@@ -27,6 +27,7 @@ from transformers import (
 from calrec_lite.evaluate.systems import open_recommender
 from calrec_lite.recipe import Recommend
 from calrec_lite.recipe_file import builtin_folder, load_recipe
+from calrec_lite.recommend import Recommender
 from calrec_lite.text.encoding import EncodedCatalogue
 from calrec_lite.train.memory import activation_bytes
 from calrec_lite.train.run import Run
@@ -280,7 +281,21 @@ def test_lists_of_the_merged_model(run: Run) -> None:
     assert {r.title for r in own} == set(titles[5:])
     expected = scores(model, run.encoder.prompt(catalogue.tokens[:5]), catalogue)
     np.testing.assert_allclose([r.score for r in own], [expected[titles.index(r.title)] for r in own], atol=1e-3)
-    recommender.options = Recommend(strategy="sample", samples=6, temperature=1.0)
-    (drawn,) = recommender.recommend([titles[:5]], k=10)
-    assert len({r.title for r in drawn}) == 10
-    assert {r.title for r in drawn} <= set(titles[5:])
+    assert [recommender.encoder.text_of(t) for t in catalogue.tokens] == catalogue.texts
+
+
+@pytest.mark.parametrize("strategy", ["beam", "sample", "dense", "rerank"])
+def test_every_strategy_lists_real_and_distinct_items(
+    run: Run, strategy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CALREC_LITE_CACHE", str(tmp_path))
+    opened = open_recommender(run, run.final())
+    options = Recommend(strategy=strategy, samples=6, temperature=1.0, rerank=12)
+    recommender = Recommender(opened.strategies.towers, opened.encoder, opened.catalogue, opened.ids, options)
+    titles = recommender.catalogue.titles
+    lists = recommender.recommend([titles[:5], []], k=10)
+    for own, seen in zip(lists, (titles[:5], [])):
+        assert len({r.title for r in own}) == len(own) == 10
+        assert {r.title for r in own} <= {*titles} - {*seen}
+    said = {"beam": "log-probability", "sample": "match of", "dense": "similarity", "rerank": "similarity"}
+    assert said[strategy] in lists[0][0].why

@@ -58,8 +58,13 @@ class Recommender:
         draw: Draw | None = None,
     ) -> None:
         self.encoder, self.catalogue, self.ids = encoder, catalogue, ids
-        self.options, self.aliases = options, aliases or {}
+        self.aliases = aliases or {}
         self.strategies = Strategies(towers, encoder, catalogue, options, seed, draw)
+
+    @property
+    def options(self) -> Recommend:
+        """Strategy and its numbers. For others make another Recommender."""
+        return self.strategies.options
 
     @classmethod
     def from_pretrained(cls, source: str | Path, quantised: bool = False, strategy: str | None = None) -> "Recommender":

@@ -19,6 +19,7 @@ from calrec_lite.evaluate.systems import open_recommender
 from calrec_lite.files import atomic_path, cache_folder
 from calrec_lite.recipe import Recommend
 from calrec_lite.recipe_file import check_recipe
+from calrec_lite.recommend import Recommender
 from calrec_lite.text.template import Template
 from calrec_lite.train.run import Run
 from calrec_lite.train.stage import train_run
@@ -102,10 +103,11 @@ def test_train_merge_and_recommend(run: Run) -> None:
     merged = AutoModelForCausalLM.from_pretrained(run.final())
     assert merged.config.tie_word_embeddings
     assert merged.get_output_embeddings().weight.data_ptr() == merged.get_input_embeddings().weight.data_ptr()
-    recommender = open_recommender(run, run.final())
-    titles = set(recommender.catalogue.titles)
+    opened = open_recommender(run, run.final())
+    titles = set(opened.catalogue.titles)
     for strategy in ("beam", "sample"):
-        recommender.options = Recommend(strategy=strategy, samples=8)
+        options = Recommend(strategy=strategy, samples=8)
+        recommender = Recommender(opened.strategies.towers, opened.encoder, opened.catalogue, opened.ids, options)
         own, other = recommender.recommend([["Toy Story", "Fargo", "Star Wars"], ["no such film"]], k=10)
         for items in (own, other):
             assert len({i.title for i in items}) == 10

@@ -13,7 +13,6 @@ from calrec_lite.data.sources import fetch
 from calrec_lite.errors import InputError
 from calrec_lite.evaluate.systems import evaluate_run, open_recommender
 from calrec_lite.export.bundle import export_run
-from calrec_lite.recipe import Recommend
 from calrec_lite.recipe_file import load_recipe
 from calrec_lite.recommend import Recommender
 from calrec_lite.text.template import Template
@@ -77,7 +76,7 @@ def test_assembled_ids_are_what_the_tokenizer_gives(run: Run) -> None:
 
 
 def test_a_text_alone_and_in_a_padded_batch_has_the_same_vector(run: Run) -> None:
-    towers = open_recommender(run, run.final()).towers
+    towers = open_recommender(run, run.final()).strategies.towers
     from calrec_lite.text.batch import item_chunk
 
     tokens = run.catalogue("movies").tokens[:6]
@@ -92,10 +91,10 @@ def test_systems_lists_and_export(run: Run, tmp_path: Path) -> None:
     results = evaluate_run(run)
     assert set(results["systems"]) == {"popularity", "last_item", "bm25_last", "transitions", "base", "final"}
     assert results["systems"]["final"]["ndcg@10"]["value"] >= results["systems"]["base"]["ndcg@10"]["value"]
-    recommender = Recommender.from_pretrained(export_run(run, tmp_path / "export"))
-    titles = set(recommender.catalogue.titles)
+    folder = export_run(run, tmp_path / "export")
     for strategy in ("beam", "sample"):
-        recommender.options = Recommend(strategy=strategy, samples=8)
+        recommender = Recommender.from_pretrained(folder, strategy=strategy)
+        titles = set(recommender.catalogue.titles)
         own = recommender.recommend([["Toy Story", "Fargo", "Star Wars"], ["a film that does not exist"]], k=10)
         for items in own:
             assert len({i.title for i in items}) == 10
