@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -100,13 +101,18 @@ class Recommender:
             histories: for each user titles (or item ids) oldest first. A title the catalogue does not know is
                 written into the history as it is: the model reads it, though it cannot recommend it.
             k: default: the recipe's `recommend.k`. A list is shorter only where fewer items may be recommended.
-            allow: recommend none but these. deny: recommend none of these.
+            allow: recommend none but these. deny: recommend none of these. A title means all items that have it.
             candidates: for each user, recommend none but these; None: no such limit.
 
         Raises:
-            InputError: if the catalogue does not know a name in `allow`, `deny` or `candidates`, or there are not as
-                many candidates as histories.
+            InputError: if the catalogue does not know a name in `allow`, `deny` or `candidates`, there are not as many
+                candidates as histories, a history is a text instead of a list of them, or k is below 1.
         """
+        k = self.options.k if k is None else k
+        if k < 1:
+            raise InputError(f"k: {k}; ask for 1 item or more")
+        for history in (histories, *histories):
+            _refuse_text(history, "histories")
         known = [[self.find(t) for t in history] for history in histories]
         if candidates is not None and len(candidates) != len(histories):
             raise InputError(f"candidates: {len(candidates)} sets for {len(histories)} histories; give one for each")
@@ -117,7 +123,7 @@ class Recommender:
         texts = [[t if i is None else self.catalogue.texts[i] for t, i in zip(h, n)] for h, n in zip(histories, known)]
         seen = [np.array([i for i in n if i is not None], np.int64) for n in known]
         barred = seen if self.options.exclude_seen else [s[:0] for s in seen]
-        ranked = self._ranked(tokens, texts, open_, barred, limits, k or self.options.k, progress)
+        ranked = self._ranked(tokens, texts, open_, barred, limits, k, progress)
         titles = self.catalogue.titles
         return [
             [
@@ -139,15 +145,27 @@ class Recommender:
         return lists
 
     def find(self, name: str) -> int | None:
-        """The item that a title, a whole item text or an id names; None if the catalogue does not know it."""
-        return self._index.get(normalised(name))
+        """The item that a whole item text, a title or an id names, looked up in this order; None if none does.
+
+        A title of several items means the first of them.
+        """
+        return next(iter(self._named(name)), None)
+
+    def _named(self, name: str) -> list[int]:
+        """All items of this text or title, or the item of this id."""
+        names, ids = self._titles, self._ids
+        key = normalised(name)
+        if key in names:
+            return names[key]
+        return [ids[n] for n in (name, key) if n in ids][:1]
 
     def _indices(self, names: Names, what: str) -> np.ndarray:
-        found = [self.find(name) for name in names]
-        for name, item in zip(names, found):
-            if item is None:
+        _refuse_text(names, what)
+        found = [self._named(name) for name in names]
+        for name, items in zip(names, found):
+            if not items:
                 raise InputError(f"{what}: the catalogue has no title or id {name!r}")
-        return np.array(found, np.int64)
+        return np.array([i for items in found for i in items], np.int64)
 
     def _mask(self, items: np.ndarray | None) -> np.ndarray:
         """(N,) true for `items`, or for all."""
@@ -156,15 +174,24 @@ class Recommender:
         return mask
 
     @cached_property
-    def _index(self) -> dict[str, int]:
-        """Text, title, or id -> item, looked up in this order; a title of several items means the first of them."""
-        names: dict[str, int] = {}
-        for column in (self.catalogue.texts, self.catalogue.titles, self.ids):
-            for i, name in enumerate(column):
-                names.setdefault(normalised(name), i)
-        for alias, i in self.aliases.items():
-            names.setdefault(normalised(alias), i)
-        return names
+    def _titles(self) -> dict[str, list[int]]:
+        """All items of each text and, where no text reads so, of each title."""
+        columns: list[dict[str, list[int]]] = [{}, {}]
+        for column, names in zip(columns, (self.catalogue.texts, self.catalogue.titles)):
+            for i, name in enumerate(names):
+                column.setdefault(normalised(name), []).append(i)
+        return columns[1] | columns[0]
+
+    @cached_property
+    def _ids(self) -> dict[str, int]:
+        """The item of each id or alias as it is written, or else as `normalised` gives it: case may tell ids apart."""
+        written: dict[str, int] = {}
+        for name, i in chain(zip(self.ids, range(len(self.ids))), self.aliases.items()):
+            written.setdefault(name, i)
+        loose: dict[str, int] = {}
+        for name, i in written.items():
+            loose.setdefault(normalised(name), i)
+        return loose | written
 
     def _tokens(self, history: Sequence[str], known: Sequence[int | None]) -> list[Tokens]:
         new = [t for t, i in zip(history, known) if i is None]
@@ -195,6 +222,12 @@ class Recommender:
                 out |= zip(users, made)
                 bar.update(len(users))
         return [out[u] for u in range(len(prompts))]
+
+
+def _refuse_text(names: object, what: str) -> None:
+    """A text is a sequence of letters, each of which would pass for a title."""
+    if isinstance(names, str):
+        raise InputError(f"{what}: {names!r} is one text, not a list of titles or ids; write [{names!r}]")
 
 
 def _batches(prompts: Sequence[Tokens], tokens: int) -> Iterator[list[int]]:

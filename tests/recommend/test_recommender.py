@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from calrec_lite.data.domain import Catalogue
 from calrec_lite.errors import InputError
 from calrec_lite.model.towers import Towers
 from calrec_lite.recipe import Recommend
@@ -78,6 +79,45 @@ def test_unknown_names_and_missing_candidates_are_named(
         made.recommend([["id1"]], deny=["gone"])
     with pytest.raises(InputError, match="1 sets for 2 histories"):
         made.recommend([["id1"], ["id2"]], candidates=[["id3"]])
+
+
+def test_no_list_and_no_histories_are_named(towers: Towers, encoder: Encoder, catalogue: EncodedCatalogue) -> None:
+    made = recommender(towers, encoder, catalogue, k=4)
+    for k in (0, -1):
+        with pytest.raises(InputError, match=f"k: {k}; ask for 1 item or more"):
+            made.recommend([["id1"]], k)
+    assert len(made.recommend([["id1"]])[0]) == 4
+    for histories in (["Toy Story"], "Toy Story"):
+        with pytest.raises(InputError, match=r"histories: 'Toy Story' is one text.*write \['Toy Story'\]"):
+            made.recommend(histories)
+    for what in ("allow", "deny"):
+        with pytest.raises(InputError, match=rf"{what}: 'id1' is one text.*write \['id1'\]"):
+            made.recommend([["id1"]], **{what: "id1"})
+    with pytest.raises(InputError, match="candidates: 'id1' is one text"):
+        made.recommend([["id1"]], candidates=["id1"])
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_title_of_several_items_limits_and_denies_all_of_them(
+    towers: Towers, encoder: Encoder, strategy: str
+) -> None:
+    fields = [{"Title": "red pen", "Brand": b} for b in ("Bic", "Lamy")] + [{"Title": "Red  pen"}, {"Title": "mat"}]
+    fields += [{"Title": f"blue {n}"} for n in ("cup", "jar", "key")]
+    ids = ["a1", "A1", "b", "c", "d", "e", "f"]
+    catalogue = encode_catalogue("shop", Catalogue(ids, fields, {}), encoder)
+    options = Recommend(strategy=strategy, exclude_seen=False, samples=8)
+    made = Recommender(towers, encoder, catalogue, ids, options, aliases={"old": 4, "B": 5})
+    pens = {"a1", "A1", "b"}
+
+    def given(**limits: object) -> set[str]:
+        return {r.item for r in made.recommend([["mat"]], 7, **limits)[0]}
+
+    assert given(deny=["RED pen"]) == set(ids) - pens
+    assert given(allow=["red pen", "c"]) == {*pens, "c"}
+    assert given(candidates=[["red pen"]]) == pens
+    assert given(deny=["A1"]) == set(ids) - {"A1"}  # case tells ids apart
+    assert given(allow=[catalogue.texts[1], "old", "B"]) == {"A1", "d", "e"}
+    assert [made.find(n) for n in ("red pen", "a1", "A1", "b", "OLD", "C", "gone")] == [0, 0, 1, 2, 4, 3, None]
 
 
 def test_a_long_unknown_title_is_cut_also_where_it_comes_twice(encoder: Encoder, catalogue: EncodedCatalogue) -> None:
