@@ -7,10 +7,9 @@ from numpy.typing import NDArray
 
 from calrec_lite.evaluate.metrics import Ranks, ndcg_at, ranks_from_lists, recall_at
 from calrec_lite.evaluate.protocol import Cases
-from calrec_lite.recommend.recommender import Recommender
+from calrec_lite.recommend.recommender import Recommender, batches
 
 WEIGHTS = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0)
-BATCH = 16  # users reranked together
 Parts = tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]  # items, log-probabilities, cosines
 
 
@@ -42,10 +41,8 @@ def tune_fusion(recommender: Recommender, cases: Cases, exclude_seen: bool) -> l
 def _parts(recommender: Recommender, cases: Cases, exclude_seen: bool) -> list[Parts]:
     tokens = recommender.catalogue.tokens
     prompts = [recommender.encoder.prompt([tokens[i] for i in history]) for history in cases.histories]
-    order = sorted(range(len(prompts)), key=lambda u: len(prompts[u]))
     found: dict[int, Parts] = {}
-    for at in range(0, len(order), BATCH):
-        users = order[at : at + BATCH]
+    for users in batches(prompts, recommender.options.batch_tokens):
         allowed = np.ones((len(users), len(tokens)), np.bool_)
         for row, u in zip(allowed, users, strict=True):
             row[cases.histories[u]] = not exclude_seen

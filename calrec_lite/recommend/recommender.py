@@ -212,7 +212,7 @@ class Recommender:
         prompts = [self.encoder.prompt(t) for t in tokens]
         out: dict[int, Ranked] = {}
         with tqdm(total=len(prompts), desc="recommend", unit="user", disable=not progress) as bar:
-            for users in _batches(prompts, self.options.batch_tokens):
+            for users in batches(prompts, self.options.batch_tokens):
                 allowed = np.tile(open_, (len(users), 1))  # (U, N)
                 for row, u in zip(allowed, users):
                     if (own := limits[u]) is not None:
@@ -230,7 +230,7 @@ def _refuse_text(names: object, what: str) -> None:
         raise InputError(f"{what}: {names!r} is one text, not a list of titles or ids; write [{names!r}]")
 
 
-def _batches(prompts: Sequence[Tokens], tokens: int) -> Iterator[list[int]]:
+def batches(prompts: Sequence[Tokens], tokens: int) -> Iterator[list[int]]:
     """Users of similar prompt length together, as many as fit `tokens`; the longest first."""
     order = sorted(range(len(prompts)), key=lambda u: (-len(prompts[u]), u))
     at = 0
