@@ -1,7 +1,7 @@
 """Prompts encoded once each, with any number of continuations hanging below them as a tree.
 
 Continuations are extra query positions of their user's row, told apart by the attention mask alone: no
-cache is copied, repeated or reordered, and a chain of forced tokens is one forward.
+cache is repeated for each of them or reordered, and a chain of forced tokens is one forward.
 """
 
 from collections.abc import Sequence

@@ -12,9 +12,11 @@ from transformers import AutoModelForCausalLM, Gemma3ForCausalLM, Gemma3TextConf
 from calrec_lite.data.domain import Domain
 from calrec_lite.model.towers import Towers
 from calrec_lite.recipe import Recommend
+from calrec_lite.recommend import Recommender
 from calrec_lite.recommend.package import PackageInfo, write_package
 from calrec_lite.recommend.paths import Paths
 from calrec_lite.recommend.tree import PromptTree
+from calrec_lite.text.batch import item_chunk
 from calrec_lite.text.encoding import EncodedCatalogue, Encoder
 
 HISTORIES = [[0, 1, 2], [5], [7, 8, 9, 10, 11], []]
@@ -87,6 +89,15 @@ class Exact:
         ]
         logp = (logits[children] + torch.tensor(below).log()).log_softmax(-1)
         return float(logp[children.index(tokens[d])])
+
+
+def cosines(made: Recommender, prompt: np.ndarray) -> np.ndarray:
+    """(N,) of v_U and each v_T, one by one."""
+    towers, encoder = made.strategies.towers, made.encoder
+    with torch.no_grad():
+        user = towers.vectors(torch.from_numpy(prompt)[None], torch.tensor([len(prompt)]))
+        start, tokens = int(encoder.start[0]), made.catalogue.tokens
+        return np.array([float(user @ towers.items(item_chunk([t], start, encoder.pad)).T) for t in tokens])
 
 
 @pytest.fixture

@@ -5,13 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from calrec_lite.errors import InputError
 from calrec_lite.recommend import Recommender
 from calrec_lite.recommend.package import CATALOGUE, NAME, open_package
-from calrec_lite.text.batch import item_chunk
-from tests.recommend.conftest import Exact
+from tests.recommend.conftest import Exact, cosines
 
 HISTORY = ["id3", "id4"]
 
@@ -24,15 +22,6 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def append(package: Path, *lines: str) -> None:
     with (package / CATALOGUE).open("a", encoding="utf-8") as file:
         file.write("\n".join(["", *lines, "", ""]))  # blank lines do not matter
-
-
-def cosines(made: Recommender, prompt: np.ndarray) -> np.ndarray:
-    """(N,) of v_U and each v_T, one by one."""
-    towers, encoder = made.strategies.towers, made.encoder
-    with torch.no_grad():
-        user = towers.vectors(torch.from_numpy(prompt)[None], torch.tensor([len(prompt)]))
-        start, tokens = int(encoder.start[0]), made.catalogue.tokens
-        return np.array([float(user @ towers.items(item_chunk([t], start, encoder.pad)).T) for t in tokens])
 
 
 @pytest.mark.parametrize("strategy", ["beam", "dense"])

@@ -18,6 +18,7 @@ from calrec_lite.recommend.sample import Sample
 from calrec_lite.text.batch import item_chunk
 from calrec_lite.text.encoding import EncodedCatalogue, Encoder, Tokens, encode_catalogue
 from tests.conftest import make_domain
+from tests.recommend.conftest import Exact, cosines
 
 STRATEGIES = ("beam", "sample", "dense", "rerank")
 HISTORIES = [["id0", "id1", "id2"], ["id5"], ["id7", "something the shop never sold", "id9"], []]
@@ -217,10 +218,32 @@ def test_a_new_item_needs_only_its_text(towers: Towers, encoder: Encoder, strate
         aliases={**domain.catalogue.aliases, "new": len(counts)},
     )
     catalogue = encode_catalogue("shop", larger, encoder, np.append(counts, 0), prior=1.0)
-    made = recommender(towers, encoder, catalogue, strategy=strategy, rerank=31, beams=31)
-    own = made.recommend([["id3"]], 31)[0]
-    assert "purple ladder of bamboo" in [r.title for r in own]
-    assert made.recommend([["id3"]], 1, candidates=[["purple ladder of bamboo"]])[0][0].title.startswith("purple")
+    made = Recommender(towers, encoder, catalogue, larger.ids, Recommend(strategy=strategy, rerank=31, beams=31))
+    prompt = encoder.prompt([catalogue.tokens[3]])
+    scores = Exact(towers, catalogue)(prompt, "catalogue") if strategy != "dense" else cosines(made, prompt)
+    before = [i for i in range(30) if i != 3 and scores[i] > scores[30]]
+    behind = [larger.ids[i] for i in range(30) if i != 3 and scores[i] < scores[30]]
+    (own,) = made.recommend([["id3"]], len(before) + 1)
+    assert own[-1].item == "new"
+    assert own[-1].score == pytest.approx(scores[30], abs=1e-3)
+    assert made.recommend([["id3"]], 1, candidates=[["purple ladder of bamboo", *behind]])[0][0].item == "new"
+    assert len(behind) > 2
+
+
+def test_search_in_blocks_is_search_in_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    vectors = torch.nn.functional.normalize(torch.from_numpy(rng.normal(size=(50, 8)).astype(np.float32)))
+    users, allowed = vectors[:6] + 0.1, rng.random((6, 50)) < 0.7
+    allowed[0], allowed[1, :49] = False, False
+    wanted = np.where(allowed, (users @ vectors.T).numpy(), -np.inf)
+    for block in (7, 10, 50, 51):  # the last block short, full, and all at once
+        monkeypatch.setattr("calrec_lite.recommend.dense.CHUNK_ITEMS", block)
+        items, cosine = ItemVectors(vectors).search(users, allowed, 12)
+        np.testing.assert_allclose(cosine, -np.sort(-wanted, 1)[:, :12], atol=1e-6)
+        real = cosine.isfinite().numpy()
+        assert real.sum(1).tolist() == np.minimum(allowed.sum(1), 12).tolist()
+        np.testing.assert_allclose(np.take_along_axis(wanted, items.numpy(), 1)[real], cosine.numpy()[real], atol=1e-6)
+        assert all(len({*own[ok]}) == ok.sum() for own, ok in zip(items.numpy(), real))
 
 
 def test_faiss_finds_what_exact_search_finds(
