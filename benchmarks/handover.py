@@ -117,7 +117,8 @@ class Measure:
         nats = validation_loss(towers, self.rows, self.collator, progress=False)
         run = self.run
         ids = run.domain("scientific").catalogue.ids
-        recommender = Recommender(towers, run.encoder, run.catalogue("scientific"), ids, run.recipe.recommend)
+        options = run.recipe.recommend.model_copy(update={"batch_tokens": 8192})  # 4 bits are unpacked once a forward
+        recommender = Recommender(towers, run.encoder, run.catalogue("scientific"), ids, options)
         ranks = evaluate_system(recommender, self.cases, self.protocol).ranks
         self.ranks[name] = ranks
         facts = {"valid_nats_per_item": nats, "ndcg@10": summarise(ranks, 2000, 0)["ndcg@10"]}

@@ -44,12 +44,12 @@ class SampleAndGround:
         )
         texts = out.sequences[:, prompt.shape[1] :]
         logp = self.model.compute_transition_scores(out.sequences, out.logits, normalize_logits=True)  # (S, T)
-        ends = torch.isin(texts, torch.from_numpy(self.encoder.stops)).int().cumsum(1)
-        logp = logp.masked_fill((ends - torch.isin(texts, torch.from_numpy(self.encoder.stops)).int()) > 0, 0).sum(1)
+        stop = torch.isin(texts, torch.from_numpy(self.encoder.stops)).int()
+        over = stop.cumsum(1) - stop > 0  # what stands after the first stop
+        logp = logp.masked_fill(over, 0).sum(1)
         allowed = np.ones(len(self.catalogue), np.bool_)
         allowed[history] = False
-        plain = [[int(t) for t, e in zip(own, past) if not e] for own, past in zip(texts.tolist(), ends.tolist())]
-        words = [self.encoder.text_of(own) for own in plain]
+        words = [self.encoder.text_of(own[~out_].tolist()) for own, out_ in zip(texts, over)]
         past = [self.catalogue.texts[i] for i in history]
         return self.grounder.rank(words, logp.tolist(), k, allowed, 1 / 5000, "paper", past).items.tolist()
 

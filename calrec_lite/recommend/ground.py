@@ -1,7 +1,7 @@
 """Generated texts to real items: exact match, BM25, and the paper's quasi-round-robin (METHOD 6)."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 
 import bm25s
@@ -22,10 +22,12 @@ class Grounder:
 
     Args:
         texts: each item as the template writes it.
+        cut: items whose text the model knows shorter, since it has more than `text.max_item_tokens`, -> that text.
     """
 
-    def __init__(self, texts: Sequence[str]) -> None:
-        self.exact = {normalised(t): i for i, t in reversed(list(enumerate(texts)))}
+    def __init__(self, texts: Sequence[str], cut: Mapping[int, str] | None = None) -> None:
+        self.exact = {normalised(t): i for i, t in (cut or {}).items()}
+        self.exact |= {normalised(t): i for i, t in reversed(list(enumerate(texts)))}
         self.size = len(texts)
         words = _words(texts)
         self.index: bm25s.BM25 | None = None  # where no text has a word

@@ -66,11 +66,11 @@ class Strategies:
 
     @torch.no_grad()
     def rerank_parts(
-        self, prompts: Sequence[Tokens], allowed: np.ndarray
+        self, prompts: Sequence[Tokens], allowed: np.ndarray, k: int = 1
     ) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """For each user the `recommend.rerank` closest allowed items, their log-probability, and their cosine."""
+        """For each user the `recommend.rerank` (at least `k`) closest allowed items, their log P, and their cosine."""
         tree = self._tree(prompts)
-        found, cosine = self.index.search(tree.users, allowed, self.options.rerank)
+        found, cosine = self.index.search(tree.users, allowed, max(self.options.rerank, k))
         near = cosine.isfinite().cpu().numpy()
         items = [own[real] for own, real in zip(found.cpu().numpy(), near)]
         cosines = [own[real] for own, real in zip(cosine.cpu().numpy(), near)]
@@ -88,7 +88,9 @@ class Strategies:
 
     @cached_property
     def _grounder(self) -> Grounder:
-        return Grounder(self.catalogue.texts)
+        most = self.encoder.text.max_item_tokens
+        cut = {i: self.encoder.text_of(t.tolist()) for i, t in enumerate(self.catalogue.tokens) if len(t) == most}
+        return Grounder(self.catalogue.texts, cut)
 
     @cached_property
     def index(self) -> ItemVectors | FaissIndex:
@@ -132,7 +134,7 @@ class Strategies:
         return [_similar(items, own) for items, own in zip(found, cosine)]
 
     def _rerank(self, prompts: Sequence[Tokens], texts: object, allowed: np.ndarray, k: int) -> list[Ranked]:
-        return [self._fused(*parts, k) for parts in self.rerank_parts(prompts, allowed)]
+        return [self._fused(*parts, k) for parts in self.rerank_parts(prompts, allowed, k)]
 
     def _fused(self, items: np.ndarray, logp: np.ndarray, cosine: np.ndarray, k: int) -> Ranked:
         scores = logp + self.options.fusion * cosine

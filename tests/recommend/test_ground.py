@@ -98,3 +98,9 @@ def test_words_of_one_letter_count() -> None:
     titles = ["toy story", "toy story 2", "toy story 3"]
     got = Grounder(titles).rank(["story of a toy, 3"], [-1.0], 3, np.ones(3, np.bool_), 1e-2, "likelihood", [])
     assert got.items[0] == 2
+
+
+def test_an_item_that_the_model_knows_cut_is_matched_by_what_it_writes() -> None:
+    grounder = Grounder(TEXTS, {5: "large paper"})
+    assert grounder.rank(["Large paper"], [-1.0], 1, ALL, 1e-2, "likelihood", []).items.tolist() == [5]
+    assert grounder.rank(["large paper fan"], [-1.0], 1, ALL, 1e-2, "likelihood", []).items.tolist() == [5]

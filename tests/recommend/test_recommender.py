@@ -169,6 +169,13 @@ def test_rerank_is_the_exact_log_probability_of_the_closest_and_fusion_adds_the_
             assert all("log-probability" in r.why and "similarity" in r.why for r in own)
 
 
+def test_a_list_longer_than_what_is_reranked_is_whole(
+    towers: Towers, encoder: Encoder, catalogue: EncodedCatalogue
+) -> None:
+    made = recommender(towers, encoder, catalogue, strategy="rerank", rerank=10)
+    assert [len(own) for own in made.recommend([["id0"], []], 15)] == [15, 15]
+
+
 @torch.no_grad()
 def test_dense_is_v_u_against_v_t(towers: Towers, encoder: Encoder, catalogue: EncodedCatalogue) -> None:
     prompt = encoder.prompt([catalogue.tokens[i] for i in (4, 6)])
