@@ -20,6 +20,7 @@ from calrec_lite.evaluate.results import caption, read_metrics
 from calrec_lite.files import atomic_path
 from calrec_lite.recipe import resolved
 from calrec_lite.train.run import Run
+from calrec_lite.train.stage import handover_rise
 
 USERS = 20
 CURVES = {  # key of the log -> title of its chart
@@ -137,7 +138,7 @@ def _stages(run: Run) -> list[dict[str, Any]]:
     tolerance = run.recipe.optim.handover_tolerance
     stages = []
     for name, own in facts.items():
-        lost = round(max(own["valid_nats_handed_on"], own["valid_nats_merged"]) - own["valid_nats_after"], 6) + 0.0
+        lost = round(handover_rise(own), 6) + 0.0
         index = [folder.folder.name for folder in run.stages].index(name)
         stages.append(
             {
@@ -145,7 +146,7 @@ def _stages(run: Run) -> list[dict[str, Any]]:
                 "domains": run.recipe.stages[index].domains,
                 "facts": own,
                 "lost": lost,
-                "loud": lost > tolerance,
+                "loud": not lost <= tolerance,  # NaN is loud
                 "rates": {key: _median(logs[name], key) for key in ("tokens_per_second", "targets_per_second")},
                 "charts": [
                     line_chart(title, curves[name][key], own["steps"], scales[key]) for key, title in CURVES.items()

@@ -1,5 +1,6 @@
 """One stage: base -> adapter -> merged weights, with the validation loss at every hand-over."""
 
+import gc
 import json
 import math
 import os
@@ -7,11 +8,13 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from bitsandbytes.optim import GlobalOptimManager
 from peft import PeftModel
 from torch import Tensor
 from transformers import TrainerCallback, TrainerState, set_seed
@@ -21,7 +24,8 @@ from calrec_lite.files import atomic_path, write_json
 from calrec_lite.model.base import add_adapter, device, load_adapter_weights, load_model, roomy_device
 from calrec_lite.model.merge import merge_adapter, parity
 from calrec_lite.model.towers import Towers
-from calrec_lite.recipe import Stage
+from calrec_lite.recipe import Base, Stage
+from calrec_lite.text.batch import Collator
 from calrec_lite.text.rows import Rows, StepSampler, training_rows, validation_rows
 from calrec_lite.train.clock import trained_seconds
 from calrec_lite.train.memory import auto_micro_batch, peak_bytes
@@ -83,21 +87,52 @@ def _train_stage(run: Run, index: int) -> None:
     print(f"stage {name}: {len(rows):,} rows of {', '.join(stage.domains)}; {len(valid):,} validation users")
     data = {d.name: d.fingerprint for d in domains}
     run.note(name, "training", base=str(base), adapter=str(carried) if carried else None, data=data)
+    facts, live = _adapter(run, index, rows, valid)
+    _free_memory()
+    run.note(name, "merging")
+    facts["layers_merged"] = merge_adapter(base, folder.adapter, folder.merged)
+    facts |= _check_merge(live, valid, folder.merged, run)
+    _free_memory()
+    facts |= _check_handover(live.collator, valid, run, index, facts)
+    _free_memory()
+    write_json(folder.metrics, facts)
+    run.note(name, "done")
+    shutil.rmtree(folder.checkpoints, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class Live:
+    """What is kept of the trained model when it makes room: a GPU holds one model at a time."""
+
+    states: list[Tensor]  # (T, D) each, on the CPU: of the first validation rows, with the adapter
+    head: Tensor  # (V, D), on the CPU
+    collator: Collator
+
+
+def _adapter(run: Run, index: int, rows: Rows, valid: Rows) -> tuple[dict[str, Any], Live]:
+    """Train the stage's adapter and save it; model, optimiser and trainer end with this function."""
+    stage, folder, recipe = run.recipe.stages[index], run.stages[index], run.recipe
+    base, carried = stage_origin(run, index)
+    catalogues = {d: run.catalogue(d) for d in stage.domains}
     set_seed(recipe.training_seed)
     model = add_adapter(load_model(base, recipe.base), recipe.base, bool(recipe.optim.gradient_checkpointing), carried)
     config = _config(run, stage, folder, model, rows)
     with environment("TENSORBOARD_LOGGING_DIR", str(folder.folder / "tensorboard")):
-        trainer = CALRecTrainer(model, config, run.encoder, catalogues, rows, valid, [RunLog(run, name)])
+        log = RunLog(run, folder.folder.name)
+        trainer = CALRecTrainer(model, config, run.encoder, catalogues, rows, valid, [log])
     facts = _train(trainer, valid, folder)
     with atomic_path(folder.adapter) as temporary:
         model.save_pretrained(str(temporary))
-    run.note(name, "merging")
-    facts["layers_merged"] = merge_adapter(base, folder.adapter, folder.merged)
-    facts |= _check_merge(trainer, valid, folder.merged, run)
-    facts |= _check_handover(trainer, valid, run, index, facts)
-    write_json(folder.metrics, facts)
-    run.note(name, "done")
-    shutil.rmtree(folder.checkpoints, ignore_errors=True)
+    states = [s.cpu() for s in _states(trainer.towers, valid)]
+    return facts, Live(states, trainer.towers.head.detach().cpu(), trainer.eval_collator)
+
+
+def _free_memory() -> None:
+    """Give back what no name holds any more; models and trainers point to themselves in circles."""
+    GlobalOptimManager.get_instance().initialize()  # 8-bit optimisers leave the embeddings they skipped in it
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _config(run: Run, stage: Stage, folder: StageFolder, model: PeftModel, rows: Rows) -> CALRecConfig:
@@ -208,44 +243,74 @@ def last_checkpoint(folder: Path) -> Path | None:
     return None
 
 
-def _check_merge(trainer: CALRecTrainer, valid: Rows, merged: Path, run: Run) -> dict[str, Any]:
+@torch.no_grad()
+def _states(towers: Towers, valid: Rows) -> Iterator[Tensor]:
+    """(T, D) of the rows on which models are compared, one after the other."""
+    towers.decoder.eval()
+    for i in range(min(PARITY_ROWS, len(valid))):
+        yield towers.states(torch.from_numpy(valid[i].tokens).unsqueeze(0).to(towers.head.device))[0].detach()
+
+
+def _check_merge(live: Live, valid: Rows, merged: Path, run: Run) -> dict[str, Any]:
     """Adapter model against merged model: logits on some rows, and the validation loss."""
-    trainer.optimizer = None  # its states are not needed any more; the full weights need the room
     towers = Towers(load_model(merged, run.recipe.base, quantised=False, where=roomy_device(merged)))
-    texts = [valid[i].tokens for i in range(min(PARITY_ROWS, len(valid)))]
-
-    def logits(of: Towers) -> Iterator[Tensor]:
-        of.decoder.eval()
-        for tokens in texts:
-            ids = torch.from_numpy(tokens).unsqueeze(0).to(of.head.device)
-            yield (of.states(ids) @ of.head.T)[0].cpu()
-
-    facts = asdict(parity(logits(trainer.towers), logits(towers)))
-    nats = validation_loss(towers, valid, trainer.eval_collator)
-    return {"parity": facts, "valid_nats_merged": nats}
+    head = live.head.to(towers.head.device)
+    before = ((states.to(head.device) @ head.T).cpu() for states in live.states)
+    after = ((states @ towers.head.T).cpu() for states in _states(towers, valid))
+    facts = asdict(parity(before, after))
+    return {"parity": facts, "valid_nats_merged": validation_loss(towers, valid, live.collator)}
 
 
-def _check_handover(trainer: CALRecTrainer, valid: Rows, run: Run, index: int, facts: dict[str, Any]) -> dict[str, Any]:
+def _check_handover(collator: Collator, valid: Rows, run: Run, index: int, facts: dict[str, Any]) -> dict[str, Any]:
     """The validation loss of the merged weights quantised afresh, and that with which the next stage will start.
 
     A loud warning where it has risen too far.
     """
+    base = run.recipe.base
     handover = run.recipe.stages[index + 1].handover if index + 1 < len(run.stages) else None
     requantised = facts["valid_nats_merged"]
-    if run.recipe.base.load_in_4bit or run.recipe.base.load_in_8bit:
-        towers = Towers(load_model(run.stages[index].merged, run.recipe.base))
-        requantised = validation_loss(towers, valid, trainer.eval_collator)
+    if base.load_in_4bit or base.load_in_8bit:
+        requantised = validation_loss(Towers(load_model(run.stages[index].merged, base)), valid, collator)
     started = {"continue": facts["valid_nats_after"], "merge": requantised, None: facts["valid_nats_merged"]}
-    handed_on = started[handover]
-    rise = max(handed_on, facts["valid_nats_merged"]) - facts["valid_nats_after"]
-    if rise > run.recipe.optim.handover_tolerance:
-        print(
-            f"WARNING: the hand-over after stage {run.stages[index].folder.name} costs {rise:.3f} nats an item "
-            f"({facts['valid_nats_after']:.3f}; merged {facts['valid_nats_merged']:.3f}; as the next stage loads it "
-            f"{handed_on:.3f}): part of what the stage learnt is lost. "
-            "Under another `name`, set `handover: continue` for the next stage, or base.load_in_4bit: false"
+    measured = {"valid_nats_requantised": requantised, "valid_nats_handed_on": started[handover]}
+    if warning := handover_warning({**facts, **measured}, base, run.recipe.optim.handover_tolerance):
+        print(f"WARNING: the hand-over after stage {run.stages[index].folder.name} {warning}")
+    return measured
+
+
+def handover_rise(facts: dict[str, Any]) -> float:
+    """Nats an item that a stage's hand-over costs, the worse of merging and handing on; NaN if either is no number."""
+    handed = np.array([facts["valid_nats_merged"], facts["valid_nats_handed_on"]])
+    return float(handed.max() - facts["valid_nats_after"])  # unlike Python's, this max() keeps a NaN
+
+
+def handover_warning(facts: dict[str, Any], base: Base, tolerance: float) -> str | None:
+    """What a costly hand-over costs and what helps against it; None where the rise is within the tolerance."""
+    rise = handover_rise(facts)
+    if rise <= tolerance:
+        return None
+    merged, handed_on = facts["valid_nats_merged"], facts["valid_nats_handed_on"]
+    quantised = "load_in_4bit" if base.load_in_4bit else "load_in_8bit" if base.load_in_8bit else None
+    if not math.isfinite(rise):
+        remedy = "A model gives no number any more: under another `name`, set a lower optim.learning_rate"
+    elif quantised and handed_on > merged:  # the next stage starts from merged weights, quantised
+        remedy = f"Under another `name`, set `handover: continue` for the next stage, or base.{quantised}: false"
+    elif quantised:
+        remedy = (
+            "The adapter was trained around quantised weights and is added to the original ones: "
+            f"under another `name`, set base.{quantised}: false"
         )
-    return {"valid_nats_requantised": requantised, "valid_nats_handed_on": handed_on}
+        if base.load_in_4bit:
+            remedy += "; or write the weights it was trained around by `calrec-lite merge --base dequantized`"
+    else:
+        remedy = (
+            "Sums are rounded as the base's files are stored, and as base.dtype says when they are loaded: under "
+            "another `name`, train from a base stored in float32 with base.dtype: float32"
+        )
+    return (
+        f"costs {rise:.3f} nats an item ({facts['valid_nats_after']:.3f}; merged {merged:.3f}; as the next stage "
+        f"loads it {handed_on:.3f}): part of what the stage learnt is lost. {remedy}"
+    )
 
 
 @contextmanager
