@@ -6,7 +6,7 @@ import re
 import shutil
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,6 +30,11 @@ COPIED = (
     "*.txt",
     "*.jinja",
 )  # config, tokenizer, templates; weights and their index are written
+# PEFT's initialisations that leave the base as it is, as its code of 0.21 has them. The others (PiSSA, OLoRA, CorDA,
+# LoftQ, LoRA-GA) take B @ A out of the base, or round it, so that the adapter belongs to a base nobody has stored.
+PLAIN_INITIALISATIONS = ("true", "false", "gaussian", "eva", "orthogonal", "mica")
+# What makes an adapter more than W + scaling * B @ A, beside the fields that PEFT itself marks as variants of LoRA.
+NOT_PLAIN = ("lora_bias", "fan_in_fan_out", "layer_replication", "use_qalora", "target_parameters", "megatron_config")
 
 
 @dataclass(frozen=True)
@@ -117,8 +122,7 @@ def _read_deltas(adapter: Path) -> dict[str, Delta]:
         tensors = load_file(adapter / "adapter_model.safetensors")
     except (OSError, ValueError, TypeError) as error:
         raise InputError(f"{adapter}: not a LoRA adapter: {str(error).splitlines()[0]}") from None
-    if config.lora_bias or config.bias != "none" or config.fan_in_fan_out:
-        raise InputError(f"{adapter}: adapters with biases or transposed layers cannot be merged")
+    _require_plain(config, adapter)
     names = sorted(k.removesuffix(".lora_A.weight") for k in tensors if k.endswith(".lora_A.weight"))
     extra = [k for k in tensors if not re.search(r"\.lora_(A|B|magnitude_vector)(\.weight)?$", k)]
     if extra:
@@ -132,6 +136,22 @@ def _read_deltas(adapter: Path) -> dict[str, Delta]:
     if not deltas or not any(bool(d.b.any()) for d in deltas.values()):
         raise InputError(f"{adapter}: does nothing (every lora_B is zero): was it trained?")
     return deltas
+
+
+def _require_plain(config: LoraConfig, adapter: Path) -> None:
+    """Refuse what is not the stored base plus scaling * B @ A, with or without DoRA's magnitudes."""
+    if str(config.init_lora_weights).lower() not in PLAIN_INITIALISATIONS:
+        raise InputError(
+            f"{adapter}: init_lora_weights `{config.init_lora_weights}` changed the base before training, so the "
+            "adapter does not belong to the stored base; save it as a plain LoRA by PEFT's save_pretrained(..., "
+            "path_initial_model_for_weight_conversion=...), or train with another initialisation"
+        )
+    variants = [f.name for f in fields(config) if f.metadata.get("is_lora_variant") and f.name != "use_dora"]
+    used = [name for name in (*NOT_PLAIN, *variants) if getattr(config, name)]
+    if config.bias != "none":
+        used.append("bias")
+    if used:
+        raise InputError(f"{adapter}: adapters with {', '.join(used)} are no plain addition to weights; not merged")
 
 
 def _scaling(config: LoraConfig, layer: str, rank: int) -> float:

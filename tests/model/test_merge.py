@@ -114,6 +114,70 @@ def test_adapters_that_do_nothing_or_do_not_fit_are_refused(tiny_folder: Path, t
     assert not (tmp_path / "merged").exists()
 
 
+@pytest.mark.parametrize("kind", ["pissa", "pissa_niter_4", "olora"])
+def test_an_adapter_that_changed_its_base_is_refused(tiny_folder: Path, tmp_path: Path, kind: str) -> None:
+    """Made by PEFT; merged all the same, it would be another model than the one that was trained."""
+    trained(tiny_folder, tmp_path / "adapter", init_lora_weights=kind)
+    with pytest.raises(InputError, match=f"init_lora_weights `{kind}` changed the base before training"):
+        merge_adapter(tiny_folder, tmp_path / "adapter", tmp_path / "merged", progress=False)
+    assert not (tmp_path / "merged").exists()
+
+
+@pytest.mark.filterwarnings("ignore:PiSSA changes the base")
+def test_a_pissa_adapter_that_peft_made_plain_is_merged(tiny_folder: Path, tmp_path: Path) -> None:
+    """The way out that the refusal names."""
+    base = AutoModelForCausalLM.from_pretrained(tiny_folder)
+    config = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj"], task_type="CAUSAL_LM", init_lora_weights="pissa")
+    model = get_peft_model(base, config)
+    model.peft_config["default"].init_lora_weights = True  # PEFT's own recipe: what was there before training
+    model.save_pretrained(str(tmp_path / "before"))
+    model.peft_config["default"].init_lora_weights = "pissa"
+    torch.manual_seed(5)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data += 0.1 * torch.randn_like(parameter)
+    ids = torch.arange(20)[None]
+    with torch.no_grad():
+        wanted = model.eval()(ids).logits[0]
+    model.save_pretrained(str(tmp_path / "plain"), path_initial_model_for_weight_conversion=str(tmp_path / "before"))
+    merge_adapter(tiny_folder, tmp_path / "plain", tmp_path / "merged", progress=False)
+    with torch.no_grad():
+        found = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")(ids).logits[0]
+    assert parity(iter([wanted]), iter([found])).max_difference < 1e-3
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "orthogonal", "mica"])
+def test_initialisations_that_leave_the_base_alone_are_merged(tiny_folder: Path, tmp_path: Path, kind: str) -> None:
+    model = trained(tiny_folder, tmp_path / "adapter", init_lora_weights=kind)
+    merge_adapter(tiny_folder, tmp_path / "adapter", tmp_path / "merged", progress=False)
+    ids = torch.arange(20)[None]
+    with torch.no_grad():
+        merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+        assert parity(iter([model(ids).logits[0]]), iter([merged(ids).logits[0]])).max_difference < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("alora_invocation_tokens", [5, 6]),
+        ("layer_replication", [[0, 2], [0, 2]]),
+        ("use_qalora", True),
+        ("target_parameters", ["mlp.experts.gate_up_proj"]),
+        ("lora_bias", True),
+        ("bias", "all"),
+        ("fan_in_fan_out", True),
+        ("kasa_config", {}),
+        ("use_bdlora", {"target_modules_bd_a": ["q_proj"], "nblocks": 2}),
+    ],
+)
+def test_what_is_no_plain_addition_is_refused(tiny_folder: Path, tmp_path: Path, key: str, value: object) -> None:
+    trained(tiny_folder, tmp_path / "adapter")
+    file = tmp_path / "adapter" / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), key: value}))
+    with pytest.raises(InputError, match=f"with .*{key}.* are no plain addition"):
+        merge_adapter(tiny_folder, tmp_path / "adapter", tmp_path / "merged", progress=False)
+
+
 def test_a_merge_that_breaks_off_leaves_nothing(
     tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
