@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import platformdirs
+import psutil
 
 
 def cache_folder() -> Path:
@@ -22,9 +24,11 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """Give a temporary name beside `path` for a file or a folder; rename it into place if the block succeeds.
 
     An existing file is replaced in one step. An existing folder is moved aside first, so that at no
-    moment a half-written one carries the final name. On an error the temporary is removed.
+    moment a half-written one carries the final name. On an error the temporary is removed; what a killed
+    process left, which may be gigabytes, is removed by the next that writes the same path.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_stale(path, "tmp")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     _remove(temporary)
     try:
@@ -36,6 +40,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
             _remove(old)
         else:
             temporary.replace(path)
+        _remove_stale(path, "old")  # only now: until here it may have been the one whole copy
     finally:
         _remove(temporary)
 
@@ -44,6 +49,15 @@ def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON, atomically."""
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _remove_stale(path: Path, kind: str) -> None:
+    """Remove `.NAME.PID.kind` beside `path` where no process has that id any more; a reused id keeps it a while."""
+    own = re.compile(rf"\.{re.escape(path.name)}\.(\d+)\.{kind}")
+    for sibling in list(path.parent.iterdir()):
+        found = own.fullmatch(sibling.name)
+        if found and not psutil.pid_exists(int(found[1])):
+            _remove(sibling)
 
 
 def _remove(path: Path) -> None:

@@ -2,6 +2,10 @@
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -190,3 +194,32 @@ def test_a_merge_that_breaks_off_leaves_nothing(
     with pytest.raises(OSError, match="No space"):
         merge_adapter(tiny_folder, tmp_path / "adapter", tmp_path / "merged", progress=False)
     assert [p.name for p in tmp_path.iterdir()] == ["adapter"]
+
+
+def test_a_killed_merge_looks_unfinished_and_the_next_one_clears_it_away(tiny_folder: Path, tmp_path: Path) -> None:
+    """SIGKILL while a shard is written; another's files of a like name, or of a process that lives, are left alone."""
+    trained(tiny_folder, tmp_path / "adapter")
+    base, adapter, merged = tmp_path / "base", tmp_path / "adapter", tmp_path / "merged"
+    shutil.copytree(tiny_folder, base)
+    weights = load_file(base / "model.safetensors")
+    more = {f"extra.{i}": torch.zeros(512, 512) for i in range(400)}  # 420 MB, so that there is a middle
+    save_file({**weights, **more}, base / "model.safetensors", {"format": "pt"})
+    command = [sys.executable, "-m", "calrec_lite", "merge", *map(str, (base, adapter, merged))]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    left, deadline = tmp_path / f".merged.{process.pid}.tmp", time.monotonic() + 120
+    while not (left / "model.safetensors").is_file() and time.monotonic() < deadline:
+        assert process.poll() is None
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not merged.exists()
+    assert left.is_dir()
+    assert (left / "model.safetensors").stat().st_size < (base / "model.safetensors").stat().st_size
+    spared = [tmp_path / name for name in (".merged.1.tmp", f".merged2.{process.pid}.tmp", ".merged.draft.tmp")]
+    for folder in spared:
+        folder.mkdir()
+    shutil.copy(tiny_folder / "model.safetensors", base)
+    merge_adapter(base, adapter, merged, progress=False)
+    assert not left.exists()
+    assert all(folder.is_dir() for folder in spared)
+    assert AutoModelForCausalLM.from_pretrained(merged).config.tie_word_embeddings
