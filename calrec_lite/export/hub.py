@@ -201,7 +201,14 @@ def _may_pass(error: Exception) -> bool:
     """A broken connection or a server in trouble. RuntimeError: a PUT that huggingface_hub has repeated in vain."""
     if isinstance(error, HfHubHTTPError):
         return error.response.status_code >= 500 or error.response.status_code in _PASSING
-    return not isinstance(error, (RuntimeError, ValueError))
+    return not isinstance(error, (RuntimeError, ValueError)) and _local_failure(error) is None
+
+
+def _local_failure(error: BaseException) -> str | None:
+    """What happened to which file, if it is one of this machine that failed: a socket's error names no file."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return None
 
 
 @contextmanager
@@ -217,6 +224,8 @@ def _explained(token: str, repo: str) -> Iterator[None]:
         raise
     except Exception as error:  # httpx under huggingface_hub 1, httpx2 under 2, hf_xet: they share no base class
         broken = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
+        if failed := _local_failure(broken):
+            raise InputError(f"{failed}; the folder changed during the upload: push it once it is whole") from None
         said = hide.text(" ".join(f"{type(broken).__name__}: {broken}".split()))
         answer = error.__cause__ if isinstance(error, ValueError) else error  # ValueError: README.md was refused
         status = answer.response.status_code if isinstance(answer, HfHubHTTPError) else 0

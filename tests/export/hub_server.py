@@ -13,6 +13,7 @@ import threading
 from collections import Counter
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
@@ -35,7 +36,8 @@ class Hub(ThreadingHTTPServer):
     """State of the server, which tests read and set.
 
     `cut_objects`: sha256 -> how many of its next PUTs are cut half-way. `cut_commits`: how many of the next commits
-    are carried out but never answered. `received`: sha256 of each object that arrived whole, in order.
+    are carried out but never answered. `taken_away`: a file that is removed once its upload is announced.
+    `received`: sha256 of each object that arrived whole, in order.
     """
 
     daemon_threads = True
@@ -51,6 +53,7 @@ class Hub(ThreadingHTTPServer):
         self.times_cut = 0
         self.requests: list[str] = []
         self.refuse_card = False
+        self.taken_away: Path | None = None
         self._thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02})
 
     @property
@@ -155,6 +158,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _preupload(self, repo: str, name: str, body: bytes) -> None:
         if branch := self._branch(repo, name):
+            if self.server.taken_away:
+                self.server.taken_away.unlink(missing_ok=True)
             files = []
             for file in json.loads(body)["files"]:
                 mode = "lfs" if file["size"] >= LFS_FROM else "regular"

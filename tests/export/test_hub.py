@@ -170,6 +170,16 @@ def test_an_upload_that_broke_goes_on_with_the_same_command(hub: Hub, folder: Pa
     assert remote(hub) == local(folder)
 
 
+@pytest.mark.parametrize("name", ["calrec.json", SHARDS[1]], ids=["small", "lfs"])
+def test_a_file_that_vanishes_is_no_broken_connection(hub: Hub, folder: Path, name: str) -> None:
+    hub.taken_away = folder / name
+    code, said = push(hub, folder)
+    assert code == 2, said
+    assert f"{folder / name}: No such file or directory" in said
+    assert "trying again" not in said
+    assert not remote(hub)
+
+
 def test_checkpoints_optimiser_states_and_data_stay_here(hub: Hub, folder: Path) -> None:
     export = local(folder)
     for name in NEVER:
