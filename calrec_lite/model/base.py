@@ -25,6 +25,8 @@ from calrec_lite.errors import InputError
 from calrec_lite.files import atomic_path, cache_folder
 from calrec_lite.recipe import Base
 
+DOWNLOADED = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "LICENSE*", "NOTICE*")
+
 
 def base_folder(base: Base) -> Path:
     """A local folder with the base's original weights as safetensors, its config and its tokenizer.
@@ -51,9 +53,7 @@ def base_folder(base: Base) -> Path:
 
 
 def _from_hub(base: Base) -> Path:
-    patterns = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
-    if base.trust_remote_code:
-        patterns.append("*.py")
+    patterns = [*DOWNLOADED, "*.py"] if base.trust_remote_code else DOWNLOADED
     again = ["consolidated*", "original/*"]  # the same weights in their maker's own format
     return snapshot(base.model, "base.model", patterns, again, base.revision)
 

@@ -29,7 +29,9 @@ COPIED = (
     "*.model",
     "*.txt",
     "*.jinja",
-)  # config, tokenizer, templates; weights and their index are written
+    "LICENSE*",
+    "NOTICE*",
+)  # config, tokenizer, templates, terms; weights and their index are written
 # PEFT's initialisations that leave the base as it is, as its code of 0.21 has them. The others (PiSSA, OLoRA, CorDA,
 # LoftQ, LoRA-GA) take B @ A out of the base, or round it, so that the adapter belongs to a base nobody has stored.
 PLAIN_INITIALISATIONS = ("true", "false", "gaussian", "eva", "orthogonal", "mica")
@@ -88,7 +90,7 @@ def merge_adapter(
     with atomic_path(to) as temporary:
         temporary.mkdir()
         for pattern in COPIED:
-            for file in base.glob(pattern):
+            for file in (f for f in base.glob(pattern) if f.is_file()):
                 shutil.copy(file, temporary / file.name)
         with tqdm(total=len(present), desc="merge", unit="tensor", disable=not progress) as bar:
             for shard in shards:

@@ -10,12 +10,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub.utils import filter_repo_objects
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import calrec_lite.model.merge as merging
 from calrec_lite.errors import InputError
+from calrec_lite.model.base import DOWNLOADED
 from calrec_lite.model.merge import merge_adapter, parity
 
 KINDS = {
@@ -89,6 +91,19 @@ def test_shards_are_kept_and_bf16_stays_bf16(tiny_folder: Path, tmp_path: Path) 
         assert {k: (v.dtype, v.shape) for k, v in old.items()} == {k: (v.dtype, v.shape) for k, v in new.items()}
         for key in old:
             assert torch.equal(old[key], new[key]) == ("proj" not in key)
+
+
+def test_the_bases_terms_come_along(tiny_folder: Path, tmp_path: Path) -> None:
+    """From the Hub into the cache, and from the base into what is made of it."""
+    base = shutil.copytree(tiny_folder, tmp_path / "base")
+    terms = {name: f"terms of {name}" for name in ("LICENSE", "LICENSE.md", "NOTICE", "Notice.txt")}
+    for name, text in terms.items():
+        (base / name).write_text(text)
+    (base / "LICENSES").mkdir()
+    trained(base, tmp_path / "adapter")
+    merge_adapter(base, tmp_path / "adapter", tmp_path / "merged", progress=False)
+    assert {n: (tmp_path / "merged" / n).read_text() for n in terms} == terms
+    assert set(filter_repo_objects([*terms, "notes.md", "model.bin"], allow_patterns=list(DOWNLOADED))) == set(terms)
 
 
 def test_adapters_that_do_nothing_or_do_not_fit_are_refused(tiny_folder: Path, tmp_path: Path) -> None:
