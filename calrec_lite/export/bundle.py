@@ -7,7 +7,7 @@ from pathlib import Path
 from transformers import GenerationConfig
 
 from calrec_lite.errors import InputError
-from calrec_lite.export.card import render_card
+from calrec_lite.export.card import base_name, render_card
 from calrec_lite.export.sentence import write_sentence_files
 from calrec_lite.files import atomic_path
 from calrec_lite.recommend.package import PackageInfo, write_package
@@ -55,9 +55,9 @@ def export_adapter(run: Run, to: Path) -> Path:
     with atomic_path(to) as temporary:
         shutil.copytree(run.stages[-1].adapter, temporary)
         config = json.loads((temporary / "adapter_config.json").read_text(encoding="utf-8"))
-        config["base_model_name_or_path"] = run.recipe.base.model.partition("#")[0]
+        config |= {"base_model_name_or_path": base_name(run.recipe), "revision": run.recipe.base.revision}
         (temporary / "adapter_config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
-        _describe(temporary, run)
+        _describe(temporary, run, adapter=True)
     return to
 
 
@@ -66,7 +66,7 @@ def _refuse_foreign(to: Path) -> None:
         raise InputError(f"{to}: is there and is no earlier export; name another folder")
 
 
-def _describe(folder: Path, run: Run) -> None:
+def _describe(folder: Path, run: Run, adapter: bool = False) -> None:
     """calrec.json, the catalogue and the card."""
     recipe = run.recipe
     domain = run.domain(recipe.target)
@@ -81,7 +81,7 @@ def _describe(folder: Path, run: Run) -> None:
         seed=recipe.seed,
     )
     write_package(folder, info, domain.catalogue if recipe.export.catalogue else None, domain.train_counts())
-    (folder / "README.md").write_text(render_card(run), encoding="utf-8")
+    (folder / "README.md").write_text(render_card(run, adapter), encoding="utf-8")
 
 
 def _explicit_generation(folder: Path, run: Run) -> None:

@@ -9,17 +9,21 @@ import yaml
 
 from calrec_lite import __version__
 from calrec_lite.evaluate.results import table
-from calrec_lite.recipe import resolved
+from calrec_lite.recipe import Recipe, resolved
 from calrec_lite.train.run import Run
 
 
-def render_card(run: Run) -> str:
-    """The card's text: what was trained on what, how it was measured, how to use it."""
+def render_card(run: Run, adapter: bool = False) -> str:
+    """The card's text: what was trained on what, how it was measured, how to use it.
+
+    Args:
+        adapter: whether it is of the adapter alone.
+    """
     recipe = run.recipe
     results = _results(run)
-    base = recipe.base.model.partition("#")[0]
+    base = base_name(recipe)
     metadata = {
-        "library_name": "transformers",
+        "library_name": "peft" if adapter else "transformers",
         "pipeline_tag": "text-generation",
         "tags": ["calrec-lite", "recommendation", "sequential-recommendation"],
         **({"license": recipe.base.license} if recipe.base.license else {}),
@@ -34,7 +38,7 @@ def render_card(run: Run) -> str:
         f"A sequential recommender for `{domain.name}` ({len(domain.catalogue):,} items), finetuned from `{base}` by "
         f"the method of CALRec with calrec-lite {__version__}. "
         f"Licence of the base: {recipe.base.license or 'see there'}.",
-        _USE,
+        _USE_ADAPTER.format(base=base) if adapter else _USE,
         "## Results",
         table(results) if results else "Not evaluated yet: run `calrec-lite evaluate` and export again.",
         "## Stages",
@@ -44,9 +48,28 @@ def render_card(run: Run) -> str:
         "## Limits",
         _LIMITS,
         "## Recipe",
-        f"```yaml\n{yaml.safe_dump(resolved(recipe), sort_keys=False, allow_unicode=True)}```",
+        f"```yaml\n{yaml.safe_dump(_public_recipe(recipe), sort_keys=False, allow_unicode=True)}```",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def base_name(recipe: Recipe) -> str:
+    """What others may read of where the base came from."""
+    return _public(recipe.base.model).partition("#")[0]
+
+
+def _public(source: str) -> str:
+    """A Hub id or an address as it is; of a path of this machine the file's or folder's name only."""
+    path = source.partition("#")[0]
+    return source if "://" in path or _on_hub(path) else Path(path).expanduser().resolve().name
+
+
+def _public_recipe(recipe: Recipe) -> dict[str, Any]:
+    values = resolved(recipe)
+    values["base"]["model"] = _public(values["base"]["model"])
+    for domain in values["domains"].values():
+        domain |= {key: _public(domain[key]) for key in ("interactions", "items") if domain[key]}
+    return values
 
 
 def _on_hub(base: str) -> bool:
@@ -66,6 +89,12 @@ from calrec_lite.recommend import Recommender
 recommender = Recommender.from_pretrained("this folder or its Hub id")
 recommender.recommend([["a title", "another title"]], k=10)
 ```"""
+
+
+_USE_ADAPTER = (
+    "This is the LoRA adapter alone. `calrec-lite merge BASE ADAPTER TO` adds this folder, as ADAPTER, to the "
+    "weights of `{base}` in the folder BASE; PEFT loads it onto them as it is."
+)
 
 
 _LIMITS = (

@@ -2,10 +2,12 @@
 
 import gc
 import json
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import weakref
 from pathlib import Path
@@ -14,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from peft import LoraConfig
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM
@@ -31,6 +34,7 @@ from calrec_lite.model.merge import merge_adapter
 from calrec_lite.recipe import Base
 from calrec_lite.recipe_file import check_recipe
 from calrec_lite.recommend import Recommender
+from calrec_lite.text.template import Template
 from calrec_lite.train.run import Run
 from calrec_lite.train.stage import handover_rise, handover_warning, last_checkpoint, train_run
 from tests.conftest import item_names
@@ -42,7 +46,14 @@ def values(tiny_folder: Path, data: Path, **base) -> dict:
     """A recipe of two domains and two stages, as plain data."""
     return {
         "name": "tiny",
-        "base": {"model": str(tiny_folder), "dtype": "float32", "load_in_4bit": False, "lora": {"r": 4}, **base},
+        "base": {
+            "model": str(tiny_folder),
+            "dtype": "float32",
+            "load_in_4bit": False,
+            "lora": {"r": 4},
+            **base,
+            "license": "mit",
+        },
         "domains": {
             name: {"interactions": str(data / f"{name}.csv"), "fields": {"Title": "title"}, "columns": {"time": "time"}}
             for name in ("shop", "other")
@@ -424,17 +435,20 @@ def test_the_remedy_fits_the_cause() -> None:
         assert "lower optim.learning_rate" in warned(nf4, *case)
 
 
-def test_evaluation_export_and_recommend(trained: Run, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def exported(trained: Run, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, Path]:
+    """What was measured, and the folder that was exported afterwards."""
     results = evaluate_run(trained)
+    return results, export_run(trained, tmp_path_factory.mktemp("exported") / "export")
+
+
+def test_evaluation_export_and_recommend(trained: Run, exported: tuple[dict, Path]) -> None:
+    results, folder = exported
     systems = {"popularity", "last_item", "bm25_last", "transitions", "base", "stage1", "final"}
     assert set(results["systems"]) == systems
     for metrics in results["systems"].values():
         assert set(metrics) == {"recall@1", "recall@10", "ndcg@10", "mrr"}
         assert all(m["low"] <= m["value"] <= m["high"] for m in metrics.values())
-    folder = export_run(trained, tmp_path / "export")
-    card = (folder / "README.md").read_text()
-    assert "| final" in card
-    assert "transitions" in card
     recommender = Recommender.from_pretrained(folder)
     titles = recommender.catalogue.titles
     lists = recommender.recommend([titles[:3], ["something nobody has heard of"], []], k=10)
@@ -446,6 +460,68 @@ def test_evaluation_export_and_recommend(trained: Run, tmp_path: Path) -> None:
     assert not plain.generation_config.do_sample
     with pytest.raises(InputError, match="no earlier export"):
         export_run(trained, trained.folder)
+
+
+def test_the_card_says_what_is_on_disk(trained: Run, exported: tuple[dict, Path], tiny_folder: Path) -> None:
+    results, folder = exported
+    empty, front, body = (folder / "README.md").read_text().split("---\n", 2)
+    metadata = yaml.safe_load(front)
+    assert not empty
+    assert metadata["license"] == "mit"
+    assert metadata["library_name"] == "transformers"
+    assert "base_model" not in metadata, "a folder of this machine is no Hub id"
+    (model,) = metadata["model-index"]
+    (measured,) = model["results"]
+    final = json.loads((trained.evaluation / "metrics.json").read_text())["systems"]["final"]
+    assert {m["type"]: m["value"] for m in measured["metrics"]} == {k: round(m["value"], 4) for k, m in final.items()}
+    fingerprint = trained.domain("shop").fingerprint
+    assert fingerprint[:12] in measured["dataset"]["name"]
+    assert f"`{fingerprint}`" in body
+    assert f"`{trained.domain('other').fingerprint}`" in body
+    assert "Licence of the base: mit." in body
+    assert f"finetuned from `{tiny_folder.name}`" in body
+    for system, metrics in results["systems"].items():
+        (row,) = (line for line in body.splitlines() if line.startswith(f"| {system} "))
+        assert f"{metrics['ndcg@10']['value']:.4f} [{metrics['ndcg@10']['low']:.4f}" in row
+    for stage, facts in trained.stage_metrics().items():
+        (row,) = (line for line in body.splitlines() if line.startswith(f"| {stage} "))
+        cells = [cell.strip() for cell in row.strip("|").split("|")]
+        nats = [f"{facts[f'valid_nats_{when}']:.3f}" for when in ("before", "after", "merged")]
+        assert cells[1:5] == [str(facts["steps"]), *nats]
+        parity = facts["parity"]
+        shares = [f"{parity['top1_agreement']:.4f}", f"{parity['mean_difference']:.4f}"]
+        assert cells[-3:] == [*shares, f"{parity['max_difference']:.3f}"]
+
+
+def test_an_export_holds_no_path_of_this_machine(trained: Run, exported: tuple[dict, Path], tiny_folder: Path) -> None:
+    _, folder = exported
+    files = [f for f in folder.rglob("*") if f.is_file() and f.suffix != ".safetensors"]
+    assert len(files) > 8
+    for file in files:
+        text = file.read_text(encoding="utf-8")
+        for path in (trained.folder, tiny_folder, Path(tempfile.gettempdir()), Path.home()):
+            assert str(path) not in text, file.name
+    card = (folder / "README.md").read_text()
+    assert not re.search(r"(?<![\w:/])/\w", card), "an absolute path"
+    assert "interactions: shop.csv\n" in card
+
+
+def test_sentence_transformers_opens_an_export(trained: Run, exported: tuple[dict, Path]) -> None:
+    sentence_transformers = pytest.importorskip("sentence_transformers", reason="the test extra has it")
+    _, folder = exported
+    opened = sentence_transformers.SentenceTransformer(str(folder), device="cpu", local_files_only=True)
+    recommender = Recommender.from_pretrained(folder)
+    template = Template(trained.recipe.text, tuple(trained.domain("shop").catalogue.labels))
+    texts = [template.item(fields) for fields in trained.domain("shop").catalogue.fields[:12]]
+    encoder, towers = trained.encoder, recommender.strategies.towers
+    tokens = encoder.items(texts)
+    rows = [np.concatenate([encoder.start, t]) for t in tokens] + [encoder.prompt(tokens[:n]) for n in (0, 1, 5)]
+    with torch.no_grad():
+        ours = [towers.vectors(torch.from_numpy(r)[None], torch.tensor([len(r)]))[0].numpy() for r in rows]
+    prompts = [template.prompt(texts[:n]) for n in (0, 1, 5)]
+    theirs = [*opened.encode_document(texts), *opened.encode_query(prompts)]
+    assert min(float(a @ b) for a, b in zip(ours, theirs, strict=True)) >= 0.9999
+    assert np.linalg.norm(theirs, axis=1) == pytest.approx(1, abs=1e-4)
 
 
 def test_an_adapter_alone_is_exported_only_where_others_have_its_base(
@@ -460,10 +536,31 @@ def test_an_adapter_alone_is_exported_only_where_others_have_its_base(
     folder = export_adapter(run, tmp_path / "adapter")
     assert not list(folder.glob("model*.safetensors"))
     config = json.loads((folder / "adapter_config.json").read_text())
-    assert config["base_model_name_or_path"] == str(tiny_folder)
+    assert config["base_model_name_or_path"] == tiny_folder.name
+    card = (folder / "README.md").read_text()
+    assert "Recommender" not in card
+    assert str(tiny_folder) not in card
     merge_adapter(tiny_folder, folder, tmp_path / "merged", progress=False)
     one, two = weights(tmp_path / "merged"), weights(run.final())
     assert all(torch.equal(one[k], two[k]) for k in one)
+
+
+def test_an_adapter_names_the_hub_id_and_revision_of_its_base(
+    trained: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_folder: Path
+) -> None:
+    """The base lies where the Hub's cache has it, as after a download."""
+    commit = "0123456789012345678901234567890123456789"
+    cache = tmp_path / "hub" / "models--maker--base"
+    shutil.copytree(tiny_folder, cache / "snapshots" / commit)
+    (cache / "refs").mkdir()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    base = trained.recipe.base.model_copy(update={"model": "maker/base", "revision": commit})
+    folder = shutil.copytree(trained.folder, tmp_path / "run")
+    run = Run(trained.recipe.model_copy(update={"base": base, "stages": trained.recipe.stages[:1]}), folder)
+    exported = export_adapter(run, tmp_path / "adapter")
+    config = LoraConfig.from_pretrained(str(exported))
+    assert (config.base_model_name_or_path, config.revision) == ("maker/base", commit)
+    assert yaml.safe_load((exported / "README.md").read_text().split("---\n")[1])["base_model"] == "maker/base"
 
 
 def test_sampling_gives_lists_of_distinct_items_too(trained: Run) -> None:
