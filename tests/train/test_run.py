@@ -10,7 +10,9 @@ import sys
 import tempfile
 import time
 import weakref
+from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -38,6 +40,8 @@ from calrec_lite.text.template import Template
 from calrec_lite.train.run import Run
 from calrec_lite.train.stage import handover_rise, handover_warning, last_checkpoint, train_run
 from tests.conftest import item_names
+
+ROOT = Path(__file__).parents[2]
 
 STEPS = 6  # too few to learn much: that training helps is shown on real weights in tests/real
 
@@ -522,6 +526,35 @@ def test_sentence_transformers_opens_an_export(trained: Run, exported: tuple[dic
     theirs = [*opened.encode_document(texts), *opened.encode_query(prompts)]
     assert min(float(a @ b) for a, b in zip(ours, theirs, strict=True)) >= 0.9999
     assert np.linalg.norm(theirs, axis=1) == pytest.approx(1, abs=1e-4)
+
+
+def test_exporting_md_is_true(
+    trained: Run, exported: tuple[dict, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its Python runs as it stands, and its table names every file of an export but those of the tokenizer."""
+    pytest.importorskip("sentence_transformers", reason="the test extra has it")
+    _, folder = exported
+    page = (ROOT / "docs" / "exporting.md").read_text(encoding="utf-8")
+    (tmp_path / "runs" / "mine").mkdir(parents=True)
+    (tmp_path / "runs" / "mine" / "export").symlink_to(folder)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(block, names)
+    assert names["items"][0].startswith("Title: ")
+    assert isinstance(names["text"], str)
+    assert names["scores"].shape == (len(trained.domain("shop").catalogue),)
+    recommender = Recommender.from_pretrained(folder)
+    prompt = trained.encoder.prompt(trained.encoder.items(names["items"][:3]))
+    with torch.no_grad():
+        towers = recommender.strategies.towers
+        ours = towers.vectors(torch.from_numpy(prompt)[None], torch.tensor([len(prompt)]))[0].numpy()
+    assert float(ours @ names["user"]) >= 0.9999
+    patterns = re.findall(r"`([^`]+)`", "".join(re.findall(r"^\| (`.*?) \|", page, re.MULTILINE)))
+    listed = {pattern.rstrip("/") for pattern in patterns}
+    tokenizer = {"tokenizer.json", "tokenizer_config.json"}
+    found = {path.name for path in folder.iterdir()} - tokenizer
+    assert not [name for name in found if not any(fnmatchcase(name, pattern) for pattern in listed)]
 
 
 def test_an_adapter_alone_is_exported_only_where_others_have_its_base(
