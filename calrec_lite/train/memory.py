@@ -52,8 +52,8 @@ class MicroBatch:
     """How many full-length rows are in memory at once.
 
     Halved when memory runs out. Where it was estimated (`auto`) and the device is a GPU, doubled while the
-    measured peak leaves room. On a CPU it does not grow: larger micro-batches are no faster there, memory is
-    shared with other programs, and a resumed run has to cut its steps as the first one did to end in the same bits.
+    measured peak leaves room. On a CPU it does not grow: memory is shared with other programs there, and a
+    resumed run has to cut its steps as the first one did to end in the same bits.
 
     Args:
         size: to begin with.
