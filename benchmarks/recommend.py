@@ -80,7 +80,7 @@ class Bench:
         self.run = run
         domain = run.domain("scientific")
         self.cases = build_cases(domain, "test", users, 0)
-        self.validation = build_cases(domain, "validation", 300, 0)
+        self.validation = build_cases(domain, "validation", max(50, users // 2), 0)
         base = run.recipe.base.model_copy(update={"dtype": dtype})
         self.model = load_model(run.final(), base, quantised=False)
         self.model.eval()
@@ -152,7 +152,7 @@ def measure_rows(bench: Bench, fusion: float, keep: Path) -> dict[str, Any]:
         rank(cases.histories[:2])  # kernels, tries, item vectors
     blocks = []
     for at in range(0, len(cases.users), BLOCK):
-        file = keep / f"rows-{at}.json"
+        file = keep / f"rows-{len(cases.users)}-{at}.json"
         if not file.is_file():
             made = {name: timed(rank, cases.histories[at : at + BLOCK]) for name, rank in rankers.items()}
             write_json(file, {n: {"lists": x.tolist(), "seconds": s, "memory": m} for n, (x, s, m) in made.items()})

@@ -8,13 +8,12 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 import torch
 from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 from peft import LoraConfig
 from peft.utils.other import get_pattern_key
-from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
@@ -23,6 +22,8 @@ from calrec_lite.errors import InputError
 from calrec_lite.files import atomic_path
 
 NEVER_QUANTISED = re.compile(r"embed|lm_head|norm")  # what transformers leaves unquantised in a 4-bit model
+DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
+PIECE = 1 << 24  # bytes copied at once
 COPIED = (
     "*.json",
     "*.py",
@@ -80,7 +81,7 @@ def merge_adapter(
     if "quantization_config" in config:
         raise InputError(f"{base}: the base's own weights are quantised; merge onto the unquantised original")
     shards = _shards(base)
-    present = {_module(key): shape for shard in shards for key, shape in _shapes(shard).items()}
+    present = {_module(key): entry["shape"] for shard in shards for key, entry in _header(shard)[0].items()}
     missing = sorted(key for key, d in deltas.items() if present.get(key) != [d.b.shape[0], d.a.shape[1]])
     if missing:
         raise InputError(
@@ -110,11 +111,6 @@ def _shards(base: Path) -> list[Path]:
 def _module(key: str) -> str:
     """The model's name of a stored tensor: files of bases that also read images have their text layers elsewhere."""
     return re.sub(r"^language_model\.model\.", "model.language_model.", key)
-
-
-def _shapes(shard: Path) -> dict[str, list[int]]:
-    with safe_open(shard, "pt") as file:
-        return {key: list(file.get_slice(key).get_shape()) for key in list(file.keys())}
 
 
 def _read_deltas(adapter: Path) -> dict[str, Delta]:
@@ -164,37 +160,61 @@ def _scaling(config: LoraConfig, layer: str, rank: int) -> float:
 
 
 def _write_shard(source: Path, to: Path, deltas: dict[str, Delta], onto: str, bar: "tqdm[Any]") -> None:
-    """Copy one safetensors file with the deltas added; the format is a JSON header, then the tensors' bytes."""
-    with safe_open(source, "pt") as file:
-        keys = list(file.keys())
-        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-        at = 0
-        for key in keys:
-            piece = file.get_slice(key)
-            dtype, shape = str(piece.get_dtype()), list(piece.get_shape())
-            size = math.prod(shape) * _bytes(dtype)
-            header[key] = {"dtype": dtype, "shape": shape, "data_offsets": [at, at + size]}
-            at += size
-        head = json.dumps(header, separators=(",", ":")).encode()
-        head += b" " * (-len(head) % 8)
-        with to.open("wb") as out:
-            out.write(struct.pack("<Q", len(head)) + head)
-            for key in keys:
-                tensor = file.get_tensor(key)
-                if onto == "dequantized" and tensor.dim() == 2 and not NEVER_QUANTISED.search(key):
-                    tensor = _through_nf4(tensor)
-                out.write(_raw(deltas[name].applied(tensor) if (name := _module(key)) in deltas else tensor))
-                bar.update(1)
+    """Copy one safetensors file with the deltas added: sizes and places stay, so only some bytes change.
+
+    Read, not mapped: a mapped file would count as memory from the first touch of each page to the end.
+    """
+    entries, begin = _header(source)
+    head = json.dumps({"__metadata__": {"format": "pt"}, **entries}, separators=(",", ":")).encode()
+    head += b" " * (-len(head) % 8)
+    with source.open("rb") as file, to.open("wb") as out:
+        file.seek(begin)
+        out.write(struct.pack("<Q", len(head)) + head)
+        for key, entry in entries.items():
+            start, end = entry["data_offsets"]
+            delta = deltas.get(_module(key))
+            through = onto == "dequantized" and len(entry["shape"]) == 2 and not NEVER_QUANTISED.search(key)
+            if delta is None and not through:
+                _copy(file, out, end - start)
+            else:
+                weight = _tensor(file.read(end - start), entry, source, key)
+                weight = _through_nf4(weight) if through else weight
+                out.write(_raw(delta.applied(weight) if delta else weight))
+            bar.update(1)
+
+
+def _header(shard: Path) -> tuple[dict[str, Any], int]:
+    """The tensors of a safetensors file by name, in the order of their bytes, and where these begin."""
+    try:
+        with shard.open("rb") as file:
+            size = struct.unpack("<Q", file.read(8))[0]
+            entries = json.loads(file.read(size))
+    except (struct.error, ValueError):
+        raise InputError(f"{shard}: not a whole safetensors file; download the base again") from None
+    entries.pop("__metadata__", None)
+    ordered = dict(sorted(entries.items(), key=lambda entry: entry[1]["data_offsets"]))
+    if shard.stat().st_size != 8 + size + max((e["data_offsets"][1] for e in ordered.values()), default=0):
+        raise InputError(f"{shard}: not a whole safetensors file; download the base again")
+    return ordered, 8 + size
+
+
+def _copy(file: IO[bytes], out: IO[bytes], size: int) -> None:
+    while size:
+        piece = file.read(min(size, PIECE))
+        out.write(piece)
+        size -= len(piece)
+
+
+def _tensor(data: bytes, entry: dict[str, Any], shard: Path, key: str) -> Tensor:
+    if entry["dtype"] not in DTYPES:
+        raise InputError(f"{shard}: {key} is stored as {entry['dtype']}; adapters are merged onto {', '.join(DTYPES)}")
+    return torch.frombuffer(bytearray(data), dtype=DTYPES[entry["dtype"]]).view(entry["shape"])
 
 
 def _through_nf4(weight: Tensor) -> Tensor:
     """The weight as a 4-bit base computes with it: NF4, double quantisation, as in `model.base.load_model`."""
     packed, state = quantize_4bit(weight, quant_type="nf4", compress_statistics=True)
     return dequantize_4bit(packed, state).to(weight.dtype)
-
-
-def _bytes(dtype: str) -> int:
-    return max(1, int(re.sub(r"\D", "", dtype.split("_")[0]) or 8) // 8)
 
 
 def _raw(tensor: Tensor) -> memoryview:
