@@ -56,13 +56,6 @@ def recommend() -> str:
     return f"{pages(facts)}\n\n{machine(facts)}.\n"
 
 
-def recommend_rows() -> str:
-    from recommend_tables import table as rows
-
-    facts = results("recommend_cpu")
-    return f"{rows(facts)}\n\n{facts['setting']}. {machine(facts)}.\n"
-
-
 def training() -> str:
     from train_tables import table as rows
 
