@@ -14,6 +14,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from amazon import WORDING, domain
+
 from calrec_lite.cli.options import quiet_libraries
 from calrec_lite.evaluate.ablation import ablate, ablation_folder, ablation_table
 from calrec_lite.evaluate.compare import compare
@@ -35,28 +37,12 @@ NO_CONTRAST = {"loss.alpha": 0.0, "loss.beta": 0.0}
 
 def recipe_values(data: Path, target: str, budget: dict[str, Any], users: int) -> dict[str, Any]:
     """The recipe and its grid as plain data. The same for every target but for the target's name."""
-
-    def domain(folder: str, most: int | None) -> dict[str, Any]:
-        return {
-            "interactions": str(data / folder / "seqs.jsonl.gz"),
-            "items": str(data / folder / "items.jsonl.gz"),
-            "columns": {"user": "user", "item": "items"},
-            "fields": {"Title": "title"},
-            "max_users": most,
-        }
-
-    joint = {name: domain(folder, 2000) for name, folder in JOINT.items()}
+    joint = {name: domain(data, folder, 2000) for name, folder in JOINT.items()}
     return {
         "name": f"evidence-{target}",
         "base": {"model": load_recipe("demo").base.model, "load_in_4bit": False},
-        "domains": {**joint, target: domain(TARGETS[target], None)},
-        "text": {
-            "first": "Bought in this order:",
-            "next": "Next:",
-            "field": "{value}",
-            "max_items": 10,
-            "max_item_tokens": 48,
-        },
+        "domains": {**joint, target: domain(data, TARGETS[target])},
+        "text": {**WORDING, "max_items": 10, "max_item_tokens": 48},
         "stages": [
             {"name": "joint", "domains": [*JOINT, target], "max_steps": 1},
             {"name": "target", "domains": [target], "max_steps": 1},

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from amazon import WORDING, domain
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from calrec_lite.cli.options import quiet_libraries
@@ -45,32 +46,16 @@ ROUNDS = 5
 
 def recipe_values(data: Path, handover: str, steps: int) -> dict[str, Any]:
     """The two-stage run as plain data."""
-
-    def domain(name: str, users: int) -> dict[str, Any]:
-        return {
-            "interactions": str(data / name / "seqs.jsonl.gz"),
-            "items": str(data / name / "items.jsonl.gz"),
-            "columns": {"user": "user", "item": "items"},
-            "fields": {"Title": "title"},
-            "max_users": users,
-        }
-
     base = load_recipe_base()
     return {
         "name": f"handover-{handover}",
         "base": {**base, "load_in_4bit": True},
         "domains": {
-            "toys": domain("amazon14_toys", 500),
-            "beauty": domain("amazon14_beauty", 500),
-            "scientific": domain("amazon18_scientific", 4000),
+            "toys": domain(data, "amazon14_toys", 500),
+            "beauty": domain(data, "amazon14_beauty", 500),
+            "scientific": domain(data, "amazon18_scientific", 4000),
         },
-        "text": {
-            "first": "Bought in this order:",
-            "next": "Next:",
-            "field": "{value}",
-            "max_items": 6,
-            "max_item_tokens": 32,
-        },
+        "text": {**WORDING, "max_items": 6, "max_item_tokens": 32},
         "stages": [
             {"name": "joint", "domains": ["toys", "beauty", "scientific"], "max_steps": steps},
             {"name": "target", "domains": ["scientific"], "max_steps": steps, "handover": handover},

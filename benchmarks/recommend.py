@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from amazon import WORDING, domain
 from recommend_rivals import SampleAndGround, TrieBeams
 from recommend_scale import scale
 from recommend_tables import ROWS, table
@@ -52,21 +53,8 @@ def recipe_values(data: Path, steps: int) -> dict[str, Any]:
     return {
         "name": "recommend",
         "base": {"model": load_recipe("demo").base.model, "load_in_4bit": False},
-        "domains": {
-            "scientific": {
-                "interactions": str(data / "amazon18_scientific" / "seqs.jsonl.gz"),
-                "items": str(data / "amazon18_scientific" / "items.jsonl.gz"),
-                "columns": {"user": "user", "item": "items"},
-                "fields": {"Title": "title"},
-            }
-        },
-        "text": {
-            "first": "Bought in this order:",
-            "next": "Next:",
-            "field": "{value}",
-            "max_items": 10,
-            "max_item_tokens": 48,
-        },
+        "domains": {"scientific": domain(data, "amazon18_scientific")},
+        "text": {**WORDING, "max_items": 10, "max_item_tokens": 48},
         "stages": [{"name": "target", "domains": ["scientific"], "max_steps": steps}],
         "loss": {"alpha": 0.1, "beta": 0.2, "tau": 0.1},
         "optim": {"batch_size": 16, "micro_batch_size": 8, "learning_rate": 6e-4, "save_every": 25},

@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import amazon
 import numpy as np
 import torch
 import yaml
@@ -30,19 +31,13 @@ def recipe_values(name: str, data: Path) -> dict[str, Any]:
     """A data set as a recipe: default wording, LoRA r=16 on all linear layers."""
     if name == "ml100k":
         file = builtin_folder() / "data" / "ml-100k.yaml"
-        domain = yaml.safe_load(file.read_text(encoding="utf-8"))["domains"]["movies"]
+        source = yaml.safe_load(file.read_text(encoding="utf-8"))["domains"]["movies"]
     else:
-        folder = data / "amazon18_scientific"
-        domain = {
-            "interactions": str(folder / "seqs.jsonl.gz"),
-            "items": str(folder / "items.jsonl.gz"),
-            "columns": {"user": "user", "item": "items"},
-            "fields": {"Title": "title"},
-        }
+        source = amazon.domain(data, "amazon18_scientific")
     return {
         "name": f"train-{name}",
         "base": {"model": load_recipe("demo").base.model},
-        "domains": {name: domain},
+        "domains": {name: source},
         "text": {"max_items": ITEMS},
         "stages": [{"name": "target", "domains": [name], "max_steps": 1}],
     }

@@ -112,8 +112,7 @@ class _Search:
         beam = self.running  # users in order, best first
         own = torch.where(unfed, self.paths.chain_ptr[beam.edge + 1] - self.paths.chain_ptr[beam.edge], 0)
         before = own.cumsum(0) - own
-        first = torch.searchsorted(beam.user, beam.user)  # where each user begins
-        used = before - before[first]
+        used = before - before[torch.searchsorted(beam.user, beam.user)]  # since the user's first
         return unfed & ((used + own <= self.round) | (used == 0))
 
     def _feed(self, new: Tensor) -> None:
@@ -125,19 +124,17 @@ class _Search:
         kept, place = torch.unique((row * width + old)[~new], return_inverse=True)
         rows = torch.cat([kept // width, row[new]])
         order = torch.argsort(rows, stable=True)
-        counts = torch.bincount(rows, minlength=len(tree))
         slot = torch.empty_like(order)
-        slot[order] = torch.arange(len(order), device=order.device) - (counts.cumsum(0) - counts)[rows[order]]
+        slot[order] = places(rows[order])
         own, tokens = self.paths.chains(beam.edge[new])
-        parents = torch.zeros(len(tree), int(counts.max()), dtype=torch.long, device=order.device)
+        parents = torch.zeros(len(tree), int(slot.max()) + 1, dtype=torch.long, device=order.device)
         lengths = torch.zeros_like(parents)
         parents[rows, slot] = torch.cat([kept % width, old[new]])
         lengths[row[new], slot[len(kept) :]] = own
         states = tree.extend(parents, lengths, tokens)
         moved = torch.empty_like(old)
         moved[~new], moved[new] = slot[: len(kept)][place], slot[len(kept) :]
-        self.running.parent = moved
-        self.running.slot = torch.where((beam.slot >= 0) | new, moved, beam.slot)
+        beam.parent, beam.slot = moved, torch.where((beam.slot >= 0) | new, moved, beam.slot)
         beam.score[new] += self.paths.rest_logprobs(states, tree.towers.head, own, tokens).double()
         self.fed += torch.bincount(beam.user[new], minlength=self.users)
 
@@ -164,7 +161,9 @@ class _Search:
         """Move what is done to the finished ones, and keep each user's best of both."""
         ended = done
         if self.strict:  # an item that ends counts only if it is among the best `beams` of its step
-            ended = done & (self._place(beam, beam.score) < self.beams)
+            order, place = self._sorted(beam, beam.score)
+            ended = done.clone()
+            ended[order] &= place < self.beams
         found = self.finished.joined(beam.pick(ended))
         self.finished = self._best(found, found.score, torch.full_like(self.fed, self.k))
         counts = torch.bincount(self.finished.user, minlength=self.users)
@@ -189,20 +188,21 @@ class _Search:
 
     def _best(self, beam: _Beams, key: Tensor, most: Tensor) -> _Beams:
         """Each user's best by `key` (n,), `most` (U,) of them, users in order, best first."""
-        place = self._place(beam, key)
-        kept = (place < most[beam.user]).nonzero().squeeze(1)
-        return beam.pick(kept[torch.argsort(beam.user[kept] * (len(beam) + 1) + place[kept])])
+        order, place = self._sorted(beam, key)
+        return beam.pick(order[place < most[beam.user[order]]])
 
-    def _place(self, beam: _Beams, key: Tensor) -> Tensor:
-        """(n,) how many of the same user come before each, by `key` (n,), ties by position."""
+    def _sorted(self, beam: _Beams, key: Tensor) -> tuple[Tensor, Tensor]:
+        """Users in order, of each the highest `key` (n,) first, ties by position; and each one's place there: (n,)."""
         order = torch.argsort(key, descending=True, stable=True)
         order = order[torch.argsort(beam.user[order], stable=True)]
-        counts = torch.bincount(beam.user, minlength=self.users)
-        place = torch.empty_like(order)
-        place[order] = torch.arange(len(order), device=order.device) - (counts.cumsum(0) - counts)[beam.user[order]]
-        return place
+        return order, places(beam.user[order])
 
     def _ranked(self, user: int) -> Ranked:
         own = self.finished.pick(self.finished.user == user)
         scores = own.score.cpu().numpy()
         return Ranked((~own.node).cpu().numpy(), scores, [f"log-probability {s:.2f}" for s in scores])
+
+
+def places(groups: Tensor) -> Tensor:
+    """(n,) how many of the same group stand before each; equal groups (n,) stand together, ascending."""
+    return torch.arange(len(groups), device=groups.device) - torch.searchsorted(groups, groups)

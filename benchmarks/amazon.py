@@ -1,0 +1,17 @@
+"""The shared Amazon domains and the short wording, as plain data for a recipe."""
+
+from pathlib import Path
+from typing import Any
+
+WORDING = {"first": "Bought in this order:", "next": "Next:", "field": "{value}"}
+
+
+def domain(data: Path, folder: str, max_users: int | None = None) -> dict[str, Any]:
+    """The domain in `data/folder`, items by their titles; `max_users` drawn by the seed, None: all."""
+    return {
+        "interactions": str(data / folder / "seqs.jsonl.gz"),
+        "items": str(data / folder / "items.jsonl.gz"),
+        "columns": {"user": "user", "item": "items"},
+        "fields": {"Title": "title"},
+        "max_users": max_users,
+    }
