@@ -78,7 +78,11 @@ def encoded(titles: list[str], encoder: Encoder) -> EncodedCatalogue:
 def speed(model: PreTrainedModel, encoder: Encoder, catalogue: EncodedCatalogue, length: int, **options: Any) -> float:
     """Users per second, the second of two runs."""
     recommender = Recommender(
-        Towers(model), encoder, catalogue, [str(i) for i in range(len(catalogue))], Recommend(**options)
+        Towers(model),
+        encoder,
+        catalogue,
+        [str(i) for i in range(len(catalogue))],
+        Recommend(batch_tokens=2048, **options),
     )
     if len(catalogue) > 10_000:
         vectors = torch.randn(len(catalogue), model.config.hidden_size, generator=torch.Generator().manual_seed(0))

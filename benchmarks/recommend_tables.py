@@ -8,7 +8,7 @@ ROWS = {
     "A": "transformers generate, 32 samples, BM25",
     "B": "transformers generate, 20 beams over a trie",
     "C": "sample, exact matches first",
-    "C paper": "sample, the paper's order",
+    "C paper": "sample, the paper's order (of the texts of C)",
     "D": "beam",
     "D strict": "beam, pruned as transformers does",
     "E": "dense",
@@ -48,9 +48,10 @@ def rows_page(results: dict[str, Any]) -> str:
 def equal_page(results: dict[str, Any]) -> str:
     equal = results["equal"]
     return (
-        f"In fp32, {equal['users']} users, all 20 beams, seen items allowed: {equal['identical_lists']:.1%} of the "
-        "lists of `beam_search(strict=True)` are transformers' item by item, "
-        f"{equal['identical_up_to_ties']:.1%} up to ties of {equal['tie_nats']:g} nats; "
+        f"In fp32, {equal['users']} users: {equal['lists_of_20_identical']:.1%} of the lists of all 20 beams of "
+        "`beam_search(strict=True)` are transformers' item by item, "
+        f"{equal['lists_of_20_identical_up_to_ties']:.1%} up to ties of {equal['tie_nats']:g} nats, and "
+        f"{equal['lists_of_10_identical']:.1%} of the lists of 10 unseen items, at "
         f"{equal['strict_vs_transformers_users']:.3g}x its users/s. Of `beam` as it is, "
         f"{equal['beam_lists_of_10_identical']:.1%} of the lists of 10 are the same, "
         f"{equal['beam_lists_of_10_shared_items']:.1%} of their items."

@@ -12,6 +12,9 @@ from typing import Any
 import platformdirs
 import psutil
 
+TERMS = ("LICENSE*", "NOTICE*", "Notice*")  # what whoever passes a model on has to pass on with it
+BESIDE_WEIGHTS = ("*.json", "*.model", "*.txt", "*.jinja", *TERMS)  # a model's config, tokenizer, templates, terms
+
 
 def cache_folder() -> Path:
     """The user's cache folder; `CALREC_LITE_CACHE` moves it."""

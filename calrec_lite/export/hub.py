@@ -17,6 +17,7 @@ from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
 
 from calrec_lite.errors import InputError, RunError
+from calrec_lite.files import TERMS
 
 # All that an export may consist of, folder by folder. Whatever matches none of these stays here: optimiser states,
 # checkpoints, logs, prepared domains. catalogue.jsonl is in an export only if its recipe asks (`export.catalogue`).
@@ -28,7 +29,7 @@ _LOADED = (
     *("preprocessor_config.json", "processor_config.json"),
     *("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json", "[0-9]_*/config.json"),
 )
-_ALLOWED = (*_LOADED, "LICENSE*", "NOTICE*", "model*.gguf")
+_ALLOWED = (*_LOADED, *TERMS, "model*.gguf")
 _MEND_TOKEN = "log in with `hf auth login`, or set HF_TOKEN to a token with write access"
 _PAUSES = (1.0, 4.0)  # seconds before a broken commit is tried again; huggingface_hub itself repeats broken PUTs
 _PASSING = (408, 409, 412, 429)  # client errors that go away by themselves

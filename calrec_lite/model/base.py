@@ -22,10 +22,8 @@ from transformers import (
 from calrec_lite.data.checksum import file_sha256
 from calrec_lite.data.sources import fetch, snapshot
 from calrec_lite.errors import InputError
-from calrec_lite.files import atomic_path, cache_folder
+from calrec_lite.files import BESIDE_WEIGHTS, atomic_path, cache_folder
 from calrec_lite.recipe import Base
-
-DOWNLOADED = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "LICENSE*", "NOTICE*")
 
 
 def base_folder(base: Base) -> Path:
@@ -53,7 +51,7 @@ def base_folder(base: Base) -> Path:
 
 
 def _from_hub(base: Base) -> Path:
-    patterns = [*DOWNLOADED, "*.py"] if base.trust_remote_code else DOWNLOADED
+    patterns = ["*.safetensors", *BESIDE_WEIGHTS, *(["*.py"] if base.trust_remote_code else [])]
     again = ["consolidated*", "original/*"]  # the same weights in their maker's own format
     return snapshot(base.model, "base.model", patterns, again, base.revision)
 

@@ -19,20 +19,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from calrec_lite.errors import InputError
-from calrec_lite.files import atomic_path
+from calrec_lite.files import BESIDE_WEIGHTS, atomic_path
 
 NEVER_QUANTISED = re.compile(r"embed|lm_head|norm")  # what transformers leaves unquantised in a 4-bit model
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
 PIECE = 1 << 24  # bytes copied at once
-COPIED = (
-    "*.json",
-    "*.py",
-    "*.model",
-    "*.txt",
-    "*.jinja",
-    "LICENSE*",
-    "NOTICE*",
-)  # config, tokenizer, templates, terms; weights and their index are written
 # PEFT's initialisations that leave the base as it is, as its code of 0.21 has them. The others (PiSSA, OLoRA, CorDA,
 # LoftQ, LoRA-GA) take B @ A out of the base, or round it, so that the adapter belongs to a base nobody has stored.
 PLAIN_INITIALISATIONS = ("true", "false", "gaussian", "eva", "orthogonal", "mica")
@@ -90,7 +81,7 @@ def merge_adapter(
         )
     with atomic_path(to) as temporary:
         temporary.mkdir()
-        for pattern in COPIED:
+        for pattern in (*BESIDE_WEIGHTS, "*.py"):
             for file in (f for f in base.glob(pattern) if f.is_file()):
                 shutil.copy(file, temporary / file.name)
         with tqdm(total=len(present), desc="merge", unit="tensor", disable=not progress) as bar:

@@ -33,8 +33,8 @@ def beam_search(
         trie, paths: of the catalogue, `paths` on the tree's device.
         beams: at least `k`; more find the true list more often, and take longer.
         allowed: (U, N) which items may be recommended. The probabilities stay those over all items.
-        strict: search as transformers' beam search does, token by token, with certain items in the beam until their
-            last token: the same lists as `generate(num_beams=...)`, at the price of more steps and a worse search.
+        strict: prune as transformers' beam search does, token by token, with certain items in the beam until their
+            last token: the first k of `generate(num_beams=...)`, at the price of more steps and a worse search.
             For comparisons; `score: catalogue` only.
     """
     search = _Search(tree, paths, torch.from_numpy(trie.open_edges(allowed)).to(tree.device), beams, k, strict)
@@ -88,9 +88,10 @@ class _Search:
             beam = self.running
             leaf = beam.node < 0
             unfed = (beam.slot < 0) & (~leaf | self.spelled)
-            ready = self._shortest(leaf) if self.strict else ~unfed
-            if bool((ready & unfed).any()) or not bool(ready.any()):
-                self._feed(unfed if self.strict else self._chosen(unfed))
+            turn = self._shortest(leaf) if self.strict else ~unfed
+            ready = turn & ~self._waiting(turn & unfed)
+            if not bool(ready.any()):
+                self._feed(self._chosen(unfed, turn))
                 continue
             children = self._expand(beam.pick(ready & ~leaf))
             certain = (children.node < 0) & (not self.spelled and not self.strict)
@@ -107,13 +108,21 @@ class _Search:
         least = at.new_full((self.users,), torch.iinfo(at.dtype).max).scatter_reduce(0, beam.user, at, "amin")
         return at == least[beam.user]
 
-    def _chosen(self, unfed: Tensor) -> Tensor:
-        """(n,) who is fed next: of each user the best, as many as fill a round."""
+    def _waiting(self, unfed: Tensor) -> Tensor:
+        """(n,) whether any of the same user's is not fed yet."""
+        return (torch.bincount(self.running.user[unfed], minlength=self.users) > 0)[self.running.user]
+
+    def _chosen(self, unfed: Tensor, turn: Tensor) -> Tensor:
+        """(n,) who is fed next: of each user those whose turn it is, then the best, as many as fill a round."""
         beam = self.running  # users in order, best first
-        own = torch.where(unfed, self.paths.chain_ptr[beam.edge + 1] - self.paths.chain_ptr[beam.edge], 0)
+        order, _ = self._sorted(beam, turn.int())
+        user, asked = beam.user[order], unfed[order]
+        own = torch.where(unfed, self.paths.chain_ptr[beam.edge + 1] - self.paths.chain_ptr[beam.edge], 0)[order]
         before = own.cumsum(0) - own
-        used = before - before[torch.searchsorted(beam.user, beam.user)]  # since the user's first
-        return unfed & ((used + own <= self.round) | (used == 0))
+        used = before - before[torch.searchsorted(user, user)]  # since the user's first
+        chosen = torch.empty_like(unfed)
+        chosen[order] = asked & ((used + own <= self.round) | (used == 0))
+        return chosen
 
     def _feed(self, new: Tensor) -> None:
         """Run the chains of `new` edges; what others hang below, or have fed already, keeps its place in the front."""
@@ -174,11 +183,19 @@ class _Search:
             left = STEPS * self.beams - self.fed  # what cannot be continued any more need not be kept
             most = torch.where(counts < self.k, left.clamp(min=self.beams), left)
             beam = self._best(beam, beam.score + self._promise(beam), most)
+        self.running = beam.pick(beam.score >= self._bound(beam)[beam.user])
+
+    def _bound(self, beam: _Beams) -> Tensor:
+        """(U,) the score of each user's k-th best certain item, -inf where there are fewer."""
+        sure = self.finished
+        if self.strict:  # certain items of the beam end as they are
+            sure = sure.joined(beam.pick(beam.node < 0))
+            sure = self._best(sure, sure.score, torch.full_like(self.fed, self.k))
+        counts = torch.bincount(sure.user, minlength=self.users)
         bound = torch.full((self.users,), -torch.inf, dtype=torch.double, device=self.fed.device)
-        if len(self.finished):
-            last = self.finished.score[(counts.cumsum(0) - 1).clamp(min=0)]
-            bound = torch.where(counts >= self.k, last, bound)
-        self.running = beam.pick(beam.score >= bound[beam.user])
+        full = counts >= self.k
+        bound[full] = sure.score[counts.cumsum(0) - 1][full] if len(sure) else bound[full]
+        return bound
 
     def _promise(self, beam: _Beams) -> Tensor:
         """(n,) what the best item below may lose against the partial item itself: a guess, nothing for an item."""

@@ -13,6 +13,7 @@ from pydantic import Field, NonNegativeInt, ValidationError
 from calrec_lite.data.domain import Catalogue
 from calrec_lite.data.sources import snapshot
 from calrec_lite.errors import InputError
+from calrec_lite.files import BESIDE_WEIGHTS
 from calrec_lite.recipe import Recommend, Section, Text
 from calrec_lite.text.encoding import EncodedCatalogue, Encoder, encode_catalogue
 
@@ -97,7 +98,7 @@ def locate(source: str | Path) -> Path:
     folder = Path(source)
     if folder.is_dir():
         return folder
-    return snapshot(str(source), "model", ["*.safetensors", "*.json", "*.jsonl", "*.model", "*.jinja"])
+    return snapshot(str(source), "model", ["*.safetensors", "*.jsonl", *BESIDE_WEIGHTS])
 
 
 def with_strategy(options: Recommend, strategy: str | None) -> Recommend:

@@ -47,5 +47,6 @@ def test_every_row_makes_whole_lists_and_a_part_that_was_measured_is_kept(
 
 def test_equal_lists(bench: "benchmark.Bench") -> None:
     equal = benchmark.measure_equal(bench, 10)
-    assert equal["identical_up_to_ties"] == 1
+    assert equal["lists_of_20_identical_up_to_ties"] == 1
+    assert equal["lists_of_10_identical"] == 1
     assert equal["largest_score_difference"] < 1e-3

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 
 import calrec_lite.model.merge as merging
 from calrec_lite.errors import InputError
-from calrec_lite.model.base import DOWNLOADED
+from calrec_lite.files import BESIDE_WEIGHTS
 from calrec_lite.model.merge import merge_adapter, parity
 
 KINDS = {
@@ -103,7 +103,9 @@ def test_the_bases_terms_come_along(tiny_folder: Path, tmp_path: Path) -> None:
     trained(base, tmp_path / "adapter")
     merge_adapter(base, tmp_path / "adapter", tmp_path / "merged", progress=False)
     assert {n: (tmp_path / "merged" / n).read_text() for n in terms} == terms
-    assert set(filter_repo_objects([*terms, "notes.md", "model.bin"], allow_patterns=list(DOWNLOADED))) == set(terms)
+    assert set(filter_repo_objects([*terms, "notes.md", "model.bin"], allow_patterns=list(BESIDE_WEIGHTS))) == set(
+        terms
+    )
 
 
 def test_adapters_that_do_nothing_or_do_not_fit_are_refused(tiny_folder: Path, tmp_path: Path) -> None:

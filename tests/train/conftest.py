@@ -1,0 +1,76 @@
+"""A whole run on the tiny model, made once: its recipe, its data, the run, and its export."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from calrec_lite.evaluate.systems import evaluate_run
+from calrec_lite.export.bundle import export_run
+from calrec_lite.recipe_file import check_recipe
+from calrec_lite.train.run import Run
+from calrec_lite.train.stage import train_run
+from tests.conftest import item_names
+
+STEPS = 6  # too few to learn much: that training helps is shown on real weights in tests/real
+
+
+def values(tiny_folder: Path, data: Path, **base) -> dict:
+    """A recipe of two domains and two stages, as plain data."""
+    return {
+        "name": "tiny",
+        "base": {
+            "model": str(tiny_folder),
+            "dtype": "float32",
+            "load_in_4bit": False,
+            "lora": {"r": 4},
+            **base,
+            "license": "mit",
+        },
+        "domains": {
+            name: {"interactions": str(data / f"{name}.csv"), "fields": {"Title": "title"}, "columns": {"time": "time"}}
+            for name in ("shop", "other")
+        },
+        "text": {"max_items": 6},
+        "stages": [
+            {"name": "joint", "domains": ["other", "shop"], "max_steps": STEPS},
+            {"name": "target", "domains": ["shop"], "max_steps": STEPS},
+        ],
+        "optim": {"batch_size": 4, "micro_batch_size": 2, "save_every": 2, "log_every": 2, "learning_rate": 5e-3},
+        "recommend": {"beams": 15},
+        "evaluate": {"users": 20, "bootstrap": 200},
+    }
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    for name, n in (("shop", 30), ("other", 20)):
+        names = item_names(n)
+        lines = ["user,item,time,title"]
+        for user in range(40):
+            start = rng.integers(n)
+            lines += [f"{user},{(start + t) % n},{t},{names[(start + t) % n]}" for t in range(rng.integers(4, 12))]
+        (folder / f"{name}.csv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trained(tiny_folder: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    run = Run.start(check_recipe(values(tiny_folder, data)), tmp_path_factory.mktemp("runs"))
+    train_run(run)
+    return run
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+@pytest.fixture(scope="session")
+def exported(trained: Run, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, Path]:
+    """What was measured, and the folder that was exported afterwards."""
+    results = evaluate_run(trained)
+    return results, export_run(trained, tmp_path_factory.mktemp("exported") / "export")
