@@ -72,7 +72,6 @@ class Bench:
         self.run = run
         domain = run.domain("scientific")
         self.cases = build_cases(domain, "test", users, 0)
-        self.validation = build_cases(domain, "validation", max(50, users // 2), 0)
         base = run.recipe.base.model_copy(update={"dtype": dtype})
         self.model = load_model(run.final(), base, quantised=False)
         self.model.eval()
@@ -154,15 +153,17 @@ def timed(rank: Ranker, histories: list[np.ndarray]) -> tuple[np.ndarray, float,
     return lists, seconds, memory("VmHWM")
 
 
-def measure_rows(bench: Bench, fusion: float, keep: Path) -> dict[str, Any]:
-    """Every row on every block of users, in turn; a block that was measured before is read from `keep`."""
+def measure_rows(bench: Bench, fusion: float, keep: Path, most: int | None = None) -> dict[str, Any]:
+    """Every row on `most` blocks of users (all), in turn; a block that was measured before is read from `keep`."""
     rankers, cases = bench.rankers(fusion), bench.cases
-    for rank in rankers.values():
-        rank(cases.histories[:2])  # kernels, tries, item vectors
-    blocks = []
-    for at in range(0, len(cases.users), BLOCK):
+    blocks: list[dict[str, Any]] = []
+    warm = False
+    for at in range(0, len(cases.users), BLOCK)[:most]:
         file = keep / f"rows-{len(cases.users)}-{at}.json"
         if not file.is_file():
+            for rank in rankers.values() if not warm else ():
+                rank(cases.histories[:2])  # kernels, tries, item vectors
+            warm = True
             made = {name: timed(rank, cases.histories[at : at + BLOCK]) for name, rank in rankers.items()}
             write_json(file, {n: {"lists": x.tolist(), "seconds": s, "memory": m} for n, (x, s, m) in made.items()})
             print(at, {n: round(BLOCK / s, 3) for n, (_, s, _) in made.items()}, flush=True)
@@ -179,11 +180,12 @@ def row_facts(name: str, blocks: list[dict[str, Any]], cases: Cases) -> dict[str
     distinct = [len({i for i in own.tolist() if i >= 0}) / K for own in lists]
     return {
         "what": ROWS[name],
+        "users": len(lists),
         "users_per_second": 1 / statistics.median(seconds),
         "peak_memory_bytes": max(block[name]["memory"] for block in blocks),
         "valid_share": float(valid.mean()),
         "distinct_share": float(np.mean(distinct)),
-        **summarise(ranks_from_lists(lists, cases.targets), 2000, 0),
+        **summarise(ranks_from_lists(lists, cases.targets[: len(lists)]), 2000, 0),
     }
 
 
@@ -261,8 +263,10 @@ def main() -> None:
     parser.add_argument("--run", type=Path, help="a trained run with the domain `scientific`; default: train one")
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--users", type=int, default=200)
-    parser.add_argument("--quality-users", type=int, default=1000)
-    parser.add_argument("--equal-users", type=int, default=40)
+    parser.add_argument("--blocks", type=int, help=f"of {BLOCK} users; default: all")
+    parser.add_argument("--tuning-users", type=int, default=100)
+    parser.add_argument("--quality-users", type=int, default=500)
+    parser.add_argument("--equal-users", type=int, default=25)
     parser.add_argument("--only", choices=["train", "rows", "equal", "quality", "scale"])
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "recommend_cpu.json")
     options = parser.parse_args()
@@ -290,21 +294,31 @@ def measure(part: str, run: Run, options: argparse.Namespace) -> Any:
         return measure_equal(bench, options.equal_users)
     if part == "scale":
         return scale(bench.model, bench.encoder, bench.catalogue, options.data)
-    tried = tune_fusion(bench.recommender(strategy="rerank"), bench.validation, exclude_seen=True)
-    print("fusion on validation:", tried[0], flush=True)
+    tried = tuned(bench, options.tuning_users)
     if part == "rows":
-        return measure_rows(bench, tried[0].fusion, run.folder)
-    return {"fusion_on_validation": [vars(t) for t in tried], **measure_quality(bench, tried[0].fusion)}
+        return measure_rows(bench, tried[0]["fusion"], run.folder, options.blocks)
+    return {"fusion_on_validation": tried, **measure_quality(bench, tried[0]["fusion"])}
+
+
+def tuned(bench: Bench, users: int) -> list[dict[str, float]]:
+    """Each `fusion` on so many validation users, the best first; kept in the run."""
+    file = bench.run.folder / f"fusion-{users}.json"
+    if not file.is_file():
+        cases = build_cases(bench.run.domain("scientific"), "validation", users, 0)
+        tried = tune_fusion(bench.recommender(strategy="rerank"), cases, exclude_seen=True)
+        write_json(file, [vars(t) for t in tried])
+    return json.loads(file.read_text(encoding="utf-8"))
 
 
 def about(options: argparse.Namespace, run: Run, results: dict[str, Any]) -> dict[str, Any]:
     stages = list(run.stage_metrics().values())
+    measured = next(iter(results["rows"].values()))["users"] if "rows" in results else options.users
     trained = f"--run {run.folder.name}" if options.run else f"--steps {options.steps}"
     return {
         "command": f"python benchmarks/recommend.py {trained}",
         "setting": f"SmolLM2-135M-Instruct in bf16, trained for {' + '.join(str(s['steps']) for s in stages)} steps of "
         f"{run.recipe.optim.batch_size} rows, the last stage on amazon18_scientific (validation nats an item: base "
-        f"{stages[0]['valid_nats_before']:.2f}, now {stages[-1]['valid_nats_merged']:.2f}); {options.users} test "
+        f"{stages[0]['valid_nats_before']:.2f}, now {stages[-1]['valid_nats_merged']:.2f}); {measured} test "
         f"users, seen items masked; blocks of {BLOCK} users in turn, medians; A and B take one user at a time, ours "
         f"batches of {BATCH_TOKENS} prompt tokens; memory is that of the one process that holds all rows",
         "date": time.strftime("%Y-%m-%d"),
