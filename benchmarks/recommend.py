@@ -314,8 +314,9 @@ def about(options: argparse.Namespace, run: Run, results: dict[str, Any]) -> dic
     stages = list(run.stage_metrics().values())
     measured = next(iter(results["rows"].values()))["users"] if "rows" in results else options.users
     trained = f"--run {run.folder.name}" if options.run else f"--steps {options.steps}"
+    blocks = f" --blocks {options.blocks}" if options.blocks else ""
     return {
-        "command": f"python benchmarks/recommend.py {trained}",
+        "command": f"python benchmarks/recommend.py {trained}{blocks}",
         "setting": f"SmolLM2-135M-Instruct in bf16, trained for {' + '.join(str(s['steps']) for s in stages)} steps of "
         f"{run.recipe.optim.batch_size} rows, the last stage on amazon18_scientific (validation nats an item: base "
         f"{stages[0]['valid_nats_before']:.2f}, now {stages[-1]['valid_nats_merged']:.2f}); {measured} test "
