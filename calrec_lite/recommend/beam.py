@@ -104,7 +104,7 @@ class _Search:
         beam = self.running
         fork, item = beam.node.clamp(min=0), (~beam.node).clamp(min=0)
         depth = self.paths.depth[fork] if len(self.paths.depth) else fork
-        at = torch.where(leaf, self.paths.length[item] + 1, depth)  # the end-of-text token is a step of `generate`
+        at = torch.where(leaf, self.paths.length[item], depth)  # where the end-of-text token would stand
         least = at.new_full((self.users,), torch.iinfo(at.dtype).max).scatter_reduce(0, beam.user, at, "amin")
         return at == least[beam.user]
 

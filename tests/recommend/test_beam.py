@@ -7,13 +7,14 @@ import pytest
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
+from calrec_lite.data.domain import Catalogue
 from calrec_lite.model.towers import Towers
 from calrec_lite.recommend import beam
 from calrec_lite.recommend.beam import STEPS, beam_search
 from calrec_lite.recommend.likelihood import catalogue_logprobs, item_logprobs
 from calrec_lite.recommend.paths import Paths
 from calrec_lite.recommend.tree import PromptTree
-from calrec_lite.text.encoding import EncodedCatalogue, Encoder
+from calrec_lite.text.encoding import EncodedCatalogue, Encoder, encode_catalogue
 from calrec_lite.text.trie import Trie
 from tests.recommend.conftest import Exact
 
@@ -106,17 +107,28 @@ class Prior(LogitsProcessor):
         return scores
 
 
-@pytest.mark.parametrize(("beams", "k"), [(3, 3), (6, 6), (12, 12), (6, 2), (12, 5)])
+def deep(encoder: Encoder) -> EncodedCatalogue:
+    """Items of many lengths that part late, so that some end where others still have to choose."""
+    random, names = np.random.default_rng(3), set()
+    while len(names) < 80:
+        names.add(" ".join(random.choice(["red", "blue", "tea"], random.integers(1, 9))))
+    fields = [{"Title": name} for name in sorted(names)]
+    items = Catalogue([str(i) for i in range(80)], fields, {})
+    return encode_catalogue("deep", items, encoder, np.ones(80, np.int64), prior=1.0)
+
+
+@pytest.mark.parametrize(("beams", "k"), [(3, 3), (6, 6), (12, 12), (6, 2), (12, 5), (7, None)])
 def test_strict_search_gives_the_lists_of_transformers(
     causal: PreTrainedModel,
     towers: Towers,
     prompts: list,
     encoder: Encoder,
     catalogue: EncodedCatalogue,
-    everything: np.ndarray,
     beams: int,
-    k: int,
+    k: int | None,
 ) -> None:
+    catalogue, k = (deep(encoder), beams) if k is None else (catalogue, k)
+    everything = np.ones((len(prompts), len(catalogue)), np.bool_)
     trie, end = catalogue.trie, encoder.end
     plain = [tuple(t.tolist()) for t in catalogue.tokens]
     children: dict[tuple[int, ...], dict[int, float]] = {}
