@@ -1,6 +1,6 @@
 """What a user of transformers would write today: the paper's sampling, and beam search over a trie (rows A and B)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -10,6 +10,12 @@ from calrec_lite.recommend.ground import Grounder
 from calrec_lite.text.encoding import EncodedCatalogue, Encoder
 
 Lists = list[list[int]]
+
+
+def unseen(items: Iterable[int], history: np.ndarray, k: int) -> list[int]:
+    """The first `k` items that the user has not had."""
+    seen = set(history.tolist())
+    return [int(i) for i in items if i not in seen][:k]
 
 
 class SampleAndGround:
@@ -85,8 +91,7 @@ class TrieBeams:
             self.children[tokens] = {encoder.end: 0.0}
 
     def rank(self, histories: Sequence[np.ndarray], k: int) -> Lists:
-        made = [self.scored(history) for history in histories]
-        return [[i for i in items if i not in set(h.tolist())][:k] for (items, _), h in zip(made, histories)]
+        return [unseen(self.scored(history)[0], history, k) for history in histories]
 
     @torch.no_grad()
     def scored(self, history: np.ndarray) -> tuple[list[int], list[float]]:

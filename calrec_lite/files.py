@@ -4,7 +4,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,12 @@ def cache_folder() -> Path:
     """The user's cache folder; `CALREC_LITE_CACHE` moves it."""
     folder = os.environ.get("CALREC_LITE_CACHE") or platformdirs.user_cache_dir("calrec-lite", appauthor=False)
     return Path(folder)
+
+
+def copy_matching(source: Path, to: Path, patterns: Sequence[str]) -> None:
+    """Copy the files of a folder (not of those below it) whose names match one of `patterns` into another."""
+    for file in (f for pattern in patterns for f in source.glob(pattern) if f.is_file()):
+        shutil.copy(file, to / file.name)
 
 
 @contextmanager

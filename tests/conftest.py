@@ -62,6 +62,29 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two domains, as files, of users who go round a ring of items."""
+    folder = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    for name, n in (("shop", 30), ("other", 20)):
+        names = item_names(n)
+        lines = ["user,item,time,title"]
+        for user in range(40):
+            start = rng.integers(n)
+            lines += [f"{user},{(start + t) % n},{t},{names[(start + t) % n]}" for t in range(rng.integers(4, 12))]
+        (folder / f"{name}.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder
+
+
+def ring_domains(data: Path) -> dict[str, dict]:
+    """The domains of `data` as a recipe names them."""
+    return {
+        name: {"interactions": str(data / f"{name}.csv"), "fields": {"Title": "title"}, "columns": {"time": "time"}}
+        for name in ("shop", "other")
+    }
+
+
 def make_domain(name: str = "shop", items: int = 30, users: int = 24, seed: int = 0) -> Domain:
     """Users who go round a ring of items, so that the last item predicts the next."""
     rng = np.random.default_rng(seed)

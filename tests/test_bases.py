@@ -32,7 +32,7 @@ from calrec_lite.text.encoding import EncodedCatalogue
 from calrec_lite.train.memory import activation_bytes
 from calrec_lite.train.run import Run
 from calrec_lite.train.stage import train_run
-from tests.conftest import item_names
+from tests.conftest import ring_domains
 
 BASES = builtin_folder() / "base"
 TABLE = Path(__file__).parents[1] / "docs" / "bases.md"
@@ -95,13 +95,9 @@ REAL: dict[str, PretrainedConfig] = {  # the published shapes
 
 def whole_recipe(folder: Path, base: str, data: Path) -> Path:
     """A small recipe that names its base in its first line."""
-    domains = {
-        name: {"interactions": str(data / f"{name}.csv"), "fields": {"Title": "title"}, "columns": {"time": "time"}}
-        for name in ("shop", "other")
-    }
     rest = {
         "name": "tiny",
-        "domains": domains,
+        "domains": ring_domains(data),
         "text": {"max_items": 6},
         "stages": [
             {"name": "joint", "domains": ["other", "shop"], "max_steps": 2},
@@ -113,21 +109,6 @@ def whole_recipe(folder: Path, base: str, data: Path) -> Path:
     path = folder / "tiny.yaml"
     path.write_text(f"extends: [base/{base}.yaml]\n{yaml.safe_dump(rest)}", encoding="utf-8")
     return path
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two domains of users who go round a ring of items."""
-    folder = tmp_path_factory.mktemp("data")
-    rng = np.random.default_rng(0)
-    for name, n in (("shop", 30), ("other", 20)):
-        names = item_names(n)
-        lines = ["user,item,time,title"]
-        for user in range(30):
-            start = rng.integers(n)
-            lines += [f"{user},{(start + t) % n},{t},{names[(start + t) % n]}" for t in range(rng.integers(4, 12))]
-        (folder / f"{name}.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return folder
 
 
 def test_there_is_a_file_for_each_base_and_no_other() -> None:

@@ -9,7 +9,7 @@ from transformers import GenerationConfig
 from calrec_lite.errors import InputError
 from calrec_lite.export.card import base_name, render_card
 from calrec_lite.export.sentence import write_sentence_files
-from calrec_lite.files import TERMS, atomic_path
+from calrec_lite.files import TERMS, atomic_path, copy_matching
 from calrec_lite.recommend.package import PackageInfo, write_package
 from calrec_lite.train.run import Run
 from calrec_lite.train.stage import stage_origin
@@ -54,8 +54,7 @@ def export_adapter(run: Run, to: Path) -> Path:
     _refuse_foreign(to)
     with atomic_path(to) as temporary:
         shutil.copytree(run.stages[-1].adapter, temporary)
-        for terms in (file for pattern in TERMS for file in origin.glob(pattern) if file.is_file()):
-            shutil.copy(terms, temporary / terms.name)
+        copy_matching(origin, temporary, TERMS)
         config = json.loads((temporary / "adapter_config.json").read_text(encoding="utf-8"))
         config |= {"base_model_name_or_path": base_name(run.recipe), "revision": run.recipe.base.revision}
         (temporary / "adapter_config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")

@@ -3,7 +3,6 @@
 import json
 import math
 import re
-import shutil
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
@@ -19,7 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from calrec_lite.errors import InputError
-from calrec_lite.files import BESIDE_WEIGHTS, atomic_path
+from calrec_lite.files import BESIDE_WEIGHTS, atomic_path, copy_matching
 
 NEVER_QUANTISED = re.compile(r"embed|lm_head|norm")  # what transformers leaves unquantised in a 4-bit model
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
@@ -81,9 +80,7 @@ def merge_adapter(
         )
     with atomic_path(to) as temporary:
         temporary.mkdir()
-        for pattern in (*BESIDE_WEIGHTS, "*.py"):
-            for file in (f for f in base.glob(pattern) if f.is_file()):
-                shutil.copy(file, temporary / file.name)
+        copy_matching(base, temporary, (*BESIDE_WEIGHTS, "*.py"))
         with tqdm(total=len(present), desc="merge", unit="tensor", disable=not progress) as bar:
             for shard in shards:
                 _write_shard(shard, temporary / shard.name, deltas, onto, bar)

@@ -175,11 +175,11 @@ class _Search:
             ended[order] &= place < self.beams
         found = self.finished.joined(beam.pick(ended))
         self.finished = self._best(found, found.score, torch.full_like(self.fed, self.k))
-        counts = torch.bincount(self.finished.user, minlength=self.users)
         beam = beam.pick(~done)
         if self.strict:
             beam = self._best(beam, beam.score, torch.full_like(self.fed, self.beams))
         else:
+            counts = torch.bincount(self.finished.user, minlength=self.users)
             left = STEPS * self.beams - self.fed  # what cannot be continued any more need not be kept
             most = torch.where(counts < self.k, left.clamp(min=self.beams), left)
             beam = self._best(beam, beam.score + self._promise(beam), most)
@@ -194,7 +194,7 @@ class _Search:
         counts = torch.bincount(sure.user, minlength=self.users)
         bound = torch.full((self.users,), -torch.inf, dtype=torch.double, device=self.fed.device)
         full = counts >= self.k
-        bound[full] = sure.score[counts.cumsum(0) - 1][full] if len(sure) else bound[full]
+        bound[full] = sure.score[(counts.cumsum(0) - 1)[full]]
         return bound
 
     def _promise(self, beam: _Beams) -> Tensor:

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -12,7 +11,7 @@ from calrec_lite.export.bundle import export_run
 from calrec_lite.recipe_file import check_recipe
 from calrec_lite.train.run import Run
 from calrec_lite.train.stage import train_run
-from tests.conftest import item_names
+from tests.conftest import ring_domains
 
 STEPS = 6  # too few to learn much: that training helps is shown on real weights in tests/real
 
@@ -29,10 +28,7 @@ def values(tiny_folder: Path, data: Path, **base) -> dict:
             **base,
             "license": "mit",
         },
-        "domains": {
-            name: {"interactions": str(data / f"{name}.csv"), "fields": {"Title": "title"}, "columns": {"time": "time"}}
-            for name in ("shop", "other")
-        },
+        "domains": ring_domains(data),
         "text": {"max_items": 6},
         "stages": [
             {"name": "joint", "domains": ["other", "shop"], "max_steps": STEPS},
@@ -42,20 +38,6 @@ def values(tiny_folder: Path, data: Path, **base) -> dict:
         "recommend": {"beams": 15},
         "evaluate": {"users": 20, "bootstrap": 200},
     }
-
-
-@pytest.fixture(scope="session")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    rng = np.random.default_rng(0)
-    for name, n in (("shop", 30), ("other", 20)):
-        names = item_names(n)
-        lines = ["user,item,time,title"]
-        for user in range(40):
-            start = rng.integers(n)
-            lines += [f"{user},{(start + t) % n},{t},{names[(start + t) % n]}" for t in range(rng.integers(4, 12))]
-        (folder / f"{name}.csv").write_text("\n".join(lines) + "\n")
-    return folder
 
 
 @pytest.fixture(scope="session")

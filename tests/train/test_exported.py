@@ -188,8 +188,6 @@ def test_an_adapter_names_the_hub_id_and_revision_of_its_base(
 
 
 def test_sampling_gives_lists_of_distinct_items_too(trained: Run) -> None:
-    from calrec_lite.evaluate.systems import open_recommender
-
     options = trained.recipe.recommend.model_copy(update={"strategy": "sample", "samples": 8, "temperature": 1.0})
     sampling = Run(trained.recipe.model_copy(update={"recommend": options}), trained.folder)
     recommender = open_recommender(sampling, trained.final())
