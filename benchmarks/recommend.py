@@ -96,21 +96,22 @@ class Bench:
             "C": ours(sample),
             "C paper": ours(again),
             "D": ours(self.recommender(strategy="beam")),
-            "D strict": lambda histories: [unseen(r.items, h, K) for r, h in zip(self.strict(histories, K), histories)],
+            "D strict": lambda histories: [ranked.items for ranked in self.strict(histories, K, exclude_seen=True)],
             "E": ours(self.recommender(strategy="dense")),
             "F": ours(self.recommender(strategy="rerank", fusion=fusion)),
         }
 
-    def strict(self, histories: list[np.ndarray], k: int) -> list[Ranked]:
-        """What transformers' beam search would find: of each user at least the best `k` that are not seen."""
+    def strict(self, histories: list[np.ndarray], k: int, exclude_seen: bool) -> list[Ranked]:
+        """The first `k` of what transformers' beam search would find."""
         prompts = [self.encoder.prompt([self.catalogue.tokens[i] for i in h]) for h in histories]
         found: dict[int, Ranked] = {}
         for users in batches(prompts, BATCH_TOKENS):
             with torch.no_grad():
                 tree = PromptTree(self.towers, [prompts[u] for u in users], self.encoder.pad)
-            everything = np.ones((len(users), len(self.catalogue)), np.bool_)
-            wanted = min(BEAMS, k + max(len({*histories[u].tolist()}) for u in users))
-            made = beam_search(tree, self.catalogue.trie, self.paths, BEAMS, wanted, everything, strict=True)
+            allowed = np.ones((len(users), len(self.catalogue)), np.bool_)
+            for row, u in zip(allowed, users) if exclude_seen else ():
+                row[histories[u]] = False
+            made = beam_search(tree, self.catalogue.trie, self.paths, BEAMS, k, allowed, strict=True)
             found |= zip(users, made)
         return [found[u] for u in range(len(prompts))]
 
@@ -186,14 +187,14 @@ def measure_equal(bench: Bench, users: int) -> dict[str, Any]:
     """In fp32: how many lists are the same as transformers', item by item: all 20 beams, and 10 unseen items."""
     histories = bench.cases.histories[:users]
     free = bench.recommender(strategy="beam", exclude_seen=False, beams=BEAMS)
-    bench.strict(histories[:2], K)
+    bench.strict(histories[:2], K, exclude_seen=True)
     bench.trie_beams.scored(histories[0])
     start = time.perf_counter()
-    tens = [unseen(r.items, h, K) for r, h in zip(bench.strict(histories, K), histories)]
+    tens = [ranked.items.tolist() for ranked in bench.strict(histories, K, exclude_seen=True)]
     middle = time.perf_counter()
     theirs = [bench.trie_beams.scored(history) for history in histories]
     end = time.perf_counter()
-    ours = bench.strict(histories, BEAMS)
+    ours = bench.strict(histories, BEAMS, exclude_seen=False)
     best = free.rank(histories, K, exclude_seen=False)
     their_tens = [unseen(items, h, K) for (items, _), h in zip(theirs, histories)]
     return {

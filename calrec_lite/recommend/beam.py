@@ -34,13 +34,10 @@ def beam_search(
         beams: at least `k`; more find the true list more often, and take longer.
         allowed: (U, N) which items may be recommended. The probabilities stay those over all items.
         strict: prune as transformers' beam search does, token by token, with certain items in the beam until their
-            last token: the first k of `generate(num_beams=...)`, at the price of more steps and a worse search.
-            For comparisons; `score: catalogue` only.
+            last token, what is not allowed too: the first k allowed ones of `generate(num_beams=...)`, at the price
+            of more steps and a worse search. For comparisons; `score: catalogue` only.
     """
-    search = _Search(tree, paths, torch.from_numpy(trie.open_edges(allowed)).to(tree.device), beams, k, strict)
-    if not len(trie.depth):  # one item, no decision
-        search.running = search.running.pick(torch.from_numpy(allowed[:, 0]).to(tree.device))
-    return search.run()
+    return _Search(tree, trie, paths, beams, k, allowed, strict).run()
 
 
 @dataclass
@@ -69,8 +66,12 @@ class _Beams:
 
 
 class _Search:
-    def __init__(self, tree: PromptTree, paths: Paths, edges: Tensor, beams: int, k: int, strict: bool) -> None:
-        self.tree, self.paths, self.edges, self.beams, self.k, self.strict = tree, paths, edges, beams, k, strict
+    def __init__(
+        self, tree: PromptTree, trie: Trie, paths: Paths, beams: int, k: int, allowed: np.ndarray, strict: bool
+    ) -> None:
+        self.tree, self.paths, self.beams, self.k, self.strict = tree, paths, beams, k, strict
+        edges = trie.open_edges(np.ones_like(allowed) if strict else allowed)
+        self.edges, self.allowed = (torch.from_numpy(a).to(tree.device) for a in (edges, allowed))
         self.spelled = paths.score == "vocabulary"  # a certain item's tokens count too
         self.round = ROUND * (4 if self.spelled else 1)
         self.users = len(tree)
@@ -81,6 +82,8 @@ class _Search:
         first = none if len(paths.depth) else ~none
         score = paths.hang_root(tree).double()
         self.running = _Beams(users, score, first, none - 1, none, none)
+        if not len(paths.depth):  # one item, no decision
+            self.running = self.running.pick(self._listed(self.running))
         self.finished = self.running.pick(users[:0])
 
     def run(self) -> list[Ranked]:
@@ -173,6 +176,7 @@ class _Search:
             order, place = self._sorted(beam, beam.score)
             ended = done.clone()
             ended[order] &= place < self.beams
+            ended &= self._listed(beam)
         found = self.finished.joined(beam.pick(ended))
         self.finished = self._best(found, found.score, torch.full_like(self.fed, self.k))
         beam = beam.pick(~done)
@@ -189,13 +193,17 @@ class _Search:
         """(U,) the score of each user's k-th best certain item, -inf where there are fewer."""
         sure = self.finished
         if self.strict:  # certain items of the beam end as they are
-            sure = sure.joined(beam.pick(beam.node < 0))
+            sure = sure.joined(beam.pick(self._listed(beam)))
             sure = self._best(sure, sure.score, torch.full_like(self.fed, self.k))
         counts = torch.bincount(sure.user, minlength=self.users)
         bound = torch.full((self.users,), -torch.inf, dtype=torch.double, device=self.fed.device)
         full = counts >= self.k
         bound[full] = sure.score[(counts.cumsum(0) - 1)[full]]
         return bound
+
+    def _listed(self, beam: _Beams) -> Tensor:
+        """(n,) which are items that may be recommended."""
+        return (beam.node < 0) & self.allowed[beam.user, (~beam.node).clamp(min=0)]
 
     def _promise(self, beam: _Beams) -> Tensor:
         """(n,) what the best item below may lose against the partial item itself: a guess, nothing for an item."""
