@@ -10,6 +10,7 @@ part that is there is not measured again (--again).
 
 import argparse
 import json
+import shutil
 import statistics
 import subprocess
 import sys
@@ -57,28 +58,50 @@ def drawn(rows: Rows, rounds: int, steps: int) -> list[np.ndarray]:
     return [np.concatenate([made[part[turn]] for part in classes]) for turn in range(rounds)]
 
 
-def timed(names: list[str], bench: Bench, rounds: int, steps: int, out: Path) -> dict[str, Any]:
-    """Medians over rounds. One step of each row before them, so that the kernels are there, is not counted."""
-    last = drawn(bench.last, rounds, steps)
-    every = last if bench.every is bench.last else drawn(bench.every, rounds, steps)
+def timed(names: list[str], bench: Bench, rounds: int, steps: int, keep: Path) -> dict[str, Any]:
+    """Medians over rounds. A round is kept when it is whole, and a run that was stopped goes on after it."""
+    files = [keep / f"{steps}-steps-{turn}.json" for turn in range(rounds)]
+    if not all(file.is_file() for file in files):
+        measure_rounds(names, bench, steps, files)
+    every_round = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    found = {name: [values[name] for values in every_round] for name in names}
+    return {
+        name: {key: statistics.median(v[key] for v in values) for key in values[0]}
+        | {"every_round": [v["seconds_a_step"] for v in values]}
+        for name, values in found.items()
+    }
+
+
+def table_of(part: str, names: list[str], data: str, dtype: str, options: argparse.Namespace) -> dict[str, Any]:
+    """The throughput table or the ladder of a data set and a dtype."""
+    keep = options.runs / "rounds" / f"{part}-{data}-{dtype}"
+    if options.again:
+        shutil.rmtree(keep, ignore_errors=True)
+    return timed(names, Bench(data, dtype, options.data, options.runs), options.rounds, options.steps, keep)
+
+
+def measure_rounds(names: list[str], bench: Bench, steps: int, files: list[Path]) -> None:
+    """The rounds whose files are not there. One step of each row before them, so that the kernels are there, is not
+    counted."""
+    last = drawn(bench.last, len(files), steps)
+    every = last if bench.every is bench.last else drawn(bench.every, len(files), steps)
+    out = files[0].parent / "trainer"
     systems = {name: build(name, bench, BATCH, BATCH, out, np.concatenate(last)) for name in names}
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     for system in systems.values():
         list(system.steps((every if system.rows is bench.every else last)[0][-BATCH:]))
-    for turn in range(rounds):
+    for turn, file in enumerate(files):
+        if file.is_file():
+            continue
+        found: dict[str, dict[str, float]] = {}
         for name, system in systems.items():
             rows = (every if system.rows is bench.every else last)[turn]
             start = time.perf_counter()
             counts = list(system.steps(rows))
             seconds = time.perf_counter() - start
             facts = {key: sum(getattr(c, key) for c in counts) / seconds for key in ("rows", "targets", "tokens")}
-            found[name].append({f"{k}_per_second": v for k, v in facts.items()} | {"seconds_a_step": seconds / steps})
+            found[name] = {f"{k}_per_second": v for k, v in facts.items()} | {"seconds_a_step": seconds / steps}
             print(f"{bench.name} {bench.dtype} round {turn} {name}: {seconds / steps:.2f} s a step", flush=True)
-    return {
-        name: {key: statistics.median(v[key] for v in values) for key in values[0]}
-        | {"every_round": [v["seconds_a_step"] for v in values]}
-        for name, values in found.items()
-    }
+        write_json(file, found)
 
 
 def probed(row: str, data: str, dtype: str, batch: int, options: argparse.Namespace) -> dict[str, Any]:
@@ -157,25 +180,12 @@ def main() -> None:
     results = Results(options.out, options.again)
     if set(parts) - {"gpu"}:
         fetch(load_recipe("demo").base.model)
-    out, names = options.runs / "trainer", options.rows.split(",")
+    tables = {"throughput": options.rows.split(","), "ladder": ["E", *LADDER]}
     for data, dtype in product(options.datasets.split(","), options.dtypes.split(",")):
         key = f"{data} {dtype}"
-        if "throughput" in parts:
-            results.part(
-                "throughput",
-                key,
-                lambda d=data, t=dtype: timed(
-                    names, Bench(d, t, options.data, options.runs), options.rounds, options.steps, out
-                ),
-            )
-        if "ladder" in parts and dtype == "bf16":
-            results.part(
-                "ladder",
-                key,
-                lambda d=data, t=dtype: timed(
-                    ["E", *LADDER], Bench(d, t, options.data, options.runs), options.rounds, options.steps, out
-                ),
-            )
+        for part in tables:
+            if part in parts and (part, dtype) != ("ladder", "nf4"):
+                results.part(part, key, lambda p=part, d=data, t=dtype: table_of(p, tables[p], d, t, options))
         if "memory" in parts:
             for row, batch in PROBES + (MORE_PROBES if key == "ml100k bf16" else []):
                 results.part(

@@ -202,3 +202,7 @@ def test_the_timed_table(bench: Bench, tmp_path: Path) -> None:
         assert facts["rows_per_second"] * facts["seconds_a_step"] == pytest.approx(16), row
     assert found["A"]["targets_per_second"] == found["A"]["rows_per_second"]
     assert found["E"]["targets_per_second"] > 2 * found["E"]["rows_per_second"]
+    assert train.timed(["A", "E"], bench, 1, 1, tmp_path) == found  # kept
+    longer = train.timed(["A", "E"], bench, 2, 1, tmp_path)
+    assert longer["A"]["every_round"][0] == found["A"]["every_round"][0]
+    assert len(longer["A"]["every_round"]) == 2
