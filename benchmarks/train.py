@@ -61,15 +61,20 @@ def drawn(rows: Rows, rounds: int, steps: int) -> list[np.ndarray]:
 def timed(names: list[str], bench: Bench, rounds: int, steps: int, keep: Path) -> dict[str, Any]:
     """Medians over rounds. A round is kept when it is whole, and a run that was stopped goes on after it."""
     files = [keep / f"{steps}-steps-{turn}.json" for turn in range(rounds)]
-    if not all(file.is_file() for file in files):
-        measure_rounds(names, bench, steps, files)
-    every_round = [json.loads(file.read_text(encoding="utf-8")) for file in files]
-    found = {name: [values[name] for values in every_round] for name in names}
+    missing = [turn for turn, file in enumerate(files) if not set(names) <= set(kept(file))]
+    if missing:
+        measure_rounds(names, bench, steps, files, missing)
+    found = {name: [kept(file)[name] for file in files] for name in names}
     return {
         name: {key: statistics.median(v[key] for v in values) for key in values[0]}
         | {"every_round": [v["seconds_a_step"] for v in values]}
         for name, values in found.items()
     }
+
+
+def kept(file: Path) -> dict[str, dict[str, float]]:
+    """A round that was measured before, by row; nothing where there is none."""
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
 def table_of(part: str, names: list[str], data: str, dtype: str, options: argparse.Namespace) -> dict[str, Any]:
@@ -80,18 +85,15 @@ def table_of(part: str, names: list[str], data: str, dtype: str, options: argpar
     return timed(names, Bench(data, dtype, options.data, options.runs), options.rounds, options.steps, keep)
 
 
-def measure_rounds(names: list[str], bench: Bench, steps: int, files: list[Path]) -> None:
-    """The rounds whose files are not there. One step of each row before them, so that the kernels are there, is not
-    counted."""
+def measure_rounds(names: list[str], bench: Bench, steps: int, files: list[Path], missing: list[int]) -> None:
+    """The missing rounds. One step of each row before them, so that the kernels are there, is not counted."""
     last = drawn(bench.last, len(files), steps)
     every = last if bench.every is bench.last else drawn(bench.every, len(files), steps)
     out = files[0].parent / "trainer"
     systems = {name: build(name, bench, BATCH, BATCH, out, np.concatenate(last)) for name in names}
     for system in systems.values():
         list(system.steps((every if system.rows is bench.every else last)[0][-BATCH:]))
-    for turn, file in enumerate(files):
-        if file.is_file():
-            continue
+    for turn in missing:
         found: dict[str, dict[str, float]] = {}
         for name, system in systems.items():
             rows = (every if system.rows is bench.every else last)[turn]
@@ -101,7 +103,7 @@ def measure_rounds(names: list[str], bench: Bench, steps: int, files: list[Path]
             facts = {key: sum(getattr(c, key) for c in counts) / seconds for key in ("rows", "targets", "tokens")}
             found[name] = {f"{k}_per_second": v for k, v in facts.items()} | {"seconds_a_step": seconds / steps}
             print(f"{bench.name} {bench.dtype} round {turn} {name}: {seconds / steps:.2f} s a step", flush=True)
-        write_json(file, found)
+        write_json(files[turn], found)
 
 
 def probed(row: str, data: str, dtype: str, batch: int, options: argparse.Namespace) -> dict[str, Any]:
@@ -184,7 +186,7 @@ def main() -> None:
     for data, dtype in product(options.datasets.split(","), options.dtypes.split(",")):
         key = f"{data} {dtype}"
         for part in tables:
-            if part in parts and (part, dtype) != ("ladder", "nf4"):
+            if part in parts and (part != "ladder" or dtype == "bf16"):
                 results.part(part, key, lambda p=part, d=data, t=dtype: table_of(p, tables[p], d, t, options))
         if "memory" in parts:
             for row, batch in PROBES + (MORE_PROBES if key == "ml100k bf16" else []):

@@ -206,3 +206,4 @@ def test_the_timed_table(bench: Bench, tmp_path: Path) -> None:
     longer = train.timed(["A", "E"], bench, 2, 1, tmp_path)
     assert longer["A"]["every_round"][0] == found["A"]["every_round"][0]
     assert len(longer["A"]["every_round"]) == 2
+    assert list(train.timed(["A", "C"], bench, 1, 1, tmp_path)) == ["A", "C"]  # a round without C is no whole one

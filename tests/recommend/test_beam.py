@@ -118,7 +118,17 @@ def deep(encoder: Encoder) -> EncodedCatalogue:
 
 
 @pytest.mark.parametrize(
-    ("late", "beams", "k"), [(False, 3, 3), (False, 6, 6), (False, 12, 12), (False, 12, 5), (True, 7, 7), (True, 7, 3)]
+    ("late", "beams", "k", "share"),
+    [
+        (False, 3, 3, "all"),
+        (False, 6, 6, "all"),
+        (False, 12, 12, "all"),
+        (False, 6, 2, "all"),
+        (False, 12, 5, "all"),
+        (True, 7, 7, "all"),
+        (False, 12, 5, "half"),
+        (True, 7, 3, "half"),
+    ],
 )
 def test_strict_search_gives_the_lists_of_transformers(
     causal: PreTrainedModel,
@@ -129,9 +139,10 @@ def test_strict_search_gives_the_lists_of_transformers(
     late: bool,
     beams: int,
     k: int,
+    share: str,
 ) -> None:
     catalogue = deep(encoder) if late else catalogue
-    allowed = (np.arange(len(catalogue)) % 2 > 0) | (k == beams)  # the others take room in the beam all the same
+    allowed = (np.arange(len(catalogue)) % 2 > 0) | (share == "all")  # the others take room in the beam all the same
     trie, end = catalogue.trie, encoder.end
     plain = [tuple(t.tolist()) for t in catalogue.tokens]
     children: dict[tuple[int, ...], dict[int, float]] = {}
