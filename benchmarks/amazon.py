@@ -6,12 +6,17 @@ from typing import Any
 WORDING = {"first": "Bought in this order:", "next": "Next:", "field": "{value}"}
 
 
-def domain(data: Path, folder: str, max_users: int | None = None) -> dict[str, Any]:
-    """The domain in `data/folder`, items by their titles; `max_users` drawn by the seed, None: all."""
+TITLE = {"Title": "title"}
+
+
+def domain(
+    data: Path, folder: str, max_users: int | None = None, fields: dict[str, str] | None = None
+) -> dict[str, Any]:
+    """The domain in `data/folder`; `max_users` drawn by the seed, None: all; items as `fields`, None: titles."""
     return {
         "interactions": str(data / folder / "seqs.jsonl.gz"),
         "items": str(data / folder / "items.jsonl.gz"),
         "columns": {"user": "user", "item": "items"},
-        "fields": {"Title": "title"},
+        "fields": fields or TITLE,
         "max_users": max_users,
     }

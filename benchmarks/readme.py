@@ -63,6 +63,25 @@ def training() -> str:
     return f"{rows(facts)}\n\n{facts['setting']}. {machine(facts)}, trl {facts['versions']['trl']}.\n"
 
 
+def evidence(target: str = "scientific") -> str:
+    from calrec_lite.evaluate.ablation import ablation_table
+
+    facts = results(f"evidence_{target}")
+    ratios = "\n".join(f"- `{key}`: {value:.3g}" for key, value in facts["ratios"].items())
+    return f"{ablation_table(facts)}\n\n{machine(facts)}.\n\n{ratios}\n"
+
+
+def evidence_office() -> str:
+    return evidence("office")
+
+
+def evidence_trials() -> str:
+    from evidence_trials import table as rows
+
+    facts = results("evidence_trials")
+    return f"{rows(facts)}\n\n{machine(facts['category'] | {'command': facts['command']})}.\n"
+
+
 def sasrec() -> str:
     facts = results("sasrec_beauty")
     minutes, tried = facts["training_minutes"], len(facts["tried"])

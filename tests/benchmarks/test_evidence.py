@@ -24,6 +24,16 @@ def test_the_grid_is_the_papers_and_every_cell_has_the_same_budget() -> None:
     assert cells["untouched"].recipe.evaluate.baselines == evidence.BASELINES
 
 
+def test_on_office_the_final_recipe_is_run_as_it_is_on_scientific() -> None:
+    budget = {"steps": 600}
+    cells = [plan(check_recipe(evidence.recipe_values(Path("data"), t, budget, 2000))) for t in evidence.TARGETS]
+    of_scientific, of_office = ({cell.name: cell.recipe for cell in found} for found in cells)
+    assert set(of_office) == {"untouched", "full.joint.target.seed0"}
+    for name, recipe in of_office.items():
+        for room in ("base", "text", "loss", "optim", "recommend"):
+            assert getattr(recipe, room) == getattr(of_scientific[name], room)
+
+
 def test_ratios() -> None:
     def row(variant: str, stages: list[str], ndcg: float, recall: float = 0.1) -> dict:
         return {"variant": variant, "stages": stages, "metrics": metrics(ndcg, recall)}
@@ -52,3 +62,5 @@ def test_ratios() -> None:
         "contrastive_vs_none_ndcg": 1.5,
         "catalogue_vs_vocabulary_ndcg": 2.0,
     }
+    del results["rows"][2:]
+    assert set(evidence.ratios(results)) == {"ndcg_vs_transitions", "ndcg_vs_sasrec", "recall1_vs_sasrec"}
