@@ -58,7 +58,7 @@ def recipe_values(data: Path, target: str, budget: dict[str, Any], users: int) -
             {"name": "joint", "domains": [*JOINT, target], "max_steps": 1},
             {"name": "target", "domains": [target], "max_steps": 1},
         ],
-        "optim": {"batch_size": 16, "learning_rate": 6e-4, "save_every": 50},
+        "optim": {"batch_size": 4, "learning_rate": 6e-4, "save_every": 50},
         "evaluate": {"domain": target, "users": users, "baselines": BASELINES},
         "ablate": {**GRID[target], **budget},
     }

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import evidence
+import torch
 from amazon import TITLE
 
 from calrec_lite.cli.options import quiet_libraries
@@ -20,9 +21,13 @@ from calrec_lite.files import write_json
 from calrec_lite.recipe_file import check_recipe
 
 FIELDS = {"title": TITLE, "category": {"Category": "categories"} | TITLE}
-VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
-    "title": {"rate_2e-3": {"optim.learning_rate": 2e-3}, "batch_4": {"optim.batch_size": 4}},
-    "category": {"tokens_24": {"text.max_item_tokens": 24}, "sharp": {"loss.beta": 0.2, "loss.tau": 0.1}},
+VARIANTS: dict[str, dict[str, dict[str, Any]]] = {  # of a recipe with 16 rows a step
+    "title": {
+        "rate_2e-3": {"optim.learning_rate": 2e-3},
+        "batch_4": {"optim.batch_size": 4},
+        "sharp": {"loss.beta": 0.2, "loss.tau": 0.1},
+    },
+    "category": {},
 }
 
 
@@ -35,7 +40,7 @@ def recipe_values(data: Path, fields: str, minutes: float, users: int) -> dict[s
         "name": f"trials-{fields}",
         "domains": {"scientific": target},
         "stages": values["stages"][-1:],
-        "optim": values["optim"] | {"valid_users": 300},
+        "optim": values["optim"] | {"batch_size": 16, "valid_users": 300},
         "ablate": {"stages": [[]], "variants": VARIANTS[fields], "crossed": [], "minutes": minutes},
     }
 
@@ -70,7 +75,7 @@ def main() -> None:
         print(ablation_table(found))
         written = json.loads(out.read_text(encoding="utf-8")) if out.is_file() else {}
         command = f"python benchmarks/evidence_trials.py --minutes {options.minutes:g}"
-        write_json(out, {**written, "command": command, fields: found})
+        write_json(out, {**written, "command": command, "threads": torch.get_num_threads(), fields: found})
 
 
 if __name__ == "__main__":

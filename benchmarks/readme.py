@@ -79,7 +79,8 @@ def evidence_trials() -> str:
     from evidence_trials import table as rows
 
     facts = results("evidence_trials")
-    return f"{rows(facts)}\n\n{machine(facts['category'] | {'command': facts['command']})}.\n"
+    where = machine({**facts["title"], "command": facts["command"]})
+    return f"{rows(facts)}\n\n{where}; threads: {facts['threads']}.\n"
 
 
 def sasrec() -> str:
