@@ -6,7 +6,7 @@ SmolLM2-135M, LoRA r=16: a joint stage over slices of five Amazon domains and th
 (`calrec-lite ablate`): no training, I, II, I + II, each with and without the contrastive terms, and I + II with the
 vocabulary softmax; the same budget for every cell. All baselines, --users test users, paired intervals. Killed and
 started again it goes on; finished cells are kept. With the default budget that is eight cells of an hour and their
-measuring. On office, which nothing was tuned on, only the untouched base and I + II. What was tuned before, on
+measuring. On office, which only SASRec was tuned on, the untouched base and I + II. What was tuned before, on
 validation users: evidence_trials.py.
 """
 

@@ -41,23 +41,19 @@ def recipe_values(data: Path, fields: str, minutes: float, users: int) -> dict[s
         "domains": {"scientific": target},
         "stages": values["stages"][-1:],
         "optim": values["optim"] | {"batch_size": 16, "valid_users": 300},
-        "ablate": {"stages": [[]], "variants": VARIANTS[fields], "crossed": [], "minutes": minutes},
+        "ablate": values["ablate"] | {"stages": [[]], "variants": VARIANTS[fields], "crossed": []},
     }
 
 
 def table(results: dict[str, Any]) -> str:
-    """Both kinds of item texts as Markdown: validation loss, metrics [95% interval]."""
-    lines = ["| item text | change | steps | valid nats | R@10 | N@10 |", "|---|---|--:|--:|---|---|"]
+    """Both kinds of item texts: the tables of their ablations, and under each the validation loss of its rows."""
+    parts = []
     for fields in FIELDS:
-        for row in results[fields]["rows"]:
-            change = ", ".join(f"`{key}` {value}" for key, value in row["changes"].items())
-            facts = next(iter(row["seeds"].values()))
-            nats = f"{facts['valid_nats']:.2f}" if row["stages"] else "-"
-            metrics = (row["metrics"][m] for m in ("recall@10", "ndcg@10"))
-            cells = " | ".join("{value:.4f} [{low:.3f}, {high:.3f}]".format(**m) for m in metrics)
-            what = change or ("-" if row["stages"] else "untouched base")
-            lines.append(f"| {fields} | {what} | {facts['steps']} | {nats} | {cells} |")
-    return "\n".join(lines)
+        rows = [row for row in results[fields]["rows"] if row["stages"]]
+        seeds = [(row["variant"], seed) for row in rows for seed in row["seeds"].values()]
+        nats = ", ".join(f"`{name}` {seed['valid_nats']:.2f}" for name, seed in seeds)
+        parts += [f"{fields}:", ablation_table(results[fields]), f"Validation nats an item: {nats}."]
+    return "\n\n".join(parts)
 
 
 def main() -> None:
