@@ -61,15 +61,16 @@ class SampleAndGround:
 
 
 class Prior(LogitsProcessor):
-    """The model's popularity prior (`loss.prior`): what is added to each child's score, by the tokens before it."""
+    """The model's popularity prior (`loss.prior`): what is added to each child's scaled score, by the tokens before."""
 
-    def __init__(self, children: dict[tuple[int, ...], dict[int, float]], start: int) -> None:
-        self.children, self.start = children, start
+    def __init__(self, children: dict[tuple[int, ...], dict[int, float]], logit_scale: float, start: int) -> None:
+        self.children, self.logit_scale, self.start = children, logit_scale, start
 
     def __call__(self, ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         for row, own in zip(scores, ids[:, self.start :].tolist()):
             found = self.children.get(tuple(own), {})
-            row[list(found)] += torch.tensor(list(found.values()), dtype=row.dtype)
+            bias = torch.tensor(list(found.values()), dtype=row.dtype)
+            row[list(found)] = self.logit_scale * row[list(found)] + bias
         return scores
 
 
@@ -112,7 +113,7 @@ class TrieBeams:
             pad_token_id=end,
             use_cache=True,
             prefix_allowed_tokens_fn=lambda _, ids: list(self.children.get(tuple(ids[start:].tolist()), {end: 0.0})),
-            logits_processor=LogitsProcessorList([Prior(self.children, start)]),
+            logits_processor=LogitsProcessorList([Prior(self.children, self.catalogue.logit_scale, start)]),
             return_dict_in_generate=True,
             output_scores=True,
         )

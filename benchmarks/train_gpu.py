@@ -109,7 +109,7 @@ def random_rows(vocabulary: int, rows: int, tokens: int) -> tuple[EncodedCatalog
     trie = Trie.build(items)
     names = [str(i) for i in range(ITEMS)]
     bias = np.zeros(len(trie.token), np.float32)
-    catalogue = EncodedCatalogue("random", names, names, items, trie, bias, np.ones(ITEMS, np.int64))
+    catalogue = EncodedCatalogue("random", names, names, items, trie, bias, np.ones(ITEMS, np.int64), 1.0)
     made, each = [], tokens // (ITEM + 8)
     for _ in range(rows):
         own = draw.integers(0, ITEMS, each)

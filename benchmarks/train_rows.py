@@ -65,9 +65,9 @@ class Bench:
         return Base.model_validate(values)
 
     def catalogue(self, loss: Loss) -> EncodedCatalogue:
-        """The items, with the prior that the loss is trained with."""
+        """The items, with the prior and the logits' scale that the loss is trained with."""
         plain = self.run.catalogue(self.domain.name)
-        return plain if loss.effective_prior else replace(plain, bias=np.zeros_like(plain.bias))
+        return plain if loss.effective_prior else replace(plain, bias=np.zeros_like(plain.bias), logit_scale=1.0)
 
     def _rows(self, targets: str) -> Rows:
         loss = Loss(targets=targets)  # type: ignore[arg-type]

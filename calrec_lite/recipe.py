@@ -143,6 +143,9 @@ class Loss(Section):
     prior: Share = Field(
         1.0, description="with softmax: catalogue, this much of the items' log training count is added to their logits"
     )
+    logit_scale: PositiveFloat = Field(
+        0.2, description="with softmax: catalogue, the head's logits are multiplied by this before the prior is added"
+    )
     vocabulary_weight: Annotated[float, Field(ge=0)] = Field(
         0.0, description="with softmax: catalogue, so much of the vocabulary loss is added to L_NIG"
     )
@@ -157,6 +160,11 @@ class Loss(Section):
     def effective_prior(self) -> float:
         """The prior as it acts: only the catalogue softmax knows the items."""
         return self.prior if self.softmax == "catalogue" else 0.0
+
+    @property
+    def effective_logit_scale(self) -> float:
+        """The scale as it acts: a model trained over the vocabulary is scored by its logits as they are."""
+        return self.logit_scale if self.softmax == "catalogue" else 1.0
 
 
 class Optim(Section):

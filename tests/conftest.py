@@ -117,7 +117,7 @@ def encoder(tiny_folder: Path) -> Encoder:
 
 @pytest.fixture(scope="session")
 def catalogue(domain: Domain, encoder: Encoder) -> EncodedCatalogue:
-    return encode_catalogue(domain.name, domain.catalogue, encoder, domain.train_counts(), prior=1.0)
+    return encode_catalogue(domain.name, domain.catalogue, encoder, domain.train_counts(), prior=1.0, logit_scale=0.5)
 
 
 @pytest.fixture

@@ -247,7 +247,8 @@ def scores(model: Any, prompt: np.ndarray, catalogue: EncodedCatalogue) -> np.nd
             fork = trie.owner[edge]
             children = slice(trie.ptr[fork], trie.ptr[fork + 1])
             decides = logits[len(prompt) + trie.depth[fork] - 1]
-            logp = (decides[trie.token[children]] + torch.from_numpy(catalogue.bias[children])).log_softmax(-1)
+            entries = catalogue.logit_scale * decides[trie.token[children]] + torch.from_numpy(catalogue.bias[children])
+            logp = entries.log_softmax(-1)
             out[i] += float(logp[edge - trie.ptr[fork]])
     return out
 

@@ -79,6 +79,7 @@ def _describe(folder: Path, run: Run, adapter: bool = False) -> None:
         text=recipe.text,
         recommend=recipe.recommend,
         prior=recipe.loss.effective_prior,
+        logit_scale=recipe.loss.effective_logit_scale,
         seed=recipe.seed,
     )
     write_package(folder, info, domain.catalogue if recipe.export.catalogue else None, domain.train_counts())

@@ -76,12 +76,13 @@ def catalogue_nll(states: Tensor, head: Tensor, forks: Forks) -> Tensor:
     Only the columns of tokens that are children somewhere in the chunk are computed; each fork then
     gathers its own, so no mask over the vocabulary exists. The logits start from the items' popularity
     (`loss.prior`; logit adjustment, Menon et al. 2021), so that what is learnt is what sets a user apart.
+    They are scaled down (`loss.logit_scale`): a language model is far surer of words than it can be of purchases.
 
     Args:
         states: (F, D) the state that decides each fork. head: (V, D).
     """
     logits = (states @ head[forks.tokens].T).float()  # (F, U)
-    entries = logits[forks.entry_fork, forks.entry_token] + forks.entry_bias  # (E,)
+    entries = forks.logit_scale * logits[forks.entry_fork, forks.entry_token] + forks.entry_bias  # (E,)
     return segment_logsumexp(entries, forks.entry_fork, len(states)) - entries[forks.chosen]
 
 

@@ -33,6 +33,7 @@ class PackageInfo(Section):
     text: Text
     recommend: Recommend
     prior: float = Field(description="weight of the items' log training counts in their logits")
+    logit_scale: float = Field(1.0, description="of the LM head's logits, to which these are added")
     seed: int
 
 
@@ -75,8 +76,9 @@ class Package:
     def catalogue(self, encoder: Encoder) -> EncodedCatalogue:
         """The items, tokenised."""
         items = Catalogue(self.ids, self.fields, self.aliases)
-        labels = self.info.labels  # not those of the lines: a new one would change every item's text
-        return encode_catalogue(self.info.domain, items, encoder, self.counts, self.info.prior, labels=labels)
+        info = self.info
+        labels = info.labels  # not those of the lines: a new one would change every item's text
+        return encode_catalogue(info.domain, items, encoder, self.counts, info.prior, info.logit_scale, labels=labels)
 
 
 def write_package(folder: Path, info: PackageInfo, catalogue: Catalogue | None, counts: np.ndarray) -> None:

@@ -14,7 +14,8 @@ from calrec_lite.text.encoding import EncodedCatalogue
 
 @dataclass
 class Paths(OnDevice):
-    """`text.trie.Trie` on a device, with each edge's bias (`EncodedCatalogue.bias`) and each item's length in tokens.
+    """`text.trie.Trie` on a device, with each edge's bias, the scale of the logits it is
+    added to (both `EncodedCatalogue`'s), and each item's length in tokens.
 
     `share` (E,) is the log of how much of what was trained on below an edge is its most popular item.
 
@@ -24,6 +25,7 @@ class Paths(OnDevice):
     """
 
     score: str
+    logit_scale: float
     root: Tensor
     ptr: Tensor
     token: Tensor
@@ -43,7 +45,7 @@ class Paths(OnDevice):
         popularity = catalogue.counts + 1.0
         share = np.log(trie.most(popularity) / trie.below(popularity))
         length = np.array([len(t) for t in catalogue.tokens], np.int64)
-        return cls(score, *(torch.from_numpy(a) for a in (*flat, share, length)))
+        return cls(score, catalogue.logit_scale, *(torch.from_numpy(a) for a in (*flat, share, length)))
 
     def children(self, forks: Tensor) -> tuple[Tensor, Tensor]:
         """All edges that leave from `forks` (n,), and for each the fork (0..n-1) it leaves from: (C,), (C,)."""
@@ -63,7 +65,7 @@ class Paths(OnDevice):
         logits = states.float() @ head[distinct].float().T  # (n, distinct)
         if self.score == "vocabulary":
             return logits[parent, column] - _vocabulary_logsumexp(states, head)[parent]
-        entries = logits[parent, column] + self.bias[edges]
+        entries = self.logit_scale * logits[parent, column] + self.bias[edges]
         return entries - segment_logsumexp(entries, parent, len(states))[parent]
 
     def rest_logprobs(self, states: Tensor, head: Tensor, lengths: Tensor, tokens: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from calrec_lite.recipe import Loss
 from calrec_lite.text.encoding import EncodedCatalogue, Row
-from calrec_lite.text.trie import Trie, gather_ranges
+from calrec_lite.text.trie import gather_ranges
 
 MULTIPLE = 32  # lengths are padded to a multiple: kernels are rebuilt for each new shape on a CPU
 ITEMS_AT_ONCE = 16  # item texts of one forward; they are sorted by length, so that smaller parts are padded less
@@ -48,7 +48,7 @@ class Forks(OnDevice):
         positions: (F,) index into the flattened (B * T) states of the state that decides.
         tokens: (U,) distinct child tokens.
         entry_fork, entry_token: (E,) for each child of each fork: its fork (0..F-1), its column in `tokens`.
-        entry_bias: (E,) what is added to its logit.
+        entry_bias: (E,) what is added to its logit, once that is multiplied by `logit_scale`.
         chosen: (F,) the entry that is taken.
     """
 
@@ -58,6 +58,7 @@ class Forks(OnDevice):
     entry_token: Tensor
     entry_bias: Tensor
     chosen: Tensor
+    logit_scale: float
 
 
 @dataclass
@@ -215,7 +216,7 @@ class Collator:
             raise ValueError(f"a chunk holds rows of one domain, not of {sorted(domains)}")
         catalogue = self.catalogues[domains.pop()]
         before, items = (np.array([d[column] for d in decided]) for column in (0, 1))
-        return fork_tensors(catalogue.trie, catalogue.bias, before, items)
+        return fork_tensors(catalogue, before, items)
 
     def _contrast(self, rows: Sequence[Row]) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
         """Distinct texts of pass A (shortest first), each anchor's text, and who is a negative of whom."""
@@ -245,8 +246,9 @@ def item_chunk(texts: Sequence[np.ndarray], start: int, pad: int) -> ItemChunk:
     return ItemChunk(torch.from_numpy(ids), torch.tensor([1 + len(t) for t in texts]))
 
 
-def fork_tensors(trie: Trie, bias: np.ndarray, before: np.ndarray, items: np.ndarray) -> Forks:
+def fork_tensors(catalogue: EncodedCatalogue, before: np.ndarray, items: np.ndarray) -> Forks:
     """The forks that `items` pass, where `before` (N,) is the flattened position of the state before each item."""
+    trie = catalogue.trie
     edges, target = gather_ranges(trie.path_ptr[items], trie.path_ptr[items + 1])
     edges = trie.path[edges]  # (F,)
     forks = trie.owner[edges]
@@ -258,8 +260,9 @@ def fork_tensors(trie: Trie, bias: np.ndarray, before: np.ndarray, items: np.nda
         tokens=torch.from_numpy(tokens),
         entry_fork=torch.from_numpy(entry_fork),
         entry_token=torch.from_numpy(entry_token),
-        entry_bias=torch.from_numpy(bias[entries]),
+        entry_bias=torch.from_numpy(catalogue.bias[entries]),
         chosen=torch.from_numpy(begin + edges - trie.ptr[forks]),
+        logit_scale=catalogue.logit_scale,
     )
 
 

@@ -155,6 +155,7 @@ class EncodedCatalogue:
         bias: (E,) what is added to the logit of each edge of the trie: `loss.prior` times the log of how often the
             items below it were trained on.
         counts: (N,) how often each item was trained on.
+        logit_scale: what the LM head's logits are multiplied by before `bias` is added (`loss.logit_scale`).
     """
 
     name: str
@@ -164,6 +165,7 @@ class EncodedCatalogue:
     trie: Trie = field(repr=False)
     bias: np.ndarray
     counts: np.ndarray
+    logit_scale: float
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -175,6 +177,7 @@ def encode_catalogue(
     encoder: Encoder,
     counts: np.ndarray | None = None,
     prior: float = 0.0,
+    logit_scale: float = 1.0,
     progress: bool = False,
     labels: Sequence[str] | None = None,
 ) -> EncodedCatalogue:
@@ -182,7 +185,8 @@ def encode_catalogue(
 
     Args:
         counts: (N,) events of each item in the training part; None: all alike.
-        prior: weight of their logarithm in the catalogue softmax (`loss.prior`).
+        prior, logit_scale: of their logarithm, and of the model's logits, in the catalogue softmax (`loss.prior`,
+            `loss.logit_scale`).
         labels: of the items' texts, in order; None: all that any item has.
 
     Raises:
@@ -202,4 +206,4 @@ def encode_catalogue(
     trie = Trie.build(tokens)
     counts = np.zeros(len(tokens), np.int64) if counts is None else counts
     bias = (prior * np.log(trie.below(counts + 1.0))).astype(np.float32)
-    return EncodedCatalogue(name, catalogue.titles, texts, tokens, trie, bias, counts)
+    return EncodedCatalogue(name, catalogue.titles, texts, tokens, trie, bias, counts, logit_scale)

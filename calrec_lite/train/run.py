@@ -133,9 +133,15 @@ class Run:
     def catalogue(self, name: str) -> EncodedCatalogue:
         """The domain's items, tokenised."""
         if name not in self._encoded:
-            domain, prior = self.domain(name), self.recipe.loss.effective_prior
+            domain, loss = self.domain(name), self.recipe.loss
             self._encoded[name] = encode_catalogue(
-                name, domain.catalogue, self.encoder, domain.train_counts(), prior, progress=True
+                name,
+                domain.catalogue,
+                self.encoder,
+                domain.train_counts(),
+                loss.effective_prior,
+                loss.effective_logit_scale,
+                progress=True,
             )
         return self._encoded[name]
 

@@ -69,6 +69,7 @@ class Exact:
 
     def __init__(self, towers: Towers, catalogue: EncodedCatalogue) -> None:
         self.towers, self.plain, self.counts = towers, [t.tolist() for t in catalogue.tokens], catalogue.counts
+        self.logit_scale = catalogue.logit_scale
 
     @torch.no_grad()
     def __call__(self, prompt: np.ndarray, score: str) -> np.ndarray:
@@ -87,7 +88,7 @@ class Exact:
         below = [
             sum(n + 1 for t, n in zip(self.plain, self.counts) if t[: d + 1] == [*tokens[:d], c]) for c in children
         ]
-        logp = (logits[children] + torch.tensor(below).log()).log_softmax(-1)
+        logp = (self.logit_scale * logits[children] + torch.tensor(below).log()).log_softmax(-1)
         return float(logp[children.index(tokens[d])])
 
 
@@ -123,6 +124,7 @@ def package(tiny_folder: Path, tmp_path: Path, domain: Domain, encoder: Encoder)
         text=encoder.text,
         recommend=Recommend(strategy="beam"),
         prior=1.0,
+        logit_scale=0.5,
         seed=0,
     )
     write_package(folder, info, domain.catalogue, domain.train_counts())

@@ -95,15 +95,15 @@ def test_a_catalogue_of_one_item(tree: PromptTree, catalogue: EncodedCatalogue, 
 
 
 class Prior(LogitsProcessor):
-    """The popularity prior for transformers' search: each child's bias by the tokens before it."""
+    """The scale and the popularity prior for transformers' search: each child's bias by the tokens before it."""
 
-    def __init__(self, bias: dict[tuple[int, ...], dict[int, float]], start: int) -> None:
-        self.bias, self.start = bias, start
+    def __init__(self, bias: dict[tuple[int, ...], dict[int, float]], logit_scale: float, start: int) -> None:
+        self.bias, self.logit_scale, self.start = bias, logit_scale, start
 
     def __call__(self, ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         for row, own in zip(scores, ids[:, self.start :].tolist()):
             for token, bias in self.bias.get(tuple(own), {}).items():
-                row[token] += bias
+                row[token] = self.logit_scale * row[token] + bias
         return scores
 
 
@@ -114,7 +114,7 @@ def deep(encoder: Encoder) -> EncodedCatalogue:
         names.add(" ".join(random.choice(["red", "blue", "tea"], random.integers(1, 9))))
     fields = [{"Title": name} for name in sorted(names)]
     items = Catalogue([str(i) for i in range(80)], fields, {})
-    return encode_catalogue("deep", items, encoder, np.ones(80, np.int64), prior=1.0)
+    return encode_catalogue("deep", items, encoder, np.ones(80, np.int64), prior=1.0, logit_scale=0.5)
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ def test_strict_search_gives_the_lists_of_transformers(
             prefix_allowed_tokens_fn=lambda _, ids, start=start: list(
                 children.get(tuple(ids[start:].tolist()), {end: 0})
             ),
-            logits_processor=LogitsProcessorList([Prior(children, start)]),
+            logits_processor=LogitsProcessorList([Prior(children, catalogue.logit_scale, start)]),
             return_dict_in_generate=True,
             output_scores=True,
         )

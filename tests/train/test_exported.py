@@ -54,6 +54,16 @@ def test_evaluation_export_and_recommend(trained: Run, exported: tuple[dict, Pat
         export_run(trained, trained.folder)
 
 
+def test_an_export_scores_items_as_its_run_does(trained: Run, exported: tuple[dict, Path]) -> None:
+    """Scale and prior of the catalogue softmax travel with it."""
+    of_run, of_export = open_recommender(trained, trained.final()), Recommender.from_pretrained(exported[1])
+    assert of_run.catalogue.logit_scale == trained.recipe.loss.logit_scale != 1
+    history = [of_run.catalogue.titles[:3]]
+    wanted, found = (r.recommend(history, k=10)[0] for r in (of_run, of_export))
+    assert [i.title for i in found] == [i.title for i in wanted]
+    assert [i.score for i in found] == pytest.approx([i.score for i in wanted], abs=1e-4)
+
+
 def test_the_card_says_what_is_on_disk(trained: Run, exported: tuple[dict, Path], tiny_folder: Path) -> None:
     results, folder = exported
     empty, front, body = (folder / "README.md").read_text().split("---\n", 2)

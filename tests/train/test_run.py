@@ -110,6 +110,19 @@ def test_int8_and_bf16_bases_train(tiny_folder: Path, data: Path, tmp_path: Path
     assert facts["valid_nats_after"] < facts["valid_nats_before"]
 
 
+@pytest.mark.parametrize(
+    ("loss", "scale", "prior"),
+    [({"logit_scale": 0.3}, 0.3, True), ({"prior": 0.0}, 0.2, False), ({"softmax": "vocabulary"}, 1.0, False)],
+)
+def test_items_are_scored_as_the_loss_was(
+    tiny_folder: Path, data: Path, tmp_path: Path, loss: dict, scale: float, prior: bool
+) -> None:
+    """Scale and prior belong to the catalogue softmax: what is trained without them is scored without them."""
+    run = Run.start(check_recipe(values(tiny_folder, data) | {"loss": loss}), tmp_path)
+    catalogue = run.catalogue("shop")
+    assert (catalogue.logit_scale, bool(catalogue.bias.any())) == (scale, prior)
+
+
 def test_an_estimate_is_kept_for_a_restart(tiny_folder: Path, data: Path, tmp_path: Path) -> None:
     """With less memory free the second time, `auto` would cut the steps differently."""
     recipe = values(tiny_folder, data)

@@ -71,7 +71,8 @@ def plain(model, rows: list[Row], encoder: Encoder, catalogue: EncodedCatalogue,
                             )
                             for c in children
                         ]
-                        scores = logits[start + d - 1][children] + torch.tensor(prior, dtype=torch.float32).log()
+                        scores = catalogue.logit_scale * logits[start + d - 1][children]
+                        scores = scores + torch.tensor(prior, dtype=torch.float32).log()
                         nll = nll - scores.log_softmax(-1)[children.index(own[d])]
                         count += 1
             _, alone = run([int(encoder.start[0]), *catalogue.tokens[row.items[k]].tolist()])
