@@ -67,7 +67,8 @@ class Bench:
     def catalogue(self, loss: Loss) -> EncodedCatalogue:
         """The items, with the prior and the logits' scale that the loss is trained with."""
         plain = self.run.catalogue(self.domain.name)
-        return plain if loss.effective_prior else replace(plain, bias=np.zeros_like(plain.bias), logit_scale=1.0)
+        bias = plain.bias if loss.effective_prior else np.zeros_like(plain.bias)
+        return replace(plain, bias=bias, logit_scale=loss.effective_logit_scale)
 
     def _rows(self, targets: str) -> Rows:
         loss = Loss(targets=targets)  # type: ignore[arg-type]
