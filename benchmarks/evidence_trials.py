@@ -31,7 +31,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "category": {},
     "scale": {
         "scale_1": {"loss.logit_scale": 1.0},
-        "scale_0.1": {"loss.logit_scale": 0.1},
+        "scale_tenth": {"loss.logit_scale": 0.1},
         "rate_2e-3": {"optim.learning_rate": 2e-3},
         "sharp": {"loss.beta": 0.2, "loss.tau": 0.1},
     },
