@@ -92,14 +92,18 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, help="training of each cell; default 60")
     parser.add_argument("--steps", type=int, help="training of each cell, instead of minutes")
     parser.add_argument("--users", type=int, default=2000, help="test users")
+    parser.add_argument("--cell", action="append", default=[], help="run only this cell, and write no table")
     options = parser.parse_args()
     quiet_libraries()
     budget = {"steps": options.steps} if options.steps else {"minutes": options.minutes or 60}
     recipe = check_recipe(recipe_values(options.data, options.target, budget, options.users))
-    results = ablate(recipe, options.runs)
+    results = ablate(recipe, options.runs, options.cell)
+    if options.cell:
+        return
     folder = ablation_folder(recipe, options.runs)
     systems = [(name, "final") for name in results["baselines"]]
     full = next(r for r in results["rows"] if r["variant"] == "full" and len(r["stages"]) == 2)
+    trained = next(iter(full["seeds"].values()))
     paired = compare(folder / "untouched" / "evaluation", _evaluation(folder, full), systems)
     key, value = next(iter(budget.items()))
     out = ROOT / "benchmarks" / "results" / f"evidence_{options.target}.json"
@@ -107,6 +111,8 @@ def main() -> None:
         **results,
         "command": f"python benchmarks/evidence.py --target {options.target} --{key} {value:g}",
         "date": time.strftime("%Y-%m-%d"),
+        "hardware": trained["hardware"],  # cells may run on another machine than the table is written on
+        "versions": trained["versions"],
         "minus_baselines": {pair["a"]: pair["metrics"] for pair in paired["comparisons"]},
         "ratios": ratios(results),
     }

@@ -10,11 +10,13 @@ from calrec_lite.cli.options import quiet_libraries, recipe_arguments, runs_opti
 @click.command()
 @recipe_arguments
 @runs_option
+@click.option("--cell", "only", multiple=True, help="Run only this cell; repeatable. Default: all that are not done.")
 @click.option("--dry-run", is_flag=True, help="List the cells and stop.")
-def ablate(recipe: str, overrides: tuple[str, ...], runs: Path, dry_run: bool) -> None:
+def ablate(recipe: str, overrides: tuple[str, ...], runs: Path, only: tuple[str, ...], dry_run: bool) -> None:
     """Train and measure RECIPE with stages left out and keys changed, as its section `ablate` says.
 
-    Stages that cells share are trained once. Started again after a stop, it goes on.
+    Stages that cells share are trained once. Started again after a stop, it goes on. On a GPU that one cell does not
+    fill, start it several times, each with other cells.
     """
     from calrec_lite.recipe_file import load_recipe
 
@@ -31,5 +33,5 @@ def ablate(recipe: str, overrides: tuple[str, ...], runs: Path, dry_run: bool) -
         click.echo(f"  {cell.name}")
     if dry_run:
         return
-    results = run_ablation(loaded, runs)
+    results = run_ablation(loaded, runs, only)
     click.echo(f"\n{ablation_table(results)}\n\n-> {ablation_folder(loaded, runs) / 'ablation.json'}")

@@ -26,20 +26,30 @@ def ablation_folder(recipe: Recipe, root: Path) -> Path:
     return root / f"{recipe.name}-ablation"
 
 
-def ablate(recipe: Recipe, root: Path) -> dict[str, Any]:
+def ablate(recipe: Recipe, root: Path, only: Sequence[str] = ()) -> dict[str, Any]:
     """Train and measure every cell of `recipe.ablate`; returns and writes `ablation.json`, and the table `ablation.md`.
 
     Started again after a stop it goes on: finished cells are kept, and so is every stage that another cell has trained
     already. Of a finished cell all stays but its merged weights, which `train` makes again from the adapters.
 
+    Args:
+        only: names of the cells to run now; none: all. Several processes may run different cells side by side, where
+            one small model does not fill a GPU.
+
     Raises:
-        InputError: the grid names a key that is not there; or a cell's folder holds a run of another recipe.
+        InputError: the grid names a key that is not there; `only` a cell that is not there; or a cell's folder holds
+            a run of another recipe.
         RunError: as `train_run`; the ablation can be started again.
     """
     folder = ablation_folder(recipe, root)
     cells = plan(recipe)
+    names = [cell.name for cell in cells]
+    if unknown := [name for name in only if name not in names]:
+        raise InputError(f"no cell {', '.join(unknown)}; there are: {', '.join(names)}")
     results: dict[str, Any] = {}
     for number, cell in enumerate(cells, 1):
+        if only and cell.name not in only:
+            continue
         if _finished(cell, folder):
             print(f"cell {number} of {len(cells)}, {cell.name}: done already")
         else:
@@ -176,7 +186,7 @@ def summary(recipe: Recipe, folder: Path, cells: Sequence[Cell]) -> dict[str, An
                 "stages": list(stages),
                 "changes": recipe.ablate.variants.get(variant, {}),
                 **_measured(own, {} if is_full else full, first["protocol"], copies),
-                **_by_seed(members, folder),
+                **_by_seed(members, folder, evaluated),
             }
         )
     return {
@@ -190,7 +200,7 @@ def summary(recipe: Recipe, folder: Path, cells: Sequence[Cell]) -> dict[str, An
         "rows": rows,
         "baselines": _baselines(done, evaluated, full, copies),
         "versions": versions(),
-        "hardware": hardware(),
+        "hardware": hardware(),  # of who wrote this; each cell has its own
     }
 
 
@@ -211,12 +221,13 @@ def _measured(
     return {"metrics": summarise(np.stack(list(own.values())), *options), "minus_full": difference}
 
 
-def _by_seed(members: Sequence[Cell], folder: Path) -> dict[str, Any]:
+def _by_seed(members: Sequence[Cell], folder: Path, evaluated: dict[str, compare.Run]) -> dict[str, Any]:
     kept = ("steps", "train_seconds", "valid_nats", "metrics")
     seeds: dict[str, Any] = {}
     for cell in members:
         facts = json.loads((folder / cell.name / "cell.json").read_text(encoding="utf-8"))
-        seeds[str(cell.seed)] = {"folder": cell.name, **{key: facts[key] for key in kept}}
+        measured = {key: evaluated[cell.name].results[key] for key in ("hardware", "versions")}
+        seeds[str(cell.seed)] = {"folder": cell.name, **{key: facts[key] for key in kept}, **measured}
     return {"seeds": seeds}
 
 

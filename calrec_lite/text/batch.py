@@ -13,7 +13,7 @@ from calrec_lite.text.encoding import EncodedCatalogue, Row
 from calrec_lite.text.trie import gather_ranges
 
 MULTIPLE = 32  # lengths are padded to a multiple: kernels are rebuilt for each new shape on a CPU
-ITEMS_AT_ONCE = 16  # item texts of one forward; they are sorted by length, so that smaller parts are padded less
+ITEMS_AT_ONCE = 16  # item texts of one forward on a CPU: sorted by length, smaller parts are padded less
 
 
 class OnDevice:
@@ -131,7 +131,8 @@ class Collator:
         start, pad: ids of the first token of pass A and of padding.
         micro_batch_size: full-length rows in memory at once; of shorter rows, or item texts, so many more.
         row_tokens: the full length; None: that of a step's longest row.
-        contrast: whether pass A is needed at all.
+        items_at_once: item texts of one forward at most; None: as many as the rows leave room for, fewer kernels to
+            launch on a GPU.
     """
 
     def __init__(
@@ -142,9 +143,10 @@ class Collator:
         pad: int,
         micro_batch_size: int,
         row_tokens: int | None = None,
+        items_at_once: int | None = ITEMS_AT_ONCE,
     ) -> None:
         self.catalogues, self.loss, self.start, self.pad = catalogues, loss, start, pad
-        self.micro_batch_size, self.row_tokens = micro_batch_size, row_tokens
+        self.micro_batch_size, self.row_tokens, self.items_at_once = micro_batch_size, row_tokens, items_at_once
         self.contrast = loss.alpha + loss.beta > 0
 
     def __call__(self, rows: Sequence[Row]) -> StepBatch:
@@ -154,7 +156,8 @@ class Collator:
         chunks = [self._chunk(part) for part in _parts(rows, budget // longest)]
         texts, anchor_item, negatives = self._contrast(rows)
         width = _padded(1 + max(map(len, texts), default=0), 8)
-        most = min(ITEMS_AT_ONCE, max(1, budget // width))
+        most = max(1, budget // width)
+        most = min(self.items_at_once or most, most)
         items = [item_chunk(part, self.start, self.pad) for part in _parts(texts, most)]
         vocabulary = self.loss.softmax == "vocabulary"
         whole = vocabulary or self.loss.vocabulary_weight > 0

@@ -24,7 +24,7 @@ from transformers import (
 from calrec_lite.errors import InputError, RunError
 from calrec_lite.model.towers import Towers
 from calrec_lite.recipe import Loss
-from calrec_lite.text.batch import Collator, StepBatch
+from calrec_lite.text.batch import ITEMS_AT_ONCE, Collator, StepBatch
 from calrec_lite.text.encoding import EncodedCatalogue, Encoder, Row
 from calrec_lite.text.rows import Rows, StepSampler
 from calrec_lite.train.clock import Clock
@@ -113,10 +113,11 @@ class CALRecTrainer(Trainer):
             self.add_callback(StageProgress())
         self.towers = Towers(model, args.offload_checkpoints)
         start = int(encoder.start[0])
-        batch_size, grows = args.per_device_train_batch_size, args.micro_batch_auto and args.device.type == "cuda"
-        self.micro = MicroBatch(args.micro_batch_size, batch_size, grows)
+        cuda = args.device.type == "cuda"
+        self.micro = MicroBatch(args.micro_batch_size, args.per_device_train_batch_size, args.micro_batch_auto and cuda)
         longest = int(train_dataset.length.max(initial=1))
-        self.collator = Collator(catalogues, args.objective, start, encoder.pad, self.micro.size, longest)
+        at_once = None if cuda else ITEMS_AT_ONCE
+        self.collator = Collator(catalogues, args.objective, start, encoder.pad, self.micro.size, longest, at_once)
         last = args.objective.model_copy(
             update={"targets": "last", "alpha": 0.0, "beta": 0.0, "vocabulary_weight": 0.0}
         )

@@ -153,6 +153,19 @@ def test_finished_cells_are_kept_and_a_killed_one_goes_on(
         assert row["seeds"]["0"]["valid_nats"] == other["seeds"]["0"]["valid_nats"]
 
 
+def test_cells_run_by_name_make_the_same_table(two_stages: dict[str, Any], tmp_path: Path) -> None:
+    """As when several processes share a GPU: each runs some of the cells, the last one finds the others done."""
+    grid = recipe(two_stages, seeds=[0], variants={}, stages=[[], ["joint", "target"]])
+    first = ablate(grid, tmp_path / "apart", [f"{FULL}.seed0"])
+    assert first["cells"] == {"finished": 1, "planned": 2}
+    apart = ablate(grid, tmp_path / "apart", ["untouched"])
+    together = ablate(grid, tmp_path / "together")
+    assert [row["metrics"] for row in apart["rows"]] == [row["metrics"] for row in together["rows"]]
+    assert apart["baselines"] == together["baselines"]
+    with pytest.raises(InputError, match="no cell full.target; there are: untouched, full.joint.target.seed0"):
+        ablate(grid, tmp_path / "apart", ["full.target"])
+
+
 def test_a_cell_is_a_run_that_can_be_reported_on(ablated: Any) -> None:
     folder, _ = ablated
     trained = write_report(Run.open(folder / "carried.joint.target.seed1")).read_text(encoding="utf-8")
