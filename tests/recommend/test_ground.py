@@ -1,6 +1,9 @@
 """Texts to items: METHOD section 6 on examples worked by hand."""
 
 import math
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -104,3 +107,14 @@ def test_an_item_that_the_model_knows_cut_is_matched_by_what_it_writes() -> None
     grounder = Grounder(TEXTS, {5: "large paper"})
     assert grounder.rank(["Large paper"], [-1.0], 1, ALL, 1e-2, "likelihood", []).items.tolist() == [5]
     assert grounder.rank(["large paper fan"], [-1.0], 1, ALL, 1e-2, "likelihood", []).items.tolist() == [5]
+
+
+@pytest.mark.parametrize(("own", "expected"), [(None, "cpu"), ("cuda", "cuda")])
+def test_jax_is_kept_off_the_gpu_unless_the_user_says_otherwise(own: str | None, expected: str) -> None:
+    """bm25s starts JAX where it is installed, and JAX takes three quarters of a GPU's memory as it starts."""
+    environment = {k: v for k, v in os.environ.items() if k != "JAX_PLATFORMS"} | (
+        {"JAX_PLATFORMS": own} if own else {}
+    )
+    code = "import os, calrec_lite.recommend.ground; print(os.environ['JAX_PLATFORMS'])"
+    said = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert said.stdout.split()[-1] == expected
