@@ -198,7 +198,7 @@ def main() -> None:
     if "quality" in parts:
         train_quality.run(results, options)
     if "gpu" in parts:
-        train_gpu.run(results)
+        train_gpu.run(results, options.steps)
     print(table(results.values))
     return None
 

@@ -8,6 +8,7 @@ import gc
 import tempfile
 import time
 from functools import partial
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,6 @@ from calrec_lite.train.step import two_tower_step
 
 ROWS, TOKENS, ITEM = 64, 1024, 32  # rows of a step, tokens of a row, tokens of an item
 ITEMS = 2000
-STEPS = 3
 SHAPES = {
     "Llama-3.2-1B": {
         "hidden_size": 2048,
@@ -204,12 +204,12 @@ def timed(step: Any, where: torch.device, steps: int, tokens: int) -> dict[str, 
     return {"seconds_a_step": seconds, "tokens_per_second": tokens / seconds, "peak_bytes": peak}
 
 
-def both(name: str, micro: int) -> dict[str, dict[str, float]]:
+def both(name: str, micro: int, steps: int) -> dict[str, dict[str, float]]:
     """One size, ours and TRL's, one after the other; who runs out of memory has no figures."""
     found: dict[str, dict[str, float]] = {}
     for who, measure in (("ours", ours), ("TRL", theirs)):
         try:
-            found[who] = measure(shape(name), device(), ROWS, TOKENS, micro, STEPS)
+            found[who] = measure(shape(name), device(), ROWS, TOKENS, micro, steps)
         except torch.OutOfMemoryError:
             print(f"{name} micro {micro}: {who} ran out of memory", flush=True)
         gc.collect()
@@ -217,10 +217,9 @@ def both(name: str, micro: int) -> dict[str, dict[str, float]]:
     return found
 
 
-def run(results: Any) -> None:
-    """All sizes; needs a CUDA GPU."""
+def run(results: Any, steps: int) -> None:
+    """All sizes, each with `steps` timed steps; needs a CUDA GPU."""
     if device().type != "cuda":
         raise SystemExit("--only gpu: this machine has no CUDA GPU")
-    for name in SHAPES:
-        for micro in MICRO:
-            results.part("gpu", f"{name} micro {micro}", partial(both, name, micro))
+    for micro, name in product(MICRO, SHAPES):
+        results.part("gpu", f"{name} micro {micro}", partial(both, name, micro, steps))
