@@ -96,7 +96,9 @@ class PromptTree:
         """
         laid = _lay(lengths, tokens, self.pad)
         line = _ancestors(above)  # (U, M, M) whether chain j is chain i or above it
-        begin = self.next[:, :1] + (line.to(lengths.dtype) @ lengths.unsqueeze(2)).squeeze(2) - lengths  # (U, M)
+        # In doubles, which are exact here: CUDA multiplies no matrices of integers.
+        through = (line.double() @ lengths.double().unsqueeze(2)).squeeze(2).long()  # (U, M) tokens down to its end
+        begin = self.next[:, :1] + through - lengths  # (U, M)
         holder = laid.owner.clamp(min=0)
         related = line[self._rows.unsqueeze(2), holder.unsqueeze(2), holder.unsqueeze(1)]  # (U, N, N)
         real = (laid.owner >= 0).unsqueeze(1)
