@@ -24,11 +24,11 @@ from calrec_lite.evaluate.ablation import ablate, ablation_folder, ablation_tabl
 from calrec_lite.evaluate.compare import compare
 from calrec_lite.evaluate.fusion import tune_fusion
 from calrec_lite.evaluate.protocol import Protocol, build_cases, evaluate_system
-from calrec_lite.evaluate.results import write_results
+from calrec_lite.evaluate.results import markdown, write_results
 from calrec_lite.evaluate.systems import open_recommender
 from calrec_lite.files import write_json
+from calrec_lite.recipe import Recipe
 from calrec_lite.recipe_file import check_recipe, load_recipe
-from calrec_lite.train.cells import plan
 from calrec_lite.train.run import Run
 from calrec_lite.train.stage import train_run
 
@@ -42,6 +42,7 @@ JOINT = {
     "games": "amazon18_games",
 }
 BASELINES = ["popularity", "last_item", "bm25_last", "transitions", "sasrec", "minilm"]
+FINAL = ("full", "joint", "target")
 GRID: dict[str, dict[str, Any]] = {
     "scientific": {
         "variants": {
@@ -66,6 +67,7 @@ def recipe_values(data: Path, target: str, budget: dict[str, Any], users: int) -
             {"name": "joint", "domains": [*JOINT, target], "max_steps": 1},
             {"name": "target", "domains": [target], "max_steps": 1},
         ],
+        "loss": {"beta": 0.2, "tau": 0.1},
         "optim": {"batch_size": 16, "learning_rate": 6e-4, "save_every": 50},
         "recommend": {"batch_tokens": 16384},
         "evaluate": {"domain": target, "users": users, "baselines": BASELINES},
@@ -73,32 +75,27 @@ def recipe_values(data: Path, target: str, budget: dict[str, Any], users: int) -
     }
 
 
-def ratios(results: dict[str, Any], rerank: dict[str, Any] | None = None) -> dict[str, float]:
+def ratios(rows: dict[tuple[str, ...], dict[str, Any]], base: dict[str, dict[str, Any]]) -> dict[str, float]:
     """The final model against the strongest baselines, and what each part of the method is worth, where measured.
 
     Args:
-        rerank: metrics of the final model's lists by `strategy: rerank`; against the baselines, keys of their own.
+        rows: (variant, *stages) -> its metrics. base: baseline -> its metrics.
     """
-    rows = {(row["variant"], *row["stages"]): row["metrics"] for row in results["rows"]}
-    base = {name: row["metrics"] for name, row in results["baselines"].items()}
-    full = rows["full", "joint", "target"]
+    full = rows[FINAL]
     others = {
         "ndcg_vs_transitions": ("ndcg@10", base["transitions"]),
         "ndcg_vs_sasrec": ("ndcg@10", base["sasrec"]),
         "recall1_vs_sasrec": ("recall@1", base["sasrec"]),
         "two_stage_vs_stage2_ndcg": ("ndcg@10", rows.get(("full", "target"))),
+        "two_stage_vs_stage1_ndcg": ("ndcg@10", rows.get(("full", "joint"))),
         "contrastive_vs_none_ndcg": ("ndcg@10", rows.get(("no_contrast", "joint", "target"))),
         "catalogue_vs_vocabulary_ndcg": ("ndcg@10", rows.get(("softmax_vocabulary", "joint", "target"))),
     }
-    found = {
+    return {
         name: float(full[metric]["value"] / other[metric]["value"])
         for name, (metric, other) in others.items()
         if other is not None
     }
-    for name, (metric, other) in others.items() if rerank else ():
-        if other is not None and name in ("ndcg_vs_transitions", "ndcg_vs_sasrec", "recall1_vs_sasrec"):
-            found[f"rerank_{name}"] = float(rerank[metric]["value"] / other[metric]["value"])  # type: ignore[index]
-    return found
 
 
 def reranked(folder: Path, users: int = 500) -> dict[str, Any]:
@@ -141,38 +138,71 @@ def main() -> None:
     budget = {"steps": options.steps} if options.steps else {"minutes": options.minutes or 60}
     recipe = check_recipe(recipe_values(options.data, options.target, budget, options.users))
     results = ablate(recipe, options.runs, options.cell)
+    if not options.cell:
+        write(recipe, results, options)
+
+
+def write(recipe: Recipe, results: dict[str, Any], options: argparse.Namespace) -> None:
+    """Add the lists by rerank and all comparisons to the ablation's results, and write the file."""
     folder = ablation_folder(recipe, options.runs)
-    final = folder / next(cell.name for cell in plan(recipe) if len(cell.stages) == 2)
-    by_rerank = reranked(final) if not options.cell or final.name in options.cell else {}
-    if options.cell:
-        return
-    systems = [(name, "final") for name in results["baselines"]]
-    full = next(r for r in results["rows"] if r["variant"] == "full" and len(r["stages"]) == 2)
-    trained = next(iter(full["seeds"].values()))
-    systems += [(name, "rerank") for name in results["baselines"]]
-    paired = compare(folder / "untouched" / "evaluation", _evaluation(folder, full), systems)
-    key, value = next(iter(budget.items()))
-    out = ROOT / "benchmarks" / "results" / f"evidence_{options.target}.json"
+    rows = {(row["variant"], *row["stages"]): row for row in results["rows"]}
+    cells = {key: folder / next(iter(row["seeds"].values()))["folder"] for key, row in rows.items() if row["stages"]}
+    final, key = FINAL, "steps" if recipe.ablate.steps else "minutes"
+    for name, cell in cells.items():
+        rows[name]["rerank"] = {**reranked(cell), "minus_full": None}
+    for name, cell in cells.items():
+        if name != final:
+            rows[name]["rerank"]["minus_full"] = minus(cells[final], cell, [("rerank", "rerank")])["rerank"]
+    baselines, untouched = list(results["baselines"]), folder / "untouched"
+    trained = next(iter(rows[final]["seeds"].values()))
+    base = {name: row["metrics"] for name, row in results["baselines"].items()}
     written = {
         **results,
-        "command": f"python benchmarks/evidence.py --target {options.target} --{key} {value:g}",
+        "command": f"python benchmarks/evidence.py --target {options.target} --{key} {getattr(recipe.ablate, key):g}",
         "date": time.strftime("%Y-%m-%d"),
         "hardware": trained["hardware"],  # cells may run on another machine than the table is written on
         "versions": trained["versions"],
-        "minus_baselines": {p["a"]: p["metrics"] for p in paired["comparisons"] if p["b"] == "final"},
-        "rerank": {
-            **by_rerank,
-            "minus_baselines": {p["a"]: p["metrics"] for p in paired["comparisons"] if p["b"] == "rerank"},
+        "final_minus_baselines": {
+            lists: minus(untouched, cells[final], [(name, lists) for name in baselines])
+            for lists in ("final", "rerank")
         },
-        "ratios": ratios(results, by_rerank["metrics"]),
+        "ratios": ratios({name: rows[name]["rerank"]["metrics"] for name in cells}, base),
+        "ratios_beam": ratios({name: rows[name]["metrics"] for name in cells}, base),
     }
-    write_json(out, written)
-    print(ablation_table(results))
-    print(json.dumps(written["ratios"], indent=1))
+    write_json(ROOT / "benchmarks" / "results" / f"evidence_{options.target}.json", written)
+    print(f"{ablation_table(results)}\n\n{rerank_table(written)}\n{json.dumps(written['ratios'], indent=1)}")
 
 
-def _evaluation(folder: Path, row: dict[str, Any]) -> Path:
-    return folder / str(next(iter(row["seeds"].values()))["folder"]) / "evaluation"
+def minus(a: Path, b: Path, pairs: list[tuple[str, str]]) -> dict[str, Any]:
+    """By the system of `a`: what the lists of `b` have more, paired by user."""
+    found = compare(a / "evaluation", b / "evaluation", pairs)["comparisons"]
+    return {pair["a"]: pair["metrics"] for pair in found if (pair["a"], pair["b"]) in pairs}
+
+
+def rerank_table(results: dict[str, Any]) -> str:
+    """The trained cells once more, by `strategy: rerank`, and the final model beside each baseline."""
+    head = ["stages", "change", "fusion", "R@1", "R@10", "N@10", "N@10 minus full"]
+    lines = []
+    for row in (row for row in results["rows"] if row["stages"]):
+        own = row["rerank"]
+        values = [interval(own["metrics"][key]) for key in ("recall@1", "recall@10", "ndcg@10")]
+        change = ", ".join(f"{key} = {value}" for key, value in row["changes"].items()) or "-"
+        less = difference(own["minus_full"]["ndcg@10"]) if own["minus_full"] else "-"
+        lines.append([" + ".join(row["stages"]), change, f"{own['fusion']:g}", *values, less])
+    beside = [
+        [name, *(difference(by[name]["ndcg@10"]) for by in results["final_minus_baselines"].values())]
+        for name in results["baselines"]
+    ]
+    against = markdown(["N@10 of the final model minus", "beam", "rerank"], beside)
+    return f"{markdown(head, lines)}\n\n{against}\n"
+
+
+def interval(m: dict[str, float]) -> str:
+    return f"{m['value']:.4f} [{m['low']:.4f}, {m['high']:.4f}]"
+
+
+def difference(d: dict[str, float]) -> str:
+    return f"{d['difference']:+.4f} [{d['low']:+.4f}, {d['high']:+.4f}] p={d['p']:.3g}"
 
 
 if __name__ == "__main__":

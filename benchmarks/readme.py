@@ -64,11 +64,14 @@ def training() -> str:
 
 
 def evidence(target: str = "scientific") -> str:
+    from evidence import rerank_table
+
     from calrec_lite.evaluate.ablation import ablation_table
 
     facts = results(f"evidence_{target}")
-    ratios = "\n".join(f"- `{key}`: {value:.3g}" for key, value in facts["ratios"].items())
-    return f"{ablation_table(facts)}\n\n{machine(facts)}.\n\n{ratios}\n"
+    beam = facts["ratios_beam"]
+    ratios = "\n".join(f"- `{key}`: {value:.3g} (beam: {beam[key]:.3g})" for key, value in facts["ratios"].items())
+    return f"{ablation_table(facts)}\n\n{rerank_table(facts)}\n{machine(facts)}.\n\n{ratios}\n"
 
 
 def evidence_office() -> str:

@@ -1,17 +1,20 @@
 """The evidence benchmark's grid, and its ratios from the summary of an ablation."""
 
+import argparse
+import json
 import sys
 from pathlib import Path
 
+import pytest
+
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import evidence
+import readme
 
+from calrec_lite.evaluate.ablation import ablate
 from calrec_lite.evaluate.results import read_metrics
-from calrec_lite.evaluate.systems import evaluate_run
 from calrec_lite.recipe_file import check_recipe
 from calrec_lite.train.cells import plan
-from calrec_lite.train.run import Run
-from calrec_lite.train.stage import train_run
 from tests.conftest import ring_domains
 
 
@@ -41,55 +44,71 @@ def test_on_office_the_final_recipe_is_run_as_it_is_on_scientific() -> None:
 
 
 def test_ratios() -> None:
-    def row(variant: str, stages: list[str], ndcg: float, recall: float = 0.1) -> dict:
-        return {"variant": variant, "stages": stages, "metrics": metrics(ndcg, recall)}
-
     def metrics(ndcg: float, recall: float = 0.1) -> dict:
         return {"ndcg@10": {"value": ndcg}, "recall@1": {"value": recall}}
 
-    both = ["joint", "target"]
-    results = {
-        "rows": [
-            row("full", [], 0.01),
-            row("full", both, 0.12, 0.06),
-            row("full", ["joint"], 0.05),
-            row("full", ["target"], 0.1),
-            row("no_contrast", both, 0.08),
-            row("no_contrast", ["target"], 0.5),
-            row("softmax_vocabulary", both, 0.06),
-        ],
-        "baselines": {"transitions": {"metrics": metrics(0.08)}, "sasrec": {"metrics": metrics(0.06, 0.04)}},
+    both = ("joint", "target")
+    rows = {
+        ("full", *both): metrics(0.12, 0.06),
+        ("full", "joint"): metrics(0.05),
+        ("full", "target"): metrics(0.1),
+        ("no_contrast", *both): metrics(0.08),
+        ("softmax_vocabulary", *both): metrics(0.06),
     }
-    assert {key: round(value, 3) for key, value in evidence.ratios(results).items()} == {
+    base = {"transitions": metrics(0.08), "sasrec": metrics(0.06, 0.04)}
+    assert {key: round(value, 3) for key, value in evidence.ratios(rows, base).items()} == {
         "ndcg_vs_transitions": 1.5,
         "ndcg_vs_sasrec": 2.0,
         "recall1_vs_sasrec": 1.5,
         "two_stage_vs_stage2_ndcg": 1.2,
+        "two_stage_vs_stage1_ndcg": 2.4,
         "contrastive_vs_none_ndcg": 1.5,
         "catalogue_vs_vocabulary_ndcg": 2.0,
     }
-    del results["rows"][2:]
-    assert set(evidence.ratios(results)) == {"ndcg_vs_transitions", "ndcg_vs_sasrec", "recall1_vs_sasrec"}
+    only_final = {evidence.FINAL: rows[evidence.FINAL]}
+    assert set(evidence.ratios(only_final, base)) == {"ndcg_vs_transitions", "ndcg_vs_sasrec", "recall1_vs_sasrec"}
 
 
-def test_the_final_models_lists_by_rerank_are_measured_beside_its_own(
-    tiny_folder: Path, data: Path, tmp_path: Path
+def test_the_file_on_a_tiny_model(
+    tiny_folder: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    values = {
-        "name": "tiny",
-        "base": {"model": str(tiny_folder), "dtype": "float32", "load_in_4bit": False},
-        "domains": ring_domains(data),
-        "text": {"max_items": 6},
-        "stages": [{"name": "target", "domains": ["shop"], "max_steps": 3}],
-        "evaluate": {"baselines": ["popularity"], "bootstrap": 50},
-    }
-    run = Run.start(check_recipe(values), tmp_path)
-    train_run(run)
-    evaluate_run(run)
-    found = evidence.reranked(run.folder, users=20)
-    assert found["fusion"] in [tried["fusion"] for tried in found["validation"]]
-    measured = read_metrics(run.evaluation)["systems"]
-    assert set(measured) == {"popularity", "base", "final", "rerank"}
-    assert measured["rerank"] == found["metrics"]
-    assert measured["rerank"] != measured["final"]
-    assert evidence.reranked(run.folder, users=20) == found  # once
+    """Cells, lists by rerank, every comparison, and the page's tables from the file."""
+    recipe = check_recipe(
+        {
+            "name": "tiny",
+            "base": {"model": str(tiny_folder), "dtype": "float32", "load_in_4bit": False},
+            "domains": ring_domains(data),
+            "text": {"max_items": 6},
+            "stages": [
+                {"name": "joint", "domains": ["shop", "other"], "max_steps": 1},
+                {"name": "target", "domains": ["shop"], "max_steps": 1},
+            ],
+            "evaluate": {"baselines": ["transitions", "sasrec"], "bootstrap": 50, "sasrec": {"epochs": 2}},
+            "ablate": {
+                "stages": [[], ["target"]],
+                "variants": {"no_contrast": {"loss.alpha": 0.0, "loss.beta": 0.0}},
+                "crossed": [],
+                "steps": 4,
+            },
+        }
+    )
+    monkeypatch.setenv("CALREC_LITE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(evidence, "ROOT", tmp_path)
+    options = argparse.Namespace(runs=tmp_path / "runs", target="scientific")
+    evidence.write(recipe, ablate(recipe, options.runs), options)
+    found = json.loads((tmp_path / "benchmarks" / "results" / "evidence_scientific.json").read_text())
+    rows = {(row["variant"], *row["stages"]): row for row in found["rows"]}
+    assert found["command"] == "python benchmarks/evidence.py --target scientific --steps 4"
+    cell = tmp_path / "runs" / "tiny-ablation" / "full.joint.target.seed0"
+    measured = read_metrics(cell / "evaluation")["systems"]
+    assert measured["rerank"] == rows[evidence.FINAL]["rerank"]["metrics"]
+    assert rows[evidence.FINAL]["rerank"]["minus_full"] is None
+    other = rows["no_contrast", "joint", "target"]["rerank"]
+    full = rows[evidence.FINAL]["rerank"]["metrics"]["ndcg@10"]["value"]
+    assert other["minus_full"]["ndcg@10"]["difference"] == pytest.approx(other["metrics"]["ndcg@10"]["value"] - full)
+    beside = found["final_minus_baselines"]["rerank"]["sasrec"]["ndcg@10"]
+    sasrec = found["baselines"]["sasrec"]["metrics"]["ndcg@10"]["value"]
+    assert beside["difference"] == pytest.approx(full - sasrec)
+    assert found["ratios"]["ndcg_vs_sasrec"] == pytest.approx(full / sasrec)
+    monkeypatch.setattr(readme, "ROOT", tmp_path)
+    assert f"`ndcg_vs_sasrec`: {full / sasrec:.3g} (beam:" in readme.evidence()
