@@ -43,6 +43,7 @@ JOINT = {
 }
 BASELINES = ["popularity", "last_item", "bm25_last", "transitions", "sasrec", "minilm"]
 FINAL = ("full", "joint", "target")
+SHOWN = {"R@1": "recall@1", "R@10": "recall@10", "N@10": "ndcg@10"}
 GRID: dict[str, dict[str, Any]] = {
     "scientific": {
         "variants": {
@@ -75,25 +76,34 @@ def recipe_values(data: Path, target: str, budget: dict[str, Any], users: int) -
     }
 
 
-def ratios(rows: dict[tuple[str, ...], dict[str, Any]], base: dict[str, dict[str, Any]]) -> dict[str, float]:
-    """The final model against the strongest baselines, and what each part of the method is worth, where measured.
+def ratios(
+    rows: dict[tuple[str, ...], dict[str, Any]], base: dict[str, dict[str, Any]], rerank: dict[str, Any]
+) -> dict[str, float]:
+    """The final model's lists by rerank against the strongest baselines; what each part of the method is worth.
+
+    The parts are compared by the lists that all cells have: by beam. Cells that are not there have no ratio.
 
     Args:
-        rows: (variant, *stages) -> its metrics. base: baseline -> its metrics.
+        rows: (variant, *stages) -> metrics of its lists by beam.
+        base: baseline -> its metrics.
+        rerank: metrics of the final model's lists by rerank.
     """
-    full = rows[FINAL]
-    others = {
-        "ndcg_vs_transitions": ("ndcg@10", base["transitions"]),
-        "ndcg_vs_sasrec": ("ndcg@10", base["sasrec"]),
-        "recall1_vs_sasrec": ("recall@1", base["sasrec"]),
-        "two_stage_vs_stage2_ndcg": ("ndcg@10", rows.get(("full", "target"))),
-        "two_stage_vs_stage1_ndcg": ("ndcg@10", rows.get(("full", "joint"))),
-        "contrastive_vs_none_ndcg": ("ndcg@10", rows.get(("no_contrast", "joint", "target"))),
-        "catalogue_vs_vocabulary_ndcg": ("ndcg@10", rows.get(("softmax_vocabulary", "joint", "target"))),
+    beam = rows[FINAL]
+    pairs = {
+        "ndcg_vs_transitions": ("ndcg@10", rerank, base["transitions"]),
+        "ndcg_vs_sasrec": ("ndcg@10", rerank, base["sasrec"]),
+        "recall1_vs_sasrec": ("recall@1", rerank, base["sasrec"]),
+        "beam_ndcg_vs_transitions": ("ndcg@10", beam, base["transitions"]),
+        "beam_ndcg_vs_sasrec": ("ndcg@10", beam, base["sasrec"]),
+        "two_stage_vs_stage2_ndcg": ("ndcg@10", beam, rows.get(("full", "target"))),
+        "two_stage_vs_stage1_ndcg": ("ndcg@10", beam, rows.get(("full", "joint"))),
+        "contrastive_vs_none_ndcg": ("ndcg@10", beam, rows.get(("no_contrast", "joint", "target"))),
+        "contrastive_rerank_vs_none_ndcg": ("ndcg@10", rerank, rows.get(("no_contrast", "joint", "target"))),
+        "catalogue_vs_vocabulary_ndcg": ("ndcg@10", beam, rows.get(("softmax_vocabulary", "joint", "target"))),
     }
     return {
-        name: float(full[metric]["value"] / other[metric]["value"])
-        for name, (metric, other) in others.items()
+        name: float(one[metric]["value"] / other[metric]["value"])
+        for name, (metric, one, other) in pairs.items()
         if other is not None
     }
 
@@ -143,34 +153,39 @@ def main() -> None:
 
 
 def write(recipe: Recipe, results: dict[str, Any], options: argparse.Namespace) -> None:
-    """Add the lists by rerank and all comparisons to the ablation's results, and write the file."""
+    """Add the final model's lists by rerank and all comparisons to the ablation's results, and write the file."""
     folder = ablation_folder(recipe, options.runs)
     rows = {(row["variant"], *row["stages"]): row for row in results["rows"]}
-    cells = {key: folder / next(iter(row["seeds"].values()))["folder"] for key, row in rows.items() if row["stages"]}
-    final, key = FINAL, "steps" if recipe.ablate.steps else "minutes"
-    for name, cell in cells.items():
-        rows[name]["rerank"] = {**reranked(cell), "minus_full": None}
-    for name, cell in cells.items():
-        if name != final:
-            rows[name]["rerank"]["minus_full"] = minus(cells[final], cell, [("rerank", "rerank")])["rerank"]
-    baselines, untouched = list(results["baselines"]), folder / "untouched"
-    trained = next(iter(rows[final]["seeds"].values()))
+    trained = next(iter(rows[FINAL]["seeds"].values()))
+    final, untouched, baselines = folder / trained["folder"], folder / "untouched", list(results["baselines"])
+    rerank = reranked(final)
     base = {name: row["metrics"] for name, row in results["baselines"].items()}
+    key = "steps" if recipe.ablate.steps else "minutes"
     written = {
         **results,
         "command": f"python benchmarks/evidence.py --target {options.target} --{key} {getattr(recipe.ablate, key):g}",
         "date": time.strftime("%Y-%m-%d"),
         "hardware": trained["hardware"],  # cells may run on another machine than the table is written on
         "versions": trained["versions"],
+        "rerank": {**rerank, "minus_beam": minus(final, final, [("final", "rerank")])["final"]},
         "final_minus_baselines": {
-            lists: minus(untouched, cells[final], [(name, lists) for name in baselines])
-            for lists in ("final", "rerank")
+            lists: minus(untouched, final, [(name, system) for name in baselines])
+            for lists, system in (("beam", "final"), ("rerank", "rerank"))
         },
-        "ratios": ratios({name: rows[name]["rerank"]["metrics"] for name in cells}, base),
-        "ratios_beam": ratios({name: rows[name]["metrics"] for name in cells}, base),
+        "validation_nats": validation_nats(folder),
+        "ratios": ratios({name: row["metrics"] for name, row in rows.items()}, base, rerank["metrics"]),
     }
     write_json(ROOT / "benchmarks" / "results" / f"evidence_{options.target}.json", written)
     print(f"{ablation_table(results)}\n\n{rerank_table(written)}\n{json.dumps(written['ratios'], indent=1)}")
+
+
+def validation_nats(folder: Path) -> dict[str, dict[str, float]]:
+    """Nats an item on validation users after each stage of every cell, also of those not measured on test users yet."""
+    cells = sorted(path.parent for path in folder.glob("*/recipe.yaml"))
+    return {
+        cell.name: {stage: facts["valid_nats_after"] for stage, facts in Run.open(cell).stage_metrics().items()}
+        for cell in cells
+    }
 
 
 def minus(a: Path, b: Path, pairs: list[tuple[str, str]]) -> dict[str, Any]:
@@ -180,21 +195,18 @@ def minus(a: Path, b: Path, pairs: list[tuple[str, str]]) -> dict[str, Any]:
 
 
 def rerank_table(results: dict[str, Any]) -> str:
-    """The trained cells once more, by `strategy: rerank`, and the final model beside each baseline."""
-    head = ["stages", "change", "fusion", "R@1", "R@10", "N@10", "N@10 minus full"]
-    lines = []
-    for row in (row for row in results["rows"] if row["stages"]):
-        own = row["rerank"]
-        values = [interval(own["metrics"][key]) for key in ("recall@1", "recall@10", "ndcg@10")]
-        change = ", ".join(f"{key} = {value}" for key, value in row["changes"].items()) or "-"
-        less = difference(own["minus_full"]["ndcg@10"]) if own["minus_full"] else "-"
-        lines.append([" + ".join(row["stages"]), change, f"{own['fusion']:g}", *values, less])
-    beside = [
+    """The final model by `strategy: rerank`, and by both strategies beside each baseline."""
+    own = results["rerank"]
+    values = ", ".join(f"{name} {interval(own['metrics'][key])}" for name, key in SHOWN.items())
+    said = (
+        f"The final model by `strategy: rerank`, fusion {own['fusion']:g} chosen on validation users: {values}; N@10 "
+        f"minus beam's {difference(own['minus_beam']['ndcg@10'])}."
+    )
+    lines = [
         [name, *(difference(by[name]["ndcg@10"]) for by in results["final_minus_baselines"].values())]
         for name in results["baselines"]
     ]
-    against = markdown(["N@10 of the final model minus", "beam", "rerank"], beside)
-    return f"{markdown(head, lines)}\n\n{against}\n"
+    return f"{said}\n\n{markdown(['N@10 of the final model minus', 'beam', 'rerank'], lines)}\n"
 
 
 def interval(m: dict[str, float]) -> str:

@@ -69,9 +69,11 @@ def evidence(target: str = "scientific") -> str:
     from calrec_lite.evaluate.ablation import ablation_table
 
     facts = results(f"evidence_{target}")
-    beam = facts["ratios_beam"]
-    ratios = "\n".join(f"- `{key}`: {value:.3g} (beam: {beam[key]:.3g})" for key, value in facts["ratios"].items())
-    return f"{ablation_table(facts)}\n\n{rerank_table(facts)}\n{machine(facts)}.\n\n{ratios}\n"
+    ratios = "\n".join(f"- `{key}`: {value:.3g}" for key, value in facts["ratios"].items())
+    last = [(cell, list(stages.values())[-1]) for cell, stages in facts["validation_nats"].items() if stages]
+    nats = ", ".join(f"`{cell}` {value:.3f}" for cell, value in last)
+    parts = [ablation_table(facts), rerank_table(facts), f"Nats an item on validation users: {nats}.", machine(facts)]
+    return "\n\n".join([*parts, ratios]) + "\n"
 
 
 def evidence_office() -> str:

@@ -15,6 +15,7 @@ from calrec_lite.evaluate.ablation import ablate
 from calrec_lite.evaluate.results import read_metrics
 from calrec_lite.recipe_file import check_recipe
 from calrec_lite.train.cells import plan
+from calrec_lite.train.run import Run
 from tests.conftest import ring_domains
 
 
@@ -56,17 +57,21 @@ def test_ratios() -> None:
         ("softmax_vocabulary", *both): metrics(0.06),
     }
     base = {"transitions": metrics(0.08), "sasrec": metrics(0.06, 0.04)}
-    assert {key: round(value, 3) for key, value in evidence.ratios(rows, base).items()} == {
-        "ndcg_vs_transitions": 1.5,
-        "ndcg_vs_sasrec": 2.0,
-        "recall1_vs_sasrec": 1.5,
+    rerank = metrics(0.16, 0.08)
+    assert {key: round(value, 3) for key, value in evidence.ratios(rows, base, rerank).items()} == {
+        "ndcg_vs_transitions": 2.0,
+        "ndcg_vs_sasrec": 2.667,
+        "recall1_vs_sasrec": 2.0,
+        "beam_ndcg_vs_transitions": 1.5,
+        "beam_ndcg_vs_sasrec": 2.0,
         "two_stage_vs_stage2_ndcg": 1.2,
         "two_stage_vs_stage1_ndcg": 2.4,
         "contrastive_vs_none_ndcg": 1.5,
+        "contrastive_rerank_vs_none_ndcg": 2.0,
         "catalogue_vs_vocabulary_ndcg": 2.0,
     }
-    only_final = {evidence.FINAL: rows[evidence.FINAL]}
-    assert set(evidence.ratios(only_final, base)) == {"ndcg_vs_transitions", "ndcg_vs_sasrec", "recall1_vs_sasrec"}
+    only_final = evidence.ratios({evidence.FINAL: rows[evidence.FINAL]}, base, rerank)
+    assert all(key.endswith(("_vs_transitions", "_vs_sasrec")) for key in only_final)
 
 
 def test_the_file_on_a_tiny_model(
@@ -101,14 +106,17 @@ def test_the_file_on_a_tiny_model(
     assert found["command"] == "python benchmarks/evidence.py --target scientific --steps 4"
     cell = tmp_path / "runs" / "tiny-ablation" / "full.joint.target.seed0"
     measured = read_metrics(cell / "evaluation")["systems"]
-    assert measured["rerank"] == rows[evidence.FINAL]["rerank"]["metrics"]
-    assert rows[evidence.FINAL]["rerank"]["minus_full"] is None
-    other = rows["no_contrast", "joint", "target"]["rerank"]
-    full = rows[evidence.FINAL]["rerank"]["metrics"]["ndcg@10"]["value"]
-    assert other["minus_full"]["ndcg@10"]["difference"] == pytest.approx(other["metrics"]["ndcg@10"]["value"] - full)
-    beside = found["final_minus_baselines"]["rerank"]["sasrec"]["ndcg@10"]
+    assert measured["rerank"] == found["rerank"]["metrics"]
+    full = measured["rerank"]["ndcg@10"]["value"]
+    by_beam = rows[evidence.FINAL]["metrics"]["ndcg@10"]["value"]
+    assert found["rerank"]["minus_beam"]["ndcg@10"]["difference"] == pytest.approx(full - by_beam)
     sasrec = found["baselines"]["sasrec"]["metrics"]["ndcg@10"]["value"]
-    assert beside["difference"] == pytest.approx(full - sasrec)
+    for lists, value in (("beam", by_beam), ("rerank", full)):
+        beside = found["final_minus_baselines"][lists]["sasrec"]["ndcg@10"]
+        assert beside["difference"] == pytest.approx(value - sasrec)
     assert found["ratios"]["ndcg_vs_sasrec"] == pytest.approx(full / sasrec)
+    facts = Run.open(cell).stage_metrics()
+    assert found["validation_nats"][cell.name] == {name: own["valid_nats_after"] for name, own in facts.items()}
+    assert found["validation_nats"]["untouched"] == {}
     monkeypatch.setattr(readme, "ROOT", tmp_path)
-    assert f"`ndcg_vs_sasrec`: {full / sasrec:.3g} (beam:" in readme.evidence()
+    assert f"`ndcg_vs_sasrec`: {full / sasrec:.3g}" in readme.evidence()
