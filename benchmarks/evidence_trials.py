@@ -8,6 +8,7 @@ the same machine. Killed and started again they go on.
 
 import argparse
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,57 +17,83 @@ import torch
 from amazon import TITLE
 
 from calrec_lite.cli.options import quiet_libraries
-from calrec_lite.evaluate.ablation import ablate, ablation_table
+from calrec_lite.evaluate.ablation import ablate, ablation_folder, ablation_table
+from calrec_lite.evaluate.fusion import tune_fusion
+from calrec_lite.evaluate.protocol import build_cases
+from calrec_lite.evaluate.systems import open_recommender
 from calrec_lite.files import write_json
 from calrec_lite.recipe_file import check_recipe
+from calrec_lite.train.run import Run
+from calrec_lite.train.stage import train_run
 
-BATCH = {"title": 16, "category": 16, "scale": 4}
-SCALE = {"title": 1.0, "category": 1.0, "scale": 0.2}
-VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
-    "title": {
-        "rate_2e-3": {"optim.learning_rate": 2e-3},
-        "batch_4": {"optim.batch_size": 4},
-        "sharp": {"loss.beta": 0.2, "loss.tau": 0.1},
-    },
-    "category": {},
-    "scale": {
-        "scale_1": {"loss.logit_scale": 1.0},
-        "scale_tenth": {"loss.logit_scale": 0.1},
-        "rate_2e-3": {"optim.learning_rate": 2e-3},
-        "sharp": {"loss.beta": 0.2, "loss.tau": 0.1},
-    },
+CATEGORY = {"Category": "categories"}
+# Of each group what its recipe has other than evidence.py's, fields that come before the title, and what is tried.
+GROUPS: dict[str, tuple[dict[str, Any], dict[str, str], dict[str, dict[str, Any]]]] = {
+    "title": (
+        {"loss": {"logit_scale": 1.0}, "optim": {"batch_size": 16}},
+        {},
+        {
+            "rate_2e-3": {"optim.learning_rate": 2e-3},
+            "batch_4": {"optim.batch_size": 4},
+            "sharp": {"loss.beta": 0.2, "loss.tau": 0.1},
+        },
+    ),
+    "category": ({"loss": {"logit_scale": 1.0}, "optim": {"batch_size": 16}}, CATEGORY, {}),
+    "scale": ({"loss": {}, "optim": {"batch_size": 4}}, {}, {"sharp": {"loss.beta": 0.2, "loss.tau": 0.1}}),
 }
 
 
 def recipe_values(data: Path, group: str, minutes: float, users: int) -> dict[str, Any]:
     """The target stage of the evidence's recipe and what is tried, as plain data."""
     values = evidence.recipe_values(data, "scientific", {"minutes": minutes}, users)
-    fields = {"Category": "categories"} | TITLE if group == "category" else TITLE
+    other, before, variants = GROUPS[group]
     values["evaluate"] |= {"split": "validation", "baselines": ["popularity", "transitions"]}
     return values | {
         "name": f"trials-{group}",
-        "domains": {"scientific": values["domains"]["scientific"] | {"fields": fields}},
+        "domains": {"scientific": values["domains"]["scientific"] | {"fields": before | TITLE}},
         "stages": values["stages"][-1:],
-        "loss": {"logit_scale": SCALE[group]},
-        "optim": values["optim"] | {"batch_size": BATCH[group], "valid_users": 300},
-        "ablate": values["ablate"] | {"stages": [[]], "variants": VARIANTS[group], "crossed": []},
+        "loss": other["loss"],
+        "optim": values["optim"] | other["optim"] | {"valid_users": 300},
+        "recommend": {},
+        "ablate": values["ablate"] | {"stages": [[]], "variants": variants, "crossed": []},
     }
+
+
+def by_rerank(results: dict[str, Any], folder: Path, users: int) -> dict[str, list[dict[str, float]]]:
+    """Of each trained cell: what `strategy: rerank` gives with each fusion, on the same validation users."""
+    found = {}
+    for row in (row for row in results["rows"] if row["stages"]):
+        cell = folder / next(iter(row["seeds"].values()))["folder"]
+        file = cell / "rerank.json"
+        if not file.is_file():
+            train_run(run := Run.open(cell))  # merges again what the ablation removed
+            cases = build_cases(run.domain(run.recipe.target), "validation", users, run.recipe.seed)
+            tried = tune_fusion(open_recommender(run, run.final()), cases, run.recipe.recommend.exclude_seen)
+            write_json(file, [asdict(t) for t in tried])
+        found[row["variant"]] = json.loads(file.read_text(encoding="utf-8"))
+    return found
 
 
 def table(results: dict[str, Any]) -> str:
     """Of each group the table of its ablation, and under it the validation loss of its rows."""
     parts = []
-    for group in [g for g in VARIANTS if g in results]:
+    for group in [g for g in GROUPS if g in results]:
         rows = [row for row in results[group]["rows"] if row["stages"]]
         seeds = [(row["variant"], seed) for row in rows for seed in row["seeds"].values()]
         nats = ", ".join(f"`{name}` {seed['valid_nats']:.2f}" for name, seed in seeds)
         parts += [f"{group}:", ablation_table(results[group]), f"Validation nats an item: {nats}."]
+        for name, tried in results[group].get("rerank", {}).items():
+            best, plain = tried[0], next(t for t in tried if t["fusion"] == 0)
+            parts.append(
+                f"`{name}` by `strategy: rerank`: N@10 {plain['ndcg10']:.4f} without fusion, best {best['ndcg10']:.4f} "
+                f"(R@10 {best['recall10']:.4f}) with fusion {best['fusion']:g}, on the same users."
+            )
     return "\n\n".join(parts)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=list(VARIANTS), action="append")
+    parser.add_argument("--only", choices=list(GROUPS), action="append")
     parser.add_argument("--data", type=Path, default=evidence.ROOT.parent / "shared" / "data")
     parser.add_argument("--runs", type=Path, default=evidence.ROOT / "runs")
     parser.add_argument("--minutes", type=float, default=20, help="training of each trial")
@@ -74,8 +101,11 @@ def main() -> None:
     options = parser.parse_args()
     quiet_libraries()
     out = evidence.ROOT / "benchmarks" / "results" / "evidence_trials.json"
-    for group in options.only or VARIANTS:
-        found = ablate(check_recipe(recipe_values(options.data, group, options.minutes, options.users)), options.runs)
+    for group in options.only or GROUPS:
+        recipe = check_recipe(recipe_values(options.data, group, options.minutes, options.users))
+        found = ablate(recipe, options.runs)
+        if group == "scale":  # only there the vectors had learnt something
+            found["rerank"] = by_rerank(found, ablation_folder(recipe, options.runs), options.users)
         print(ablation_table(found))
         written = json.loads(out.read_text(encoding="utf-8")) if out.is_file() else {}
         command = f"python benchmarks/evidence_trials.py --minutes {options.minutes:g}"
