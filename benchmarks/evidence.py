@@ -13,22 +13,24 @@ validation users: evidence_trials.py.
 import argparse
 import json
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from amazon import WORDING, domain
 
 from calrec_lite.cli.options import quiet_libraries
 from calrec_lite.evaluate.ablation import ablate, ablation_folder, ablation_table
 from calrec_lite.evaluate.compare import compare
-from calrec_lite.evaluate.fusion import tune_fusion
+from calrec_lite.evaluate.fusion import TRANSITIONS, Tried, all_candidates, tried_on
 from calrec_lite.evaluate.protocol import Protocol, build_cases, evaluate_system
 from calrec_lite.evaluate.results import markdown, write_results
 from calrec_lite.evaluate.systems import open_recommender
 from calrec_lite.files import write_json
 from calrec_lite.recipe import Recipe
 from calrec_lite.recipe_file import check_recipe, load_recipe
+from calrec_lite.recommend.candidates import Candidates
 from calrec_lite.train.run import Run
 from calrec_lite.train.stage import train_run
 
@@ -43,7 +45,7 @@ JOINT = {
 }
 BASELINES = ["popularity", "last_item", "bm25_last", "transitions", "sasrec", "minilm"]
 FINAL = ("full", "joint", "target")
-SHOWN = {"R@1": "recall@1", "R@10": "recall@10", "N@10": "ndcg@10"}
+LISTS = {"beam": "final", "rerank": "rerank", "rerank with transitions": "with_transitions"}  # of the final model
 GRID: dict[str, dict[str, Any]] = {
     "scientific": {
         "variants": {
@@ -76,24 +78,25 @@ def recipe_values(data: Path, target: str, budget: dict[str, Any], users: int) -
     }
 
 
-def ratios(
-    rows: dict[tuple[str, ...], dict[str, Any]], base: dict[str, dict[str, Any]], rerank: dict[str, Any]
-) -> dict[str, float]:
-    """The final model's lists by rerank against the strongest baselines; what each part of the method is worth.
+def ratios(rows: dict[tuple[str, ...], Any], base: dict[str, Any], lists: dict[str, Any]) -> dict[str, float]:
+    """The final model's lists against the strongest baselines; what each part of the method is worth.
 
-    The parts are compared by the lists that all cells have: by beam. Cells that are not there have no ratio.
+    The first three are of its lists with transitions, which validation users preferred; those of the model alone are
+    there too. Parts of the method are compared by the lists that all cells have, by beam, and the contrast also by the
+    lists it makes possible. Cells that are not there have no ratio.
 
     Args:
         rows: (variant, *stages) -> metrics of its lists by beam.
         base: baseline -> its metrics.
-        rerank: metrics of the final model's lists by rerank.
+        lists: `rerank`, `with_transitions` -> metrics of the final model.
     """
-    beam = rows[FINAL]
+    mixed, rerank, beam = lists["with_transitions"], lists["rerank"], rows[FINAL]
     pairs = {
-        "ndcg_vs_transitions": ("ndcg@10", rerank, base["transitions"]),
-        "ndcg_vs_sasrec": ("ndcg@10", rerank, base["sasrec"]),
-        "recall1_vs_sasrec": ("recall@1", rerank, base["sasrec"]),
-        "beam_ndcg_vs_transitions": ("ndcg@10", beam, base["transitions"]),
+        "ndcg_vs_transitions": ("ndcg@10", mixed, base["transitions"]),
+        "ndcg_vs_sasrec": ("ndcg@10", mixed, base["sasrec"]),
+        "recall1_vs_sasrec": ("recall@1", mixed, base["sasrec"]),
+        "rerank_ndcg_vs_transitions": ("ndcg@10", rerank, base["transitions"]),
+        "rerank_ndcg_vs_sasrec": ("ndcg@10", rerank, base["sasrec"]),
         "beam_ndcg_vs_sasrec": ("ndcg@10", beam, base["sasrec"]),
         "two_stage_vs_stage2_ndcg": ("ndcg@10", beam, rows.get(("full", "target"))),
         "two_stage_vs_stage1_ndcg": ("ndcg@10", beam, rows.get(("full", "joint"))),
@@ -108,30 +111,47 @@ def ratios(
     }
 
 
+@dataclass(frozen=True)
+class Kept:
+    """Lists from candidates that were scored before."""
+
+    found: list[Candidates]
+    weights: Tried
+
+    def rank(self, histories: Any, k: int, exclude_seen: bool) -> Any:
+        lists = np.full((len(self.found), k), -1, np.int32)
+        for row, own in zip(lists, self.found, strict=True):
+            best, _ = own.best(self.weights.fusion, self.weights.transitions, k)
+            row[: len(best)] = own.items[best]
+        return lists
+
+
 def reranked(folder: Path, users: int = 500) -> dict[str, Any]:
-    """The lists of a cell by `strategy: rerank`, its fusion tuned on validation users; kept in the cell's folder."""
+    """The lists of a cell by `strategy: rerank`, without transitions and with; kept in the cell's folder.
+
+    Weights are chosen on validation users. The candidates' scores are computed once for both.
+    """
     file = folder / "rerank.json"
     if file.is_file():
         return dict(json.loads(file.read_text(encoding="utf-8")))
     run = Run.open(folder)
     train_run(run)  # merges again what the ablation removed
     recipe, domain = run.recipe, run.domain(run.recipe.target)
+    recommender, seen = open_recommender(run, run.final(), transitions=True), recipe.recommend.exclude_seen
     valid = build_cases(domain, "validation", users, recipe.seed)
-    tried = tune_fusion(open_recommender(run, run.final()), valid, recipe.recommend.exclude_seen)
-    chosen = recipe.recommend.model_copy(update={"strategy": "rerank", "fusion": tried[0].fusion})
-    tuned = Run(recipe.model_copy(update={"recommend": chosen}), folder)
+    tried = tried_on(all_candidates(recommender, valid, seen), valid, TRANSITIONS)
     protocol = Protocol.of(recipe)
     cases = build_cases(domain, protocol.split, protocol.users, protocol.seed)
-    measured = evaluate_system(open_recommender(tuned, run.final()), cases, protocol)
-    write_results(run.evaluation, domain, protocol, cases, {"rerank": measured}, {})
-    found = {
-        "fusion": tried[0].fusion,
-        "validation": [asdict(t) for t in tried],
-        "metrics": measured.metrics,
-        "users_per_second": measured.users_per_second,
-    }
-    write_json(file, found)
-    return found
+    begin = time.perf_counter()
+    found = all_candidates(recommender, cases, seen)
+    rate = len(found) / (time.perf_counter() - begin)
+    chosen = {"rerank": next(t for t in tried if not t.transitions), "with_transitions": tried[0]}
+    measured = {name: evaluate_system(Kept(found, best), cases, protocol) for name, best in chosen.items()}
+    write_results(run.evaluation, domain, protocol, cases, measured, {})
+    facts = {name: {**asdict(best), "metrics": measured[name].metrics} for name, best in chosen.items()}
+    facts |= {"validation": [asdict(t) for t in tried], "users_per_second": rate}
+    write_json(file, facts)
+    return facts
 
 
 def main() -> None:
@@ -167,13 +187,17 @@ def write(recipe: Recipe, results: dict[str, Any], options: argparse.Namespace) 
         "date": time.strftime("%Y-%m-%d"),
         "hardware": trained["hardware"],  # cells may run on another machine than the table is written on
         "versions": trained["versions"],
-        "rerank": {**rerank, "minus_beam": minus(final, final, [("final", "rerank")])["final"]},
+        "rerank": rerank,
+        "rerank_minus_beam": minus(final, final, [("final", "rerank")])["final"],
         "final_minus_baselines": {
-            lists: minus(untouched, final, [(name, system) for name in baselines])
-            for lists, system in (("beam", "final"), ("rerank", "rerank"))
+            lists: minus(untouched, final, [(name, system) for name in baselines]) for lists, system in LISTS.items()
         },
         "validation_nats": validation_nats(folder),
-        "ratios": ratios({name: row["metrics"] for name, row in rows.items()}, base, rerank["metrics"]),
+        "ratios": ratios(
+            {name: row["metrics"] for name, row in rows.items()},
+            base,
+            {name: rerank[name]["metrics"] for name in ("rerank", "with_transitions")},
+        ),
     }
     write_json(ROOT / "benchmarks" / "results" / f"evidence_{options.target}.json", written)
     print(f"{ablation_table(results)}\n\n{rerank_table(written)}\n{json.dumps(written['ratios'], indent=1)}")
@@ -195,18 +219,22 @@ def minus(a: Path, b: Path, pairs: list[tuple[str, str]]) -> dict[str, Any]:
 
 
 def rerank_table(results: dict[str, Any]) -> str:
-    """The final model by `strategy: rerank`, and by both strategies beside each baseline."""
+    """The final model by `strategy: rerank`, and by all its lists beside each baseline."""
     own = results["rerank"]
-    values = ", ".join(f"{name} {interval(own['metrics'][key])}" for name, key in SHOWN.items())
-    said = (
-        f"The final model by `strategy: rerank`, fusion {own['fusion']:g} chosen on validation users: {values}; N@10 "
-        f"minus beam's {difference(own['minus_beam']['ndcg@10'])}."
-    )
     lines = [
+        [
+            f"fusion {best['fusion']:g}, transitions {best['transitions']:g}",
+            *(interval(best["metrics"][key]) for key in ("recall@1", "recall@10", "ndcg@10", "mrr")),
+        ]
+        for best in (own["rerank"], own["with_transitions"])
+    ]
+    head = ["final model by `strategy: rerank`, weights by validation", "R@1", "R@10", "N@10", "MRR"]
+    beside = [
         [name, *(difference(by[name]["ndcg@10"]) for by in results["final_minus_baselines"].values())]
         for name in results["baselines"]
     ]
-    return f"{said}\n\n{markdown(['N@10 of the final model minus', 'beam', 'rerank'], lines)}\n"
+    against = markdown(["N@10 of the final model minus", *LISTS], beside)
+    return f"{markdown(head, lines)}\n\n{against}\n"
 
 
 def interval(m: dict[str, float]) -> str:

@@ -214,6 +214,11 @@ class Recommend(Section):
     fusion: Annotated[float, Field(ge=0)] = Field(
         0.0, description="rerank: this much of the cosine is added to the log-probability; see `calrec-lite tune`"
     )
+    transitions: Annotated[float, Field(ge=0)] = Field(
+        0.0,
+        description="rerank: this much of the log of what followed the last items in training is added, and the items "
+        "it puts first become candidates too; see `calrec-lite tune`",
+    )
     index: Literal["exact", "faiss"] = Field("exact", description="dense, rerank: faiss beyond some million items")
     batch_tokens: PositiveInt = Field(
         4096, description="prompt tokens decoded together (memory); a shorter prompt counts as one of 64"

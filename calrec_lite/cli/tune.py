@@ -11,9 +11,12 @@ from calrec_lite.cli.options import quiet_libraries
 @click.argument("run", type=click.Path(path_type=Path, file_okay=False))
 @click.option("--users", type=click.IntRange(min=1), default=500, show_default=True, help="Validation users.")
 def tune(run: Path, users: int) -> None:
-    """Say which `recommend.fusion` serves a trained RUN best with `strategy: rerank`, by validation users only."""
+    """Say which `recommend.fusion` and `.transitions` serve a trained RUN best with `strategy: rerank`.
+
+    By validation users only. Nothing is changed.
+    """
     quiet_libraries()
-    from calrec_lite.evaluate.fusion import tune_fusion
+    from calrec_lite.evaluate.fusion import FUSION, TRANSITIONS, tune_fusion
     from calrec_lite.evaluate.protocol import build_cases
     from calrec_lite.evaluate.results import markdown
     from calrec_lite.evaluate.systems import open_recommender
@@ -21,12 +24,16 @@ def tune(run: Path, users: int) -> None:
 
     opened = Run.open(run)
     recipe = opened.recipe
-    recommender = open_recommender(opened, opened.final())
+    recommender = open_recommender(opened, opened.final(), transitions=True)
     cases = build_cases(opened.domain(recipe.target), "validation", users, recipe.seed)
     tried = tune_fusion(recommender, cases, recipe.recommend.exclude_seen)
-    rows = [[f"{t.fusion:g}", f"{t.recall10:.4f}", f"{t.ndcg10:.4f}"] for t in sorted(tried, key=lambda t: t.fusion)]
-    click.echo(markdown(["fusion", "R@10", "N@10"], rows))
+    ndcg = {(t.fusion, t.transitions): t.ndcg10 for t in tried}
+    rows = [[f"{f:g}", *(f"{ndcg[f, t]:.4f}" for t in TRANSITIONS)] for f in FUSION]
+    click.echo(markdown(["N@10: fusion", *(f"transitions {t:g}" for t in TRANSITIONS)], rows))
+    best = tried[0]
     click.echo(
-        f"\n{len(cases.users):,} validation users, the {recipe.recommend.rerank} closest items of each. Best: "
-        f"--set recommend.strategy=rerank --set recommend.fusion={tried[0].fusion:g}"
+        f"\n{len(cases.users):,} validation users; candidates are the {recipe.recommend.rerank} closest items of each "
+        f"and, with transitions, as many that these put first. Best: N@10 {best.ndcg10:.4f}, R@10 {best.recall10:.4f} "
+        f"with --set recommend.strategy=rerank --set recommend.fusion={best.fusion:g} "
+        f"--set recommend.transitions={best.transitions:g}"
     )

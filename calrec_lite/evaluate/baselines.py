@@ -5,15 +5,15 @@ index or id, which in some public files tell the future. Lists are filled up in 
 as long as the catalogue has.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import bm25s
 import numpy as np
 from numpy.typing import NDArray
-from scipy import sparse
 
 from calrec_lite.data.domain import Domain
 from calrec_lite.evaluate.metrics import CELLS
+from calrec_lite.recommend.transitions import Transitions as Counted
 
 Histories = Sequence[NDArray[np.int32]]
 
@@ -79,45 +79,14 @@ class BM25Last(Popularity):
 
 
 class Transitions(Popularity):
-    """Items that followed, or preceded, the last five items of the history within three steps.
-
-    An item's score is the sum over the history's last 5 items of `.6^age * counts[history item, item]`, divided by the
-    item's popularity^0.3. A following item counts 1 at any distance up to 3, a preceding one .5. Of 36 settings (decay,
-    weight of a preceding item, weight by distance) these had the highest NDCG@10 on validation, summed over
-    amazon18_scientific, amazon14_office and ml-100k.
-    """
-
-    WINDOW = 3
-    LAST = 5
-    DECAY = 0.6
-    BACKWARD = 0.5
-    POWER = 0.3
+    """Items by what followed what (`recommend.transitions`)."""
 
     def __init__(self, domain: Domain, seed: int) -> None:
         super().__init__(domain, seed)
-        n_items = len(self._order)
-        pairs = list(self._pairs(domain))
-        before = np.concatenate([np.empty(0, dtype=np.int64), *(pair[0] for pair in pairs)])
-        after = np.concatenate([np.empty(0, dtype=np.int64), *(pair[1] for pair in pairs)])
-        weight = np.maximum(self._counts, 1) ** -self.POWER  # (N,)
-        values = np.concatenate([weight[after], self.BACKWARD * weight[before]]).astype(np.float32)
-        rows, columns = np.concatenate([before, after]), np.concatenate([after, before])
-        # Equal (row, column) pairs are summed: this is the counting.
-        self._weights = sparse.csr_array((values, (rows, columns)), shape=(n_items, n_items))
-
-    def _pairs(self, domain: Domain) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-        for u in range(len(domain.sequences)):
-            places = self._place[domain.train_items(u)]
-            for distance in range(1, min(self.WINDOW, len(places) - 1) + 1):
-                yield places[:-distance], places[distance:]
+        self._counted = Counted.of(domain)
 
     def _scores(self, places: list[NDArray[np.int64]]) -> NDArray[np.float32]:
-        recent = [history[-self.LAST :][::-1] for history in places]  # latest first
-        rows, columns = _flat(recent)
-        age = np.concatenate([np.empty(0), *(np.arange(len(history)) for history in recent)])
-        decay = (self.DECAY**age).astype(np.float32)
-        query = sparse.csr_array((decay, (rows, columns)), shape=(len(places), len(self._order)))
-        return np.asarray((query @ self._weights).toarray())
+        return self._counted.scores([self._order[own] for own in places])[:, self._order]
 
 
 BASELINES: dict[str, type[Popularity]] = {

@@ -15,6 +15,7 @@ from calrec_lite.model.base import load_model, roomy_device
 from calrec_lite.model.towers import Towers
 from calrec_lite.recipe import Recipe
 from calrec_lite.recommend.recommender import Recommender
+from calrec_lite.recommend.transitions import Transitions
 from calrec_lite.train.run import Run
 
 
@@ -67,11 +68,18 @@ def build_baseline(name: str, domain: Domain, recipe: Recipe) -> Ranker:
     return BASELINES[name](domain, recipe.seed)
 
 
-def open_recommender(run: Run, folder: Path) -> Recommender:
-    """A recommender over the run's target domain with full weights from `folder`."""
+def open_recommender(run: Run, folder: Path, transitions: bool = False) -> Recommender:
+    """A recommender over the run's target domain with full weights from `folder`.
+
+    Args:
+        transitions: count what followed what even where the recipe's lists do without it.
+    """
     recipe = run.recipe
     base = recipe.base.model_copy(update={"attention": "sdpa"})  # a tree of continuations needs a mask of its own
     towers = Towers(load_model(folder, base, quantised=False, where=roomy_device(folder)))
-    name = recipe.target
-    ids = run.domain(name).catalogue.ids
-    return Recommender(towers, run.encoder, run.catalogue(name), ids, recipe.recommend, recipe.seed)
+    name, domain = recipe.target, run.domain(recipe.target)
+    counted = Transitions.of(domain) if transitions or recipe.recommend.transitions else None
+    ids = domain.catalogue.ids
+    return Recommender(
+        towers, run.encoder, run.catalogue(name), ids, recipe.recommend, recipe.seed, transitions=counted
+    )

@@ -10,7 +10,8 @@ from calrec_lite.errors import InputError
 from calrec_lite.export.card import base_name, render_card
 from calrec_lite.export.sentence import write_sentence_files
 from calrec_lite.files import TERMS, atomic_path, copy_matching
-from calrec_lite.recommend.package import PackageInfo, write_package
+from calrec_lite.recommend.package import TRANSITIONS, PackageInfo, write_package
+from calrec_lite.recommend.transitions import Transitions
 from calrec_lite.train.run import Run
 from calrec_lite.train.stage import stage_origin
 
@@ -68,7 +69,7 @@ def _refuse_foreign(to: Path) -> None:
 
 
 def _describe(folder: Path, run: Run, adapter: bool = False) -> None:
-    """calrec.json, the catalogue and the card."""
+    """calrec.json, the catalogue, the transitions where lists need them, and the card."""
     recipe = run.recipe
     domain = run.domain(recipe.target)
     info = PackageInfo(
@@ -83,6 +84,8 @@ def _describe(folder: Path, run: Run, adapter: bool = False) -> None:
         seed=recipe.seed,
     )
     write_package(folder, info, domain.catalogue if recipe.export.catalogue else None, domain.train_counts())
+    if recipe.export.catalogue and recipe.recommend.transitions:
+        Transitions.of(domain).save(folder / TRANSITIONS, domain.catalogue.ids)
     (folder / "README.md").write_text(render_card(run, adapter), encoding="utf-8")
 
 

@@ -45,6 +45,10 @@ class FaissIndex:
         found = [self._one(users[u : u + 1], allowed[u : u + 1], n) for u in range(len(users))]
         return torch.cat([items for items, _ in found]), torch.cat([cosine for _, cosine in found])
 
+    def cosine(self, user: Tensor, items: np.ndarray) -> np.ndarray:
+        """As `ItemVectors.cosine`."""
+        return self.exact.cosine(user, items)
+
     def _one(self, user: Tensor, allowed: np.ndarray, n: int) -> tuple[Tensor, Tensor]:
         if allowed.mean() >= FEW:
             bits = np.packbits(allowed[0], bitorder="little")

@@ -94,6 +94,10 @@ class ItemVectors:
         best, place = best.topk(n, 1)
         return items.gather(1, place), best
 
+    def cosine(self, user: Tensor, items: np.ndarray) -> np.ndarray:
+        """(n,) cosines of one user's (D,) unit vector and chosen items."""
+        return (self.vectors[torch.from_numpy(items).to(user.device)] @ user).cpu().numpy()
+
 
 @torch.no_grad()
 def encode_items(towers: Towers, tokens: Sequence[np.ndarray], start: int, pad: int, progress: bool = False) -> Tensor:

@@ -15,11 +15,13 @@ from calrec_lite.data.sources import snapshot
 from calrec_lite.errors import InputError
 from calrec_lite.files import BESIDE_WEIGHTS
 from calrec_lite.recipe import Recommend, Section, Text
+from calrec_lite.recommend.transitions import Transitions
 from calrec_lite.text.encoding import EncodedCatalogue, Encoder, encode_catalogue
 
 NAME = "calrec.json"
 CATALOGUE = "catalogue.jsonl"
-FINGERPRINTED = (NAME, CATALOGUE, "config.json", "tokenizer.json", "model*.safetensors")
+TRANSITIONS = "transitions.parquet"
+FINGERPRINTED = (NAME, CATALOGUE, TRANSITIONS, "config.json", "tokenizer.json", "model*.safetensors")
 
 
 class PackageInfo(Section):
@@ -73,6 +75,19 @@ class Package:
     def seed(self) -> int:
         return self.info.seed
 
+    def transitions(self) -> Transitions | None:
+        """What followed what, where the folder says it.
+
+        Raises:
+            InputError: `recommend.transitions` wants it, and the file is not there or damaged.
+        """
+        file = self.folder / TRANSITIONS
+        if file.is_file():
+            return Transitions.open(file, self.aliases, len(self.ids))
+        if self.options.transitions:
+            raise InputError(f"{file}: not there, and recommend.transitions in {NAME} needs it: export again, or set 0")
+        return None
+
     def catalogue(self, encoder: Encoder) -> EncodedCatalogue:
         """The items, tokenised."""
         items = Catalogue(self.ids, self.fields, self.aliases)
@@ -100,7 +115,7 @@ def locate(source: str | Path) -> Path:
     folder = Path(source)
     if folder.is_dir():
         return folder
-    return snapshot(str(source), "model", ["*.safetensors", "*.jsonl", *BESIDE_WEIGHTS])
+    return snapshot(str(source), "model", ["*.safetensors", "*.jsonl", TRANSITIONS, *BESIDE_WEIGHTS])
 
 
 def with_strategy(options: Recommend, strategy: str | None) -> Recommend:

@@ -16,7 +16,8 @@ from calrec_lite.recipe import Base, Recommend
 from calrec_lite.recommend.ground import normalised
 from calrec_lite.recommend.package import open_package, with_strategy
 from calrec_lite.recommend.ranked import Ranked
-from calrec_lite.recommend.strategies import Draw, Strategies
+from calrec_lite.recommend.strategies import Draw, Strategies, Users
+from calrec_lite.recommend.transitions import Transitions
 from calrec_lite.text.encoding import EncodedCatalogue, Encoder, Tokens
 
 Names = Sequence[str]  # titles or item ids
@@ -45,6 +46,7 @@ class Recommender:
         options: strategy and its numbers.
         seed: of the sampling.
         draw: another engine for `strategy: sample`: prompts -> each user's texts.
+        transitions: what followed what, for `strategy: rerank` with `recommend.transitions`.
     """
 
     def __init__(
@@ -57,10 +59,11 @@ class Recommender:
         seed: int = 0,
         aliases: Mapping[str, int] | None = None,
         draw: Draw | None = None,
+        transitions: Transitions | None = None,
     ) -> None:
         self.encoder, self.catalogue, self.ids = encoder, catalogue, ids
         self.aliases = aliases or {}
-        self.strategies = Strategies(towers, encoder, catalogue, options, seed, draw)
+        self.strategies = Strategies(towers, encoder, catalogue, options, seed, draw, transitions)
 
     @property
     def options(self) -> Recommend:
@@ -83,7 +86,16 @@ class Recommender:
         base = Base(model=str(package.folder), dtype=package.dtype, load_in_4bit=quantised)
         encoder = Encoder(load_tokenizer(package.folder), package.text)
         towers = Towers(load_model(package.folder, base))
-        return cls(towers, encoder, package.catalogue(encoder), package.ids, options, package.seed, package.aliases)
+        return cls(
+            towers,
+            encoder,
+            package.catalogue(encoder),
+            package.ids,
+            options,
+            package.seed,
+            package.aliases,
+            transitions=package.transitions(),
+        )
 
     def recommend(
         self,
@@ -123,7 +135,7 @@ class Recommender:
         texts = [[t if i is None else self.catalogue.texts[i] for t, i in zip(h, n)] for h, n in zip(histories, known)]
         seen = [np.array([i for i in n if i is not None], np.int64) for n in known]
         barred = seen if self.options.exclude_seen else [s[:0] for s in seen]
-        ranked = self._ranked(tokens, texts, open_, barred, limits, k, progress)
+        ranked = self._ranked(tokens, texts, seen, open_, barred, limits, k, progress)
         titles = self.catalogue.titles
         return [
             [
@@ -137,9 +149,10 @@ class Recommender:
         """(U, k) items for histories of catalogue indices, best first; -1 where the catalogue is used up."""
         tokens = [[self.catalogue.tokens[i] for i in h] for h in histories]
         texts = [[self.catalogue.texts[i] for i in h] for h in histories]
-        barred = [np.asarray(h, np.int64) if exclude_seen else np.empty(0, np.int64) for h in histories]
+        known = [np.asarray(h, np.int64) for h in histories]
+        barred = known if exclude_seen else [h[:0] for h in known]
         lists = np.full((len(histories), k), -1, np.int64)
-        ranked = self._ranked(tokens, texts, self._mask(None), barred, [None] * len(tokens), k, progress=True)
+        ranked = self._ranked(tokens, texts, known, self._mask(None), barred, [None] * len(tokens), k, progress=True)
         for row, own in zip(lists, ranked):
             row[: len(own.items)] = own.items
         return lists
@@ -203,6 +216,7 @@ class Recommender:
         self,
         tokens: Sequence[Sequence[Tokens]],
         texts: Sequence[Names],
+        known: Sequence[np.ndarray],
         open_: np.ndarray,
         barred: Sequence[np.ndarray],
         limits: Sequence[np.ndarray | None],
@@ -218,7 +232,8 @@ class Recommender:
                     if (own := limits[u]) is not None:
                         row &= self._mask(own)
                     row[barred[u]] = False
-                made = self.strategies.rank([prompts[u] for u in users], [texts[u] for u in users], allowed, k)
+                batch = Users([prompts[u] for u in users], [texts[u] for u in users], [known[u] for u in users])
+                made = self.strategies.rank(batch, allowed, k)
                 out |= zip(users, made)
                 bar.update(len(users))
         return [out[u] for u in range(len(prompts))]

@@ -1,6 +1,7 @@
 """The four ways to make a list (METHOD 6), behind one call: beam, sample, dense, rerank."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -11,16 +12,33 @@ from calrec_lite.model.towers import Towers
 from calrec_lite.recipe import Recommend
 from calrec_lite.recommend.approximate import FaissIndex
 from calrec_lite.recommend.beam import beam_search
+from calrec_lite.recommend.candidates import Candidates
 from calrec_lite.recommend.dense import ItemVectors
 from calrec_lite.recommend.ground import Grounder
 from calrec_lite.recommend.likelihood import catalogue_logprobs, item_logprobs
 from calrec_lite.recommend.paths import Paths
 from calrec_lite.recommend.ranked import Ranked
 from calrec_lite.recommend.sample import Sample, sample
+from calrec_lite.recommend.transitions import Transitions
 from calrec_lite.recommend.tree import PromptTree, padded
 from calrec_lite.text.encoding import EncodedCatalogue, Encoder, Tokens
 
 Draw = Callable[[Sequence[Tokens]], list[list[Sample]]]
+
+
+@dataclass(frozen=True)
+class Users:
+    """A batch of users as strategies see them; all lists are of length U.
+
+    Attributes:
+        prompts: histories as ids.
+        texts: the items of each history as texts.
+        known: those of them that the catalogue knows, as indices, oldest first.
+    """
+
+    prompts: Sequence[Tokens]
+    texts: Sequence[Sequence[str]]
+    known: Sequence[np.ndarray]
 
 
 class Strategies:
@@ -31,6 +49,7 @@ class Strategies:
         options: which strategy, and its numbers.
         seed: of the sampling; a user's texts depend on it and on the prompt, not on who else is asked for.
         draw: another engine for `strategy: sample`: prompts -> each user's texts.
+        transitions: what followed what, for `strategy: rerank`.
     """
 
     def __init__(
@@ -41,23 +60,24 @@ class Strategies:
         options: Recommend,
         seed: int,
         draw: Draw | None = None,
+        transitions: Transitions | None = None,
     ) -> None:
+        if options.transitions and options.strategy == "rerank" and transitions is None:
+            raise ValueError("recommend.transitions needs the counts of what followed what")
         if towers is not None:
             towers.decoder.eval()
         self.model, self.encoder, self.catalogue = towers, encoder, catalogue
         self.options, self.seed, self.draw = options, seed, draw or self._drawn
+        self.transitions = transitions
 
-    def rank(
-        self, prompts: Sequence[Tokens], texts: Sequence[Sequence[str]], allowed: np.ndarray, k: int
-    ) -> list[Ranked]:
+    def rank(self, users: Users, allowed: np.ndarray, k: int) -> list[Ranked]:
         """The best `k` allowed items of each user, or all of them where fewer are allowed.
 
         Args:
-            prompts: U prompts as ids. texts: the items of their histories as texts.
             allowed: (U, N).
         """
         make = {"beam": self._beam, "sample": self._sample, "dense": self._dense, "rerank": self._rerank}
-        return make[self.options.strategy](prompts, texts, allowed, k)
+        return make[self.options.strategy](users, allowed, k)
 
     @torch.no_grad()
     def logprobs(self, prompts: Sequence[Tokens]) -> np.ndarray:
@@ -65,16 +85,28 @@ class Strategies:
         return catalogue_logprobs(self._tree(prompts), self.catalogue.trie, self._paths)
 
     @torch.no_grad()
-    def rerank_parts(
-        self, prompts: Sequence[Tokens], allowed: np.ndarray, k: int = 1
-    ) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """For each user the `recommend.rerank` (at least `k`) closest allowed items, their log P, and their cosine."""
-        tree = self._tree(prompts)
-        found, cosine = self.index.search(tree.users, allowed, max(self.options.rerank, k))
-        near = cosine.isfinite().cpu().numpy()
-        items = [own[real] for own, real in zip(found.cpu().numpy(), near)]
-        cosines = [own[real] for own, real in zip(cosine.cpu().numpy(), near)]
-        return list(zip(items, item_logprobs(tree, self.catalogue.trie, self._paths, items), cosines))
+    def candidates(
+        self, users: Users, allowed: np.ndarray, k: int = 1, transitions: Transitions | None = None
+    ) -> list[Candidates]:
+        """For each user the `recommend.rerank` (at least `k`) closest allowed items, with what they are weighed by.
+
+        Args:
+            transitions: as many items that these put first are added.
+        """
+        tree = self._tree(users.prompts)
+        n = max(self.options.rerank, k)
+        found, cosine = self.index.search(tree.users, allowed, n)
+        near = [own[real] for own, real in zip(found.cpu().numpy(), cosine.isfinite().cpu().numpy())]
+        items, followed = near, [np.zeros(len(own)) for own in near]
+        if transitions is not None:
+            scores = np.where(allowed, transitions.scores(users.known), 0)  # (U, N)
+            items = [np.union1d(own, _positive(score, n)) for own, score in zip(near, scores)]
+            followed = [np.log(score[own] + transitions.FLOOR) for own, score in zip(items, scores)]
+        logp = item_logprobs(tree, self.catalogue.trie, self._paths, items)
+        return [
+            Candidates(own, logp[u], self.index.cosine(tree.users[u], own), followed[u], np.isin(own, near[u]))
+            for u, own in enumerate(items)
+        ]
 
     @property
     def towers(self) -> Towers:
@@ -101,13 +133,11 @@ class Strategies:
     def _tree(self, prompts: Sequence[Tokens]) -> PromptTree:
         return PromptTree(self.towers, prompts, self.encoder.pad)
 
-    def _beam(self, prompts: Sequence[Tokens], texts: object, allowed: np.ndarray, k: int) -> list[Ranked]:
+    def _beam(self, users: Users, allowed: np.ndarray, k: int) -> list[Ranked]:
         beams = max(self.options.beams, k)
-        return beam_search(self._tree(prompts), self.catalogue.trie, self._paths, beams, k, allowed)
+        return beam_search(self._tree(users.prompts), self.catalogue.trie, self._paths, beams, k, allowed)
 
-    def _sample(
-        self, prompts: Sequence[Tokens], texts: Sequence[Sequence[str]], allowed: np.ndarray, k: int
-    ) -> list[Ranked]:
+    def _sample(self, users: Users, allowed: np.ndarray, k: int) -> list[Ranked]:
         options = self.options
         return [
             self._grounder.rank(
@@ -117,9 +147,9 @@ class Strategies:
                 allowed[i],
                 options.eps,
                 options.order,
-                texts[i],
+                users.texts[i],
             )
-            for i, own in enumerate(self.draw(prompts))
+            for i, own in enumerate(self.draw(users.prompts))
         ]
 
     def _drawn(self, prompts: Sequence[Tokens]) -> list[list[Sample]]:
@@ -128,19 +158,29 @@ class Strategies:
         return sample(self._tree(prompts), options.samples, options.temperature, self.encoder.stops, most, draws)
 
     @torch.no_grad()
-    def _dense(self, prompts: Sequence[Tokens], texts: object, allowed: np.ndarray, k: int) -> list[Ranked]:
-        ids, lengths = (t.to(self.towers.head.device) for t in padded(prompts, self.encoder.pad))
+    def _dense(self, users: Users, allowed: np.ndarray, k: int) -> list[Ranked]:
+        ids, lengths = (t.to(self.towers.head.device) for t in padded(users.prompts, self.encoder.pad))
         found, cosine = self.index.search(self.towers.vectors(ids, lengths), allowed, k)
         return [_similar(items, own) for items, own in zip(found, cosine)]
 
-    def _rerank(self, prompts: Sequence[Tokens], texts: object, allowed: np.ndarray, k: int) -> list[Ranked]:
-        return [self._fused(*parts, k) for parts in self.rerank_parts(prompts, allowed, k)]
+    def _rerank(self, users: Users, allowed: np.ndarray, k: int) -> list[Ranked]:
+        weights = self.options.fusion, self.options.transitions
+        counted = self.transitions if self.options.transitions else None
+        return [_weighed(own, *weights, k) for own in self.candidates(users, allowed, k, counted)]
 
-    def _fused(self, items: np.ndarray, logp: np.ndarray, cosine: np.ndarray, k: int) -> Ranked:
-        scores = logp + self.options.fusion * cosine
-        order = np.lexsort((-cosine, -scores))[:k]
-        why = [f"log-probability {logp[i]:.2f}, similarity {cosine[i]:.3f}" for i in order]
-        return Ranked(items[order], scores[order], why)
+
+def _weighed(own: Candidates, fusion: float, transitions: float, k: int) -> Ranked:
+    order, scores = own.best(fusion, transitions, k)
+    why = [f"log-probability {own.logp[i]:.2f}, similarity {own.cosine[i]:.3f}" for i in order]
+    if transitions:
+        why = [f"{said}, log transitions {own.followed[i]:.2f}" for said, i in zip(why, order)]
+    return Ranked(own.items[order], scores, why)
+
+
+def _positive(scores: np.ndarray, n: int) -> np.ndarray:
+    """The `n` items of the highest scores above zero, of (N,)."""
+    best = np.argpartition(-scores, min(n, len(scores) - 1))[:n]
+    return best[scores[best] > 0]
 
 
 def _similar(items: Tensor, cosine: Tensor) -> Ranked:

@@ -12,8 +12,12 @@ import evidence
 import readme
 
 from calrec_lite.evaluate.ablation import ablate
+from calrec_lite.evaluate.metrics import ndcg_at, ranks_from_lists
+from calrec_lite.evaluate.protocol import build_cases
 from calrec_lite.evaluate.results import read_metrics
+from calrec_lite.evaluate.systems import open_recommender
 from calrec_lite.recipe_file import check_recipe
+from calrec_lite.recommend import Recommender
 from calrec_lite.train.cells import plan
 from calrec_lite.train.run import Run
 from tests.conftest import ring_domains
@@ -57,12 +61,13 @@ def test_ratios() -> None:
         ("softmax_vocabulary", *both): metrics(0.06),
     }
     base = {"transitions": metrics(0.08), "sasrec": metrics(0.06, 0.04)}
-    rerank = metrics(0.16, 0.08)
-    assert {key: round(value, 3) for key, value in evidence.ratios(rows, base, rerank).items()} == {
-        "ndcg_vs_transitions": 2.0,
-        "ndcg_vs_sasrec": 2.667,
+    lists = {"rerank": metrics(0.16), "with_transitions": metrics(0.24, 0.08)}
+    assert {key: round(value, 3) for key, value in evidence.ratios(rows, base, lists).items()} == {
+        "ndcg_vs_transitions": 3.0,
+        "ndcg_vs_sasrec": 4.0,
         "recall1_vs_sasrec": 2.0,
-        "beam_ndcg_vs_transitions": 1.5,
+        "rerank_ndcg_vs_transitions": 2.0,
+        "rerank_ndcg_vs_sasrec": 2.667,
         "beam_ndcg_vs_sasrec": 2.0,
         "two_stage_vs_stage2_ndcg": 1.2,
         "two_stage_vs_stage1_ndcg": 2.4,
@@ -70,7 +75,7 @@ def test_ratios() -> None:
         "contrastive_rerank_vs_none_ndcg": 2.0,
         "catalogue_vs_vocabulary_ndcg": 2.0,
     }
-    only_final = evidence.ratios({evidence.FINAL: rows[evidence.FINAL]}, base, rerank)
+    only_final = evidence.ratios({evidence.FINAL: rows[evidence.FINAL]}, base, lists)
     assert all(key.endswith(("_vs_transitions", "_vs_sasrec")) for key in only_final)
 
 
@@ -102,21 +107,34 @@ def test_the_file_on_a_tiny_model(
     options = argparse.Namespace(runs=tmp_path / "runs", target="scientific")
     evidence.write(recipe, ablate(recipe, options.runs), options)
     found = json.loads((tmp_path / "benchmarks" / "results" / "evidence_scientific.json").read_text())
-    rows = {(row["variant"], *row["stages"]): row for row in found["rows"]}
     assert found["command"] == "python benchmarks/evidence.py --target scientific --steps 4"
     cell = tmp_path / "runs" / "tiny-ablation" / "full.joint.target.seed0"
     measured = read_metrics(cell / "evaluation")["systems"]
-    assert measured["rerank"] == found["rerank"]["metrics"]
-    full = measured["rerank"]["ndcg@10"]["value"]
-    by_beam = rows[evidence.FINAL]["metrics"]["ndcg@10"]["value"]
-    assert found["rerank"]["minus_beam"]["ndcg@10"]["difference"] == pytest.approx(full - by_beam)
+    ndcg = {name: of["ndcg@10"]["value"] for name, of in measured.items()}
+    for name in ("rerank", "with_transitions"):
+        assert measured[name] == found["rerank"][name]["metrics"]
+    assert found["rerank"]["rerank"]["transitions"] == 0
+    best = max(tried["ndcg10"] for tried in found["rerank"]["validation"])
+    assert found["rerank"]["with_transitions"]["ndcg10"] == best
+    assert found["rerank_minus_beam"]["ndcg@10"]["difference"] == pytest.approx(ndcg["rerank"] - ndcg["final"])
     sasrec = found["baselines"]["sasrec"]["metrics"]["ndcg@10"]["value"]
-    for lists, value in (("beam", by_beam), ("rerank", full)):
+    for lists, system in evidence.LISTS.items():
         beside = found["final_minus_baselines"][lists]["sasrec"]["ndcg@10"]
-        assert beside["difference"] == pytest.approx(value - sasrec)
-    assert found["ratios"]["ndcg_vs_sasrec"] == pytest.approx(full / sasrec)
+        assert beside["difference"] == pytest.approx(ndcg[system] - sasrec)
+    assert found["ratios"]["ndcg_vs_sasrec"] == pytest.approx(ndcg["with_transitions"] / sasrec)
+    tuned = cell_recommender(cell, found["rerank"]["with_transitions"])
+    cases = build_cases(Run.open(cell).domain("shop"), "test", None, 0)
+    again = ranks_from_lists(tuned.rank(cases.histories, 10, True), cases.targets)
+    assert ndcg["with_transitions"] == pytest.approx(float(ndcg_at(again, 10).mean()))  # as a user would get them
     facts = Run.open(cell).stage_metrics()
     assert found["validation_nats"][cell.name] == {name: own["valid_nats_after"] for name, own in facts.items()}
     assert found["validation_nats"]["untouched"] == {}
     monkeypatch.setattr(readme, "ROOT", tmp_path)
-    assert f"`ndcg_vs_sasrec`: {full / sasrec:.3g}" in readme.evidence()
+    assert f"`ndcg_vs_sasrec`: {ndcg['with_transitions'] / sasrec:.3g}" in readme.evidence()
+
+
+def cell_recommender(folder: Path, chosen: dict) -> Recommender:
+    run = Run.open(folder)
+    weights = {key: chosen[key] for key in ("fusion", "transitions")}
+    options = run.recipe.recommend.model_copy(update={"strategy": "rerank", **weights})
+    return open_recommender(Run(run.recipe.model_copy(update={"recommend": options}), folder), run.final())

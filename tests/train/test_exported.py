@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 
 from calrec_lite.cli import main
 from calrec_lite.errors import InputError
-from calrec_lite.evaluate.fusion import WEIGHTS, tune_fusion
+from calrec_lite.evaluate.fusion import FUSION, tune_fusion
 from calrec_lite.evaluate.metrics import ndcg_at, ranks_from_lists
 from calrec_lite.evaluate.protocol import build_cases
 from calrec_lite.evaluate.systems import open_recommender
@@ -62,6 +62,31 @@ def test_an_export_scores_items_as_its_run_does(trained: Run, exported: tuple[di
     wanted, found = (r.recommend(history, k=10)[0] for r in (of_run, of_export))
     assert [i.title for i in found] == [i.title for i in wanted]
     assert [i.score for i in found] == pytest.approx([i.score for i in wanted], abs=1e-4)
+
+
+def test_an_export_with_transitions_recommends_as_its_run_does(trained: Run, tmp_path: Path) -> None:
+    options = trained.recipe.recommend.model_copy(update={"strategy": "rerank", "rerank": 5, "transitions": 2.0})
+    run = Run(trained.recipe.model_copy(update={"recommend": options}), trained.folder)
+    folder = export_run(run, tmp_path / "export")
+    of_run, of_export = open_recommender(run, run.final()), Recommender.from_pretrained(folder)
+    history = [of_run.catalogue.titles[4:7]]
+    wanted, found = (r.recommend(history, k=5)[0] for r in (of_run, of_export))
+    assert [i.title for i in found] == [i.title for i in wanted]
+    assert [i.score for i in found] == pytest.approx([i.score for i in wanted], abs=1e-4)
+    assert all("log transitions" in i.why for i in found)
+    (folder / "transitions.parquet").unlink()
+    with pytest.raises(InputError, match="transitions.parquet: not there, and recommend.transitions"):
+        Recommender.from_pretrained(folder)
+
+
+def test_an_export_from_before_the_scale_is_scored_as_it_was_trained(
+    exported: tuple[dict, Path], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(exported[1], tmp_path / "old")
+    said = json.loads((folder / "calrec.json").read_text())
+    del said["logit_scale"]
+    (folder / "calrec.json").write_text(json.dumps(said))
+    assert Recommender.from_pretrained(folder).catalogue.logit_scale == 1
 
 
 def test_the_card_says_what_is_on_disk(trained: Run, exported: tuple[dict, Path], tiny_folder: Path) -> None:
@@ -215,7 +240,7 @@ def test_fusion_is_tuned_on_validation_users_as_the_lists_are_made(
     recommender = open_recommender(trained, trained.final())
     cases = build_cases(trained.domain("shop"), "validation", 15, 0)
     tried = {t.fusion: t for t in tune_fusion(recommender, cases, exclude_seen=True)}
-    assert set(tried) == set(WEIGHTS)
+    assert set(tried) == set(FUSION)
     options = trained.recipe.recommend.model_copy(update={"strategy": "rerank", "fusion": 5.0})
     fused = Recommender(
         recommender.strategies.towers,
