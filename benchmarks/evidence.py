@@ -46,6 +46,7 @@ JOINT = {
 BASELINES = ["popularity", "last_item", "bm25_last", "transitions", "sasrec", "minilm"]
 FINAL = ("full", "joint", "target")
 LISTS = {"beam": "final", "rerank": "rerank", "rerank with transitions": "with_transitions"}  # of the final model
+CANDIDATES = 50  # that are reranked: so many by similarity, and so many by transitions
 GRID: dict[str, dict[str, Any]] = {
     "scientific": {
         "variants": {
@@ -135,6 +136,8 @@ def reranked(folder: Path, users: int = 500) -> dict[str, Any]:
     if file.is_file():
         return dict(json.loads(file.read_text(encoding="utf-8")))
     run = Run.open(folder)
+    options = run.recipe.recommend.model_copy(update={"rerank": CANDIDATES})
+    run.recipe = run.recipe.model_copy(update={"recommend": options})
     train_run(run)  # merges again what the ablation removed
     recipe, domain = run.recipe, run.domain(run.recipe.target)
     recommender, seen = open_recommender(run, run.final(), transitions=True), recipe.recommend.exclude_seen

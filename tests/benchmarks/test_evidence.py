@@ -135,6 +135,6 @@ def test_the_file_on_a_tiny_model(
 
 def cell_recommender(folder: Path, chosen: dict) -> Recommender:
     run = Run.open(folder)
-    weights = {key: chosen[key] for key in ("fusion", "transitions")}
+    weights = {"rerank": evidence.CANDIDATES} | {key: chosen[key] for key in ("fusion", "transitions")}
     options = run.recipe.recommend.model_copy(update={"strategy": "rerank", **weights})
     return open_recommender(Run(run.recipe.model_copy(update={"recommend": options}), folder), run.final())
