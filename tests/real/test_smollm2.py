@@ -68,6 +68,18 @@ def test_training_lowers_the_loss_on_held_out_users(run: Run) -> None:
         assert stage["parity"]["top1_agreement"] > 0.9
 
 
+def test_without_the_scale_a_few_steps_unlearn_much(run: Run, tmp_path: Path) -> None:
+    """From the head's logits as they are the start is far above popularity: what is learnt first shows in any step."""
+    loss = run.recipe.loss.model_copy(update={"logit_scale": 1.0})
+    recipe = run.recipe.model_copy(update={"loss": loss, "stages": run.recipe.stages[:1], "name": "unscaled"})
+    unscaled = Run.start(recipe, tmp_path)
+    train_run(unscaled)
+    (facts,) = unscaled.stage_metrics().values()
+    scaled = run.stage_metrics()["1-joint"]
+    assert facts["valid_nats_before"] > scaled["valid_nats_before"] + 0.5
+    assert facts["valid_nats_after"] < facts["valid_nats_before"] - 0.5
+
+
 def test_assembled_ids_are_what_the_tokenizer_gives(run: Run) -> None:
     encoder, catalogue = run.encoder, run.catalogue("movies")
     template = Template(run.recipe.text, ("Title",))
