@@ -13,7 +13,7 @@ validation users: evidence_trials.py.
 import argparse
 import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,11 @@ import numpy as np
 from amazon import WORDING, domain
 
 from calrec_lite.cli.options import quiet_libraries
-from calrec_lite.evaluate.ablation import ablate, ablation_folder, ablation_table
+from calrec_lite.evaluate.ablation import ablate, ablation_folder, ablation_table, remove_weights
 from calrec_lite.evaluate.compare import compare
 from calrec_lite.evaluate.fusion import TRANSITIONS, Tried, all_candidates, tried_on
 from calrec_lite.evaluate.protocol import Protocol, build_cases, evaluate_system
-from calrec_lite.evaluate.results import markdown, write_results
+from calrec_lite.evaluate.results import markdown, read_metrics, write_results
 from calrec_lite.evaluate.systems import open_recommender
 from calrec_lite.files import write_json
 from calrec_lite.recipe import Recipe
@@ -83,8 +83,8 @@ def ratios(rows: dict[tuple[str, ...], Any], base: dict[str, Any], lists: dict[s
     """The final model's lists against the strongest baselines; what each part of the method is worth.
 
     The first three are of its lists with transitions, which validation users preferred; those of the model alone are
-    there too. Parts of the method are compared by the lists that all cells have, by beam, and the contrast also by the
-    lists it makes possible. Cells that are not there have no ratio.
+    there too. Parts of the method are compared by the lists that all cells have, by beam. Cells that are not there
+    have no ratio.
 
     Args:
         rows: (variant, *stages) -> metrics of its lists by beam.
@@ -102,7 +102,6 @@ def ratios(rows: dict[tuple[str, ...], Any], base: dict[str, Any], lists: dict[s
         "two_stage_vs_stage2_ndcg": ("ndcg@10", beam, rows.get(("full", "target"))),
         "two_stage_vs_stage1_ndcg": ("ndcg@10", beam, rows.get(("full", "joint"))),
         "contrastive_vs_none_ndcg": ("ndcg@10", beam, rows.get(("no_contrast", "joint", "target"))),
-        "contrastive_rerank_vs_none_ndcg": ("ndcg@10", rerank, rows.get(("no_contrast", "joint", "target"))),
         "catalogue_vs_vocabulary_ndcg": ("ndcg@10", beam, rows.get(("softmax_vocabulary", "joint", "target"))),
     }
     return {
@@ -132,10 +131,12 @@ def reranked(folder: Path, users: int = 500) -> dict[str, Any]:
 
     Weights are chosen on validation users. The candidates' scores are computed once for both.
     """
-    file = folder / "rerank.json"
+    run, file = Run.open(folder), folder / "rerank.json"
+    setting = {"validation_users": users, "candidates": CANDIDATES, "protocol": asdict(Protocol.of(run.recipe))}
     if file.is_file():
-        return dict(json.loads(file.read_text(encoding="utf-8")))
-    run = Run.open(folder)
+        facts = dict(json.loads(file.read_text(encoding="utf-8")))
+        if facts["setting"] == setting and "rerank" in read_metrics(run.evaluation)["systems"]:
+            return facts
     options = run.recipe.recommend.model_copy(update={"rerank": CANDIDATES})
     run.recipe = run.recipe.model_copy(update={"recommend": options})
     train_run(run)  # merges again what the ablation removed
@@ -147,13 +148,17 @@ def reranked(folder: Path, users: int = 500) -> dict[str, Any]:
     cases = build_cases(domain, protocol.split, protocol.users, protocol.seed)
     begin = time.perf_counter()
     found = all_candidates(recommender, cases, seen)
-    rate = len(found) / (time.perf_counter() - begin)
+    seconds = time.perf_counter() - begin
     chosen = {"rerank": next(t for t in tried if not t.transitions), "with_transitions": tried[0]}
-    measured = {name: evaluate_system(Kept(found, best), cases, protocol) for name, best in chosen.items()}
+    measured = {
+        name: replace(evaluate_system(Kept(found, best), cases, protocol), seconds=seconds)
+        for name, best in chosen.items()
+    }
     write_results(run.evaluation, domain, protocol, cases, measured, {})
     facts = {name: {**asdict(best), "metrics": measured[name].metrics} for name, best in chosen.items()}
-    facts |= {"validation": [asdict(t) for t in tried], "users_per_second": rate}
+    facts |= {"setting": setting, "validation": [asdict(t) for t in tried], "users_per_second": len(found) / seconds}
     write_json(file, facts)
+    remove_weights(folder)
     return facts
 
 

@@ -64,7 +64,7 @@ def by_rerank(results: dict[str, Any], folder: Path, users: int) -> dict[str, li
     found = {}
     for row in (row for row in results["rows"] if row["stages"]):
         cell = folder / next(iter(row["seeds"].values()))["folder"]
-        file = cell / "rerank.json"
+        file = cell / f"rerank-{users}.json"
         if not file.is_file():
             train_run(run := Run.open(cell))  # merges again what the ablation removed
             cases = build_cases(run.domain(run.recipe.target), "validation", users, run.recipe.seed)
@@ -75,19 +75,17 @@ def by_rerank(results: dict[str, Any], folder: Path, users: int) -> dict[str, li
 
 
 def table(results: dict[str, Any]) -> str:
-    """Of each group the table of its ablation, and under it the validation loss of its rows."""
-    parts = []
-    for group in [g for g in GROUPS if g in results]:
-        rows = [row for row in results[group]["rows"] if row["stages"]]
-        seeds = [(row["variant"], seed) for row in rows for seed in row["seeds"].values()]
-        nats = ", ".join(f"`{name}` {seed['valid_nats']:.2f}" for name, seed in seeds)
-        parts += [f"{group}:", ablation_table(results[group]), f"Validation nats an item: {nats}."]
-        for name, tried in results[group].get("rerank", {}).items():
-            best, plain = tried[0], next(t for t in tried if t["fusion"] == 0)
-            parts.append(
-                f"`{name}` by `strategy: rerank`: N@10 {plain['ndcg10']:.4f} without fusion, best {best['ndcg10']:.4f} "
-                f"(R@10 {best['recall10']:.4f}) with fusion {best['fusion']:g}, on the same users."
-            )
+    """The table of a group's ablation, and under it the validation loss of its rows and their lists by rerank."""
+    rows = [row for row in results["rows"] if row["stages"]]
+    seeds = [(row["variant"], seed) for row in rows for seed in row["seeds"].values()]
+    nats = ", ".join(f"`{name}` {seed['valid_nats']:.2f}" for name, seed in seeds)
+    parts = [ablation_table(results), f"Validation nats an item: {nats}."]
+    for name, tried in results.get("rerank", {}).items():
+        best, plain = tried[0], next(t for t in tried if t["fusion"] == 0)
+        parts.append(
+            f"`{name}` by `strategy: rerank`: N@10 {plain['ndcg10']:.4f} without fusion, best {best['ndcg10']:.4f} "
+            f"(R@10 {best['recall10']:.4f}) with fusion {best['fusion']:g}, on the same users."
+        )
     return "\n\n".join(parts)
 
 
@@ -108,8 +106,8 @@ def main() -> None:
             found["rerank"] = by_rerank(found, ablation_folder(recipe, options.runs), options.users)
         print(ablation_table(found))
         written = json.loads(out.read_text(encoding="utf-8")) if out.is_file() else {}
-        command = f"python benchmarks/evidence_trials.py --minutes {options.minutes:g}"
-        write_json(out, {**written, "command": command, "threads": torch.get_num_threads(), group: found})
+        command = f"python benchmarks/evidence_trials.py --only {group} --minutes {options.minutes:g}"
+        write_json(out, {**written, group: {**found, "command": command, "threads": torch.get_num_threads()}})
 
 
 if __name__ == "__main__":

@@ -83,9 +83,9 @@ def evidence_office() -> str:
 def evidence_trials() -> str:
     from evidence_trials import table as rows
 
-    facts = results("evidence_trials")
-    where = machine({**facts["title"], "command": facts["command"]})
-    return f"{rows(facts)}\n\n{where}; threads: {facts['threads']}.\n"
+    groups = results("evidence_trials").items()
+    parts = [f"{name}:\n\n{rows(facts)}\n\n{machine(facts)}; threads: {facts['threads']}." for name, facts in groups]
+    return "\n\n".join(parts) + "\n"
 
 
 def sasrec() -> str:

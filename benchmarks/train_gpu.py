@@ -22,7 +22,7 @@ from calrec_lite.model.base import add_adapter, base_folder, device
 from calrec_lite.model.towers import Towers
 from calrec_lite.recipe import Base, Lora, Loss
 from calrec_lite.recipe_file import load_recipe
-from calrec_lite.text.batch import Collator
+from calrec_lite.text.batch import ITEMS_AT_ONCE, Collator
 from calrec_lite.text.encoding import EncodedCatalogue, Row
 from calrec_lite.text.trie import Trie
 from calrec_lite.train.flops import StepFlops, matmul_rate
@@ -128,7 +128,8 @@ def ours(config: LlamaConfig, where: torch.device, rows: int, tokens: int, micro
     model = add_adapter(random_nf4(config, where), base, True).train()
     towers, loss = Towers(model), Loss(softmax="vocabulary", contrast_per_row=1)
     catalogue, made = random_rows(config.vocab_size, rows, tokens)
-    batch = Collator({"random": catalogue}, loss, 1, 0, micro)(made).to(where)
+    at_once = None if where.type == "cuda" else ITEMS_AT_ONCE  # as the trainer does
+    batch = Collator({"random": catalogue}, loss, 1, 0, micro, None, at_once)(made).to(where)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
 
     def step() -> None:

@@ -224,6 +224,11 @@ class Recommend(Section):
         4096, description="prompt tokens decoded together (memory); a shorter prompt counts as one of 64"
     )
 
+    @property
+    def counts_transitions(self) -> bool:
+        """Whether lists need to know what followed what."""
+        return self.strategy == "rerank" and self.transitions > 0
+
 
 class Evaluate(Section):
     """Which users and systems are measured, and how (METHOD section 7)."""

@@ -23,10 +23,11 @@ def ablate(recipe: str, overrides: tuple[str, ...], runs: Path, only: tuple[str,
     loaded = load_recipe(recipe, overrides)
     quiet_libraries()
     from calrec_lite.evaluate.ablation import ablate as run_ablation
-    from calrec_lite.evaluate.ablation import ablation_folder, ablation_table
+    from calrec_lite.evaluate.ablation import ablation_folder, ablation_table, refuse_unknown
     from calrec_lite.train.cells import plan
 
     cells = plan(loaded)
+    refuse_unknown(cells, only)
     keys = {key for cell in cells for key in cell.keys}
     click.echo(f"{len(cells)} cells, {len(keys)} different stages to train:")
     for cell in cells:

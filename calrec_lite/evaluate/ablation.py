@@ -43,9 +43,7 @@ def ablate(recipe: Recipe, root: Path, only: Sequence[str] = ()) -> dict[str, An
     """
     folder = ablation_folder(recipe, root)
     cells = plan(recipe)
-    names = [cell.name for cell in cells]
-    if unknown := [name for name in only if name not in names]:
-        raise InputError(f"no cell {', '.join(unknown)}; there are: {', '.join(names)}")
+    refuse_unknown(cells, only)
     results: dict[str, Any] = {}
     for number, cell in enumerate(cells, 1):
         if only and cell.name not in only:
@@ -55,9 +53,16 @@ def ablate(recipe: Recipe, root: Path, only: Sequence[str] = ()) -> dict[str, An
         else:
             print(f"cell {number} of {len(cells)}, {cell.name}")
             _run_cell(cell, folder, cells)
-        _remove_weights(folder / cell.name)
+        remove_weights(folder / cell.name)
         results = _write_summary(recipe, folder, cells)
     return results
+
+
+def refuse_unknown(cells: Sequence[Cell], only: Sequence[str]) -> None:
+    """Raises InputError where `only` names a cell that is not there."""
+    names = [cell.name for cell in cells]
+    if unknown := [name for name in only if name not in names]:
+        raise InputError(f"no cell {', '.join(unknown)}; there are: {', '.join(names)}")
 
 
 def _finished(cell: Cell, folder: Path) -> bool:
@@ -91,6 +96,8 @@ def _run_cell(cell: Cell, folder: Path, cells: Sequence[Cell]) -> None:
         "train_seconds": round(sum(s["train_seconds"] for s in stages.values()), 1),
         "valid_nats": list(stages.values())[-1]["valid_nats_merged"] if stages else None,
         "metrics": results["systems"][_system(cell)],
+        "hardware": hardware(),
+        "versions": versions(),
         "recipe": resolved(cell.recipe),
     }
     write_json(run.folder / "cell.json", facts)  # last: from here on the cell is finished
@@ -139,7 +146,7 @@ def _correct_handovers(run: Run) -> None:
             write_json(stage.metrics, {**facts[stage.folder.name], "valid_nats_handed_on": handed_on})
 
 
-def _remove_weights(cell: Path) -> None:
+def remove_weights(cell: Path) -> None:
     """Remove what a finished cell needs no more: merged weights, checkpoints, and what a kill left half-written."""
     for pattern in ("*/merged", "*/checkpoints", "*/.*.tmp", "*/.*.old"):
         for path in cell.glob(pattern):
@@ -186,7 +193,7 @@ def summary(recipe: Recipe, folder: Path, cells: Sequence[Cell]) -> dict[str, An
                 "stages": list(stages),
                 "changes": recipe.ablate.variants.get(variant, {}),
                 **_measured(own, {} if is_full else full, first["protocol"], copies),
-                **_by_seed(members, folder, evaluated),
+                **_by_seed(members, folder),
             }
         )
     return {
@@ -221,13 +228,12 @@ def _measured(
     return {"metrics": summarise(np.stack(list(own.values())), *options), "minus_full": difference}
 
 
-def _by_seed(members: Sequence[Cell], folder: Path, evaluated: dict[str, compare.Run]) -> dict[str, Any]:
-    kept = ("steps", "train_seconds", "valid_nats", "metrics")
+def _by_seed(members: Sequence[Cell], folder: Path) -> dict[str, Any]:
+    kept = ("steps", "train_seconds", "valid_nats", "metrics", "hardware", "versions")
     seeds: dict[str, Any] = {}
     for cell in members:
         facts = json.loads((folder / cell.name / "cell.json").read_text(encoding="utf-8"))
-        measured = {key: evaluated[cell.name].results[key] for key in ("hardware", "versions")}
-        seeds[str(cell.seed)] = {"folder": cell.name, **{key: facts[key] for key in kept}, **measured}
+        seeds[str(cell.seed)] = {"folder": cell.name, **{key: facts[key] for key in kept}}
     return {"seeds": seeds}
 
 

@@ -27,7 +27,6 @@ class Popularity:
         self._order = np.lexsort((random, -counts))  # place -> item, (N,)
         self._place = np.empty_like(self._order)  # item -> place, (N,)
         self._place[self._order] = np.arange(len(counts))
-        self._counts = counts[self._order]  # by place, (N,)
 
     def rank(self, histories: Histories, k: int, exclude_seen: bool) -> NDArray[np.int32]:
         """The best k items for each history (see `protocol.Ranker`), (U, k)."""

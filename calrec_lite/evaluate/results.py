@@ -174,10 +174,14 @@ def caption(results: Mapping[str, Any]) -> str:
     same = texts[protocol.get("duplicates", "canonical")]
     tied = protocol.get("tied_share")
     ties = "" if tied is None else f", {tied:.1%} of targets tied in time (order drawn by the seed)"
+    lists = results.get("recommend")
+    made = "" if lists is None else f", models' lists by `{lists['strategy']}`"
+    if lists and lists["strategy"] == "rerank":
+        made += f" (fusion {lists['fusion']:g}, transitions {lists['transitions']:g})"
     return (
         f"{domain['name']} ({domain['fingerprint'][:12]}), {protocol['split']}, "
         f"{protocol.get('holdout', 'leave-one-out')}, full catalogue of {protocol['items']:,} items ({same}), "
-        f"{protocol['users']:,} users{ties}, {seen}, MRR cut at {protocol['mrr_cut']}; "
+        f"{protocol['users']:,} users{ties}, {seen}, MRR cut at {protocol['mrr_cut']}{made}; "
         f"[95% bootstrap interval over users], seed {protocol['seed']}."
     )
 

@@ -42,7 +42,7 @@ def evaluate_run(run: Run, trained: bool = True) -> dict[str, Any]:
         print(f"evaluating {name} on {len(cases.users):,} users")
         measured[name] = evaluate_system(system, cases, protocol)
     with atomic_path(run.evaluation) as temporary:  # an earlier evaluation is replaced whole, never mixed with
-        return write_results(temporary, domain, protocol, cases, measured, {})
+        return write_results(temporary, domain, protocol, cases, measured, {"recommend": recipe.recommend.model_dump()})
 
 
 def _systems(run: Run, trained: bool) -> Iterator[tuple[str, Ranker]]:
@@ -78,7 +78,7 @@ def open_recommender(run: Run, folder: Path, transitions: bool = False) -> Recom
     base = recipe.base.model_copy(update={"attention": "sdpa"})  # a tree of continuations needs a mask of its own
     towers = Towers(load_model(folder, base, quantised=False, where=roomy_device(folder)))
     name, domain = recipe.target, run.domain(recipe.target)
-    counted = Transitions.of(domain) if transitions or recipe.recommend.transitions else None
+    counted = Transitions.of(domain) if transitions or recipe.recommend.counts_transitions else None
     ids = domain.catalogue.ids
     return Recommender(
         towers, run.encoder, run.catalogue(name), ids, recipe.recommend, recipe.seed, transitions=counted

@@ -75,18 +75,16 @@ class Package:
     def seed(self) -> int:
         return self.info.seed
 
-    def transitions(self) -> Transitions | None:
-        """What followed what, where the folder says it.
+    def transitions(self) -> Transitions:
+        """What followed what.
 
         Raises:
-            InputError: `recommend.transitions` wants it, and the file is not there or damaged.
+            InputError: the file is not there or damaged.
         """
         file = self.folder / TRANSITIONS
-        if file.is_file():
-            return Transitions.open(file, self.aliases, len(self.ids))
-        if self.options.transitions:
+        if not file.is_file():
             raise InputError(f"{file}: not there, and recommend.transitions in {NAME} needs it: export again, or set 0")
-        return None
+        return Transitions.open(file, self.aliases, len(self.ids))
 
     def catalogue(self, encoder: Encoder) -> EncodedCatalogue:
         """The items, tokenised."""

@@ -83,6 +83,7 @@ class Recommender:
         """
         package = open_package(source)
         options = with_strategy(package.options, strategy)
+        transitions = package.transitions() if options.counts_transitions else None
         base = Base(model=str(package.folder), dtype=package.dtype, load_in_4bit=quantised)
         encoder = Encoder(load_tokenizer(package.folder), package.text)
         towers = Towers(load_model(package.folder, base))
@@ -94,7 +95,7 @@ class Recommender:
             options,
             package.seed,
             package.aliases,
-            transitions=package.transitions(),
+            transitions=transitions,
         )
 
     def recommend(

@@ -62,7 +62,7 @@ class Strategies:
         draw: Draw | None = None,
         transitions: Transitions | None = None,
     ) -> None:
-        if options.transitions and options.strategy == "rerank" and transitions is None:
+        if options.counts_transitions and transitions is None:
             raise ValueError("recommend.transitions needs the counts of what followed what")
         if towers is not None:
             towers.decoder.eval()

@@ -87,6 +87,7 @@ def test_help_loads_nothing_heavy() -> None:
         (["merge", "here", "there", "to"], "no config.json"),
         (["compare", "a", "b"], "a"),
         (["ablate", "recipe.yaml", "--set", "ablate.steps=5", "--set", "ablate.minutes=5"], "steps or minutes"),
+        (["ablate", "recipe.yaml", "--cell", "typo", "--dry-run"], "no cell typo; there are: untouched, full."),
         (["ablate", "recipe.yaml", "--set", "ablate.variants={a: {loss.alfa: 1}}"], "there is no such key"),
         (["train"], "Missing argument"),
         (["fly"], "No such command"),

@@ -47,6 +47,7 @@ def folder(tmp_path: Path) -> Path:
         "tokenizer.json": json.dumps({"vocab": {f"token{i}": i for i in range(2000)}}),
         "model.safetensors.index.json": json.dumps(index),
         "catalogue.jsonl": '{"id": "a", "fields": {"Title": "tea"}, "count": 3}\n',
+        "transitions.parquet": "pairs of items",
         "1_Pooling/config.json": "{}",
     }.items():
         (folder / name).write_text(text, encoding="utf-8")

@@ -75,6 +75,7 @@ def test_an_export_with_transitions_recommends_as_its_run_does(trained: Run, tmp
     assert [i.score for i in found] == pytest.approx([i.score for i in wanted], abs=1e-4)
     assert all("log transitions" in i.why for i in found)
     (folder / "transitions.parquet").unlink()
+    assert Recommender.from_pretrained(folder, strategy="beam").recommend(history, k=5)[0]
     with pytest.raises(InputError, match="transitions.parquet: not there, and recommend.transitions"):
         Recommender.from_pretrained(folder)
 
