@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from calrec_lite.evaluate.results import table
+from calrec_lite.evaluate.results import caption, markdown, table
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -74,6 +74,25 @@ def evidence(target: str = "scientific") -> str:
     nats = ", ".join(f"`{cell}` {value:.3f}" for cell, value in last)
     parts = [ablation_table(facts), rerank_table(facts), f"Nats an item on validation users: {nats}.", machine(facts)]
     return "\n\n".join([*parts, ratios]) + "\n"
+
+
+def evidence_systems() -> str:
+    """Every system on the same test users, the final model by each of its kinds of lists."""
+    from evidence import FINAL, interval
+
+    facts = results("evidence_scientific")
+    rows = {(row["variant"], *row["stages"]): row["metrics"] for row in facts["rows"]}
+    own = facts["rerank"]
+    systems = {name: row["metrics"] for name, row in facts["baselines"].items()} | {
+        "untouched base, beam": rows[FINAL[:1]],
+        "final model, beam": rows[FINAL],
+        "final model, rerank": own["rerank"]["metrics"],
+        "final model, rerank with transitions": own["with_transitions"]["metrics"],
+    }
+    keys = ("recall@1", "recall@10", "ndcg@10")
+    lines = [[name, *(interval(metrics[key]) for key in keys)] for name, metrics in systems.items()]
+    table_ = markdown(["amazon18_scientific, test", "R@1", "R@10", "N@10"], lines)
+    return f"{table_}\n\n{caption(facts)}\n\n{machine(facts)}.\n"
 
 
 def evidence_office() -> str:

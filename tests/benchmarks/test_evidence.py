@@ -132,6 +132,7 @@ def test_the_file_on_a_tiny_model(
     assert found["validation_nats"]["untouched"] == {}
     monkeypatch.setattr(readme, "ROOT", tmp_path)
     assert f"`ndcg_vs_sasrec`: {ndcg['with_transitions'] / sasrec:.3g}" in readme.evidence()
+    assert f"{ndcg['with_transitions']:.4f}" in readme.evidence_systems()
 
 
 def cell_recommender(folder: Path, chosen: dict) -> Recommender:
