@@ -88,6 +88,7 @@ def evidence_systems() -> str:
         "final model, beam": rows[FINAL],
         "final model, rerank": own["rerank"]["metrics"],
         "final model, rerank with transitions": own["with_transitions"]["metrics"],
+        "minilm with transitions, in its place": facts["minilm_with_transitions"]["metrics"],
     }
     keys = ("recall@1", "recall@10", "ndcg@10")
     lines = [[name, *(interval(metrics[key]) for key in keys)] for name, metrics in systems.items()]

@@ -80,7 +80,7 @@ def test_ratios() -> None:
 
 
 def test_the_file_on_a_tiny_model(
-    tiny_folder: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_folder: Path, encoder_folder: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Cells, lists by rerank, every comparison, and the page's tables from the file."""
     recipe = check_recipe(
@@ -93,7 +93,12 @@ def test_the_file_on_a_tiny_model(
                 {"name": "joint", "domains": ["shop", "other"], "max_steps": 1},
                 {"name": "target", "domains": ["shop"], "max_steps": 1},
             ],
-            "evaluate": {"baselines": ["transitions", "sasrec"], "bootstrap": 50, "sasrec": {"epochs": 2}},
+            "evaluate": {
+                "baselines": ["transitions", "sasrec"],
+                "bootstrap": 50,
+                "sasrec": {"epochs": 2},
+                "minilm": {"model": str(encoder_folder), "latest": [1, 2]},
+            },
             "ablate": {
                 "stages": [[], ["target"]],
                 "variants": {"no_contrast": {"loss.alpha": 0.0, "loss.beta": 0.0}},
@@ -127,6 +132,10 @@ def test_the_file_on_a_tiny_model(
     cases = build_cases(Run.open(cell).domain("shop"), "test", None, 0)
     again = ranks_from_lists(tuned.rank(cases.histories, 10, True), cases.targets)
     assert ndcg["with_transitions"] == pytest.approx(float(ndcg_at(again, 10).mean()))  # as a user would get them
+    control = found["minilm_with_transitions"]
+    less = ndcg["with_transitions"] - control["metrics"]["ndcg@10"]["value"]
+    assert control["final_minus"]["ndcg@10"]["difference"] == pytest.approx(less)
+    assert control["metrics"]["ndcg@10"]["value"] > 0.5  # users go round a ring: transitions know it
     facts = Run.open(cell).stage_metrics()
     assert found["validation_nats"][cell.name] == {name: own["valid_nats_after"] for name, own in facts.items()}
     assert found["validation_nats"]["untouched"] == {}
