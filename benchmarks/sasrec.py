@@ -3,8 +3,10 @@
     python benchmarks/sasrec.py [--data ../shared/data] [--out benchmarks/results/sasrec_beauty.json]
 
 Published tables hold SASRec with a full softmax to Recall@10 .0983 and NDCG@10 .0596 there (5-core, leave-one-out, all
-12,101 items ranked, seen items masked); below .090 it is not SASRec. Needs the shared data. Trained models are cached:
-started again, it goes on.
+12,101 items ranked, seen items masked); below .090 it is not SASRec. In the files they are made from, events of one
+time stand in the order of their ASINs, which a model of sequences can learn: 44% of the targets. Here their order is
+drawn; to hold SASRec against the published figure it is trained on the file's order too. Needs the shared data.
+Trained models are cached: started again, it goes on.
 """
 
 import argparse
@@ -14,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from calrec_lite import recipe
+from calrec_lite.data.domain import Domain
 from calrec_lite.data.prepare import describe, prepare
 from calrec_lite.evaluate.baselines import BASELINES
 from calrec_lite.evaluate.minilm import MiniLM
@@ -28,6 +31,34 @@ LEAST = 0.090
 GRID: list[dict[str, Any]] = [{"hidden": 64, "dropout": 0.4}, {"hidden": 128, "dropout": 0.5}]
 
 
+def beauty(data: Path, drawn: bool) -> Domain:
+    """The domain; `drawn`: events of the same time in an order drawn by the seed, else as the file has them."""
+    place = data / "amazon14_beauty"
+    columns = recipe.Columns(user="user", item="items", time="ts" if drawn else None)
+    files = {"interactions": str(place / "seqs.jsonl.gz"), "items": str(place / "items.jsonl.gz")}
+    return prepare("beauty", recipe.Domain(**files, columns=columns, fields={"Title": "title"}), seed=0)
+
+
+def tuned(domain: Domain, grid: list[dict[str, Any]]) -> tuple[Sasrec, list[dict[str, Any]]]:
+    """The setting that is best on validation, and all that were tried."""
+    tried = []
+    for settings in grid:
+        tried.append((Sasrec(domain, 0, recipe.Sasrec(**settings), True), settings))
+        print(settings, {key: tried[-1][0].trained[key] for key in ("best_epoch", "valid_ndcg")}, flush=True)
+    best, _ = max(tried, key=lambda one: one[0].trained["valid_ndcg"])
+    return best, [{"settings": settings, **ranker.trained} for ranker, settings in tried]
+
+
+def in_file_order(data: Path) -> dict[str, Any]:
+    """SASRec and transition counts where events of one time stand as public preprocessing leaves them: by ASIN."""
+    domain = beauty(data, drawn=False)
+    best, tried = tuned(domain, GRID)
+    cases, protocol = build_cases(domain, "test", None, 0), Protocol(users=None)
+    systems = {"transitions": BASELINES["transitions"](domain, 0), "sasrec": best}
+    measured = {name: evaluate_system(system, cases, protocol) for name, system in systems.items()}
+    return {"tried": tried, "systems": {name: system.metrics for name, system in measured.items()}}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=ROOT / ".." / "shared" / "data")
@@ -36,32 +67,20 @@ def main() -> None:
         "--train", type=int, help="only train this setting (from 0): several can be trained side by side"
     )
     options = parser.parse_args()
-    place = options.data / "amazon14_beauty"
-    domain = prepare(
-        "beauty",
-        recipe.Domain(
-            interactions=str(place / "seqs.jsonl.gz"),
-            items=str(place / "items.jsonl.gz"),
-            columns=recipe.Columns(user="user", item="items", time="ts"),
-            fields={"Title": "title"},
-        ),
-        seed=0,
-    )
+    domain = beauty(options.data, drawn=True)
     print(describe(domain))
     protocol = Protocol(users=None)
-    tried = []
-    for settings in GRID if options.train is None else GRID[options.train :][:1]:
-        tried.append((Sasrec(domain, 0, recipe.Sasrec(**settings), True), settings))
-        print(settings, {key: tried[-1][0].trained[key] for key in ("best_epoch", "valid_ndcg")}, flush=True)
+    best, tried = tuned(domain, GRID if options.train is None else GRID[options.train :][:1])
     if options.train is not None:
         return
-    best, chosen = max(tried, key=lambda one: one[0].trained["valid_ndcg"])
     cases = build_cases(domain, "test", None, 0)
     minilm = MiniLM(domain, 0, recipe.MiniLM(), True)
     systems: dict[str, Ranker] = {name: make(domain, 0) for name, make in BASELINES.items()}
     systems |= {"minilm": minilm, "sasrec": best}
     measured = {name: evaluate_system(system, cases, protocol) for name, system in systems.items()}
-    recall = measured["sasrec"].metrics["recall@10"]["value"]
+    as_filed = in_file_order(options.data)
+    recall = as_filed["systems"]["sasrec"]["recall@10"]["value"]
+    chosen = max(tried, key=lambda one: one["valid_ndcg"])["settings"]
     facts = {
         "command": "python benchmarks/sasrec.py",
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -74,17 +93,21 @@ def main() -> None:
         "statistics": domain.info["statistics"],
         "protocol": protocol.record(cases),
         "tuned_on": "validation",
-        "tried": [{"settings": settings, **ranker.trained} for ranker, settings in tried],
+        "tried": tried,
         "chosen": recipe.Sasrec(**chosen).model_dump(),
         "training_minutes": round(best.trained["epochs"][-1]["seconds"] / 60, 1),
         "minilm_latest": {"chosen": minilm.latest, "validation_ndcg": minilm.validation},
         "systems": {name: system.metrics for name, system in measured.items()},
         "users_per_second": {name: system.users_per_second for name, system in measured.items()},
+        "file_order": as_filed,
         "least_recall_at_10": LEAST,
-        "reached": recall >= LEAST,
+        "reached": {
+            "order_drawn": measured["sasrec"].metrics["recall@10"]["value"] >= LEAST,
+            "file_order": recall >= LEAST,
+        },
     }
     write_json(options.out, facts)
-    print(f"{table(facts)}\n\nSASRec: Recall@10 {recall:.4f}, at least {LEAST} was wanted -> {options.out}")
+    print(f"{table(facts)}\n\nSASRec: Recall@10 {recall:.4f} in the file's order, wanted {LEAST} -> {options.out}")
 
 
 if __name__ == "__main__":
