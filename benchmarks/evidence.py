@@ -26,7 +26,7 @@ from calrec_lite.evaluate.ablation import ablate, ablation_folder, ablation_tabl
 from calrec_lite.evaluate.compare import compare
 from calrec_lite.evaluate.fusion import TRANSITIONS, Tried, all_candidates, tried_on
 from calrec_lite.evaluate.protocol import Protocol, build_cases, evaluate_system
-from calrec_lite.evaluate.results import markdown, read_metrics, write_results
+from calrec_lite.evaluate.results import difference_cell, interval_cell, markdown, read_metrics, write_results
 from calrec_lite.evaluate.systems import open_recommender
 from calrec_lite.files import write_json
 from calrec_lite.recipe import Recipe
@@ -249,34 +249,26 @@ def rerank_table(results: dict[str, Any]) -> str:
     lines = [
         [
             f"fusion {best['fusion']:g}, transitions {best['transitions']:g}",
-            *(interval(best["metrics"][key]) for key in ("recall@1", "recall@10", "ndcg@10", "mrr")),
+            *(interval_cell(best["metrics"][key]) for key in ("recall@1", "recall@10", "ndcg@10", "mrr")),
         ]
         for best in (own["rerank"], own["with_transitions"])
     ]
     other = results["minilm_with_transitions"]
     said = ", ".join(
-        f"{label} {interval(other['metrics'][key])}"
+        f"{label} {interval_cell(other['metrics'][key])}"
         for label, key in (("R@1", "recall@1"), ("R@10", "recall@10"), ("N@10", "ndcg@10"))
     )
     in_its_place = (
         f"In the model's place MiniLM, zero-shot, with transitions and popularity, weights by validation: {said}. N@10 "
-        f"of the final model with transitions minus that: {difference(other['final_minus']['ndcg@10'])}."
+        f"of the final model with transitions minus that: {difference_cell(other['final_minus']['ndcg@10'])}."
     )
     head = ["final model by `strategy: rerank`, weights by validation", "R@1", "R@10", "N@10", "MRR"]
     beside = [
-        [name, *(difference(by[name]["ndcg@10"]) for by in results["final_minus_baselines"].values())]
+        [name, *(difference_cell(by[name]["ndcg@10"]) for by in results["final_minus_baselines"].values())]
         for name in results["baselines"]
     ]
     against = markdown(["N@10 of the final model minus", *LISTS], beside)
     return f"{markdown(head, lines)}\n\n{in_its_place}\n\n{against}\n"
-
-
-def interval(m: dict[str, float]) -> str:
-    return f"{m['value']:.4f} [{m['low']:.4f}, {m['high']:.4f}]"
-
-
-def difference(d: dict[str, float]) -> str:
-    return f"{d['difference']:+.4f} [{d['low']:+.4f}, {d['high']:+.4f}] p={d['p']:.3g}"
 
 
 if __name__ == "__main__":

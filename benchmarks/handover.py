@@ -25,7 +25,7 @@ from calrec_lite.cli.options import quiet_libraries
 from calrec_lite.data.sources import fetch
 from calrec_lite.evaluate.metrics import paired_bootstrap, summarise
 from calrec_lite.evaluate.protocol import Protocol, build_cases, evaluate_system
-from calrec_lite.evaluate.results import hardware, versions
+from calrec_lite.evaluate.results import hardware, interval_cell, versions
 from calrec_lite.files import write_json
 from calrec_lite.model.base import add_adapter, load_model
 from calrec_lite.model.merge import merge_adapter, parity
@@ -275,9 +275,7 @@ def table(results: dict[str, Any]) -> str:
     """The rows as Markdown."""
     lines = ["| weights | validation nats an item | NDCG@10 [95%] |", "|---|--:|--:|"]
     for name, facts in results["rows"].items():
-        n = facts["ndcg@10"]
-        cell = f"{n['value']:.4f} [{n['low']:.4f}, {n['high']:.4f}]"
-        lines.append(f"| {name} | {facts['valid_nats_per_item']:.3f} | {cell} |")
+        lines.append(f"| {name} | {facts['valid_nats_per_item']:.3f} | {interval_cell(facts['ndcg@10'])} |")
     return "\n".join(lines)
 
 

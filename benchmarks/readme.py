@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from calrec_lite.evaluate.results import caption, markdown, table
+from calrec_lite.evaluate.results import caption, interval_cell, markdown, table
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -78,7 +78,7 @@ def evidence(target: str = "scientific") -> str:
 
 def evidence_systems() -> str:
     """Every system on the same test users, the final model by each of its kinds of lists."""
-    from evidence import FINAL, interval
+    from evidence import FINAL
 
     facts = results("evidence_scientific")
     rows = {(row["variant"], *row["stages"]): row["metrics"] for row in facts["rows"]}
@@ -91,7 +91,7 @@ def evidence_systems() -> str:
         "minilm with transitions, in its place": facts["minilm_with_transitions"]["metrics"],
     }
     keys = ("recall@1", "recall@10", "ndcg@10")
-    lines = [[name, *(interval(metrics[key]) for key in keys)] for name, metrics in systems.items()]
+    lines = [[name, *(interval_cell(metrics[key]) for key in keys)] for name, metrics in systems.items()]
     table_ = markdown(["amazon18_scientific, test", "R@1", "R@10", "N@10"], lines)
     return f"{table_}\n\n{caption(facts)}\n\n{machine(facts)}.\n"
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from calrec_lite.evaluate.results import markdown
+from calrec_lite.evaluate.results import interval_cell, markdown
 
 ROWS = {
     "A": "transformers generate, 32 samples, BM25",
@@ -27,7 +27,7 @@ def table(results: dict[str, Any]) -> str:
             f"{facts['peak_memory_bytes'] / 1e9:.1f}",
             f"{facts['valid_share']:.0%}",
             f"{facts['distinct_share']:.0%}",
-            *(cell(facts[m]) for m in ("recall@1", "recall@10", "ndcg@10")),
+            *(interval_cell(facts[m]) for m in ("recall@1", "recall@10", "ndcg@10")),
         ]
         for name, facts in results["rows"].items()
     ]
@@ -65,7 +65,7 @@ def quality_page(results: dict[str, Any]) -> str:
         [
             f"{name} {ROWS[name]}",
             f"{facts['users_per_second']:.3g}",
-            *(cell(facts[m]) for m in ("recall@1", "recall@10", "ndcg@10")),
+            *(interval_cell(facts[m]) for m in ("recall@1", "recall@10", "ndcg@10")),
             difference(quality["minus_D"].get(name, {}).get("ndcg@10")),
         ]
         for name, facts in quality["rows"].items()
@@ -85,10 +85,6 @@ def scale_page(results: dict[str, Any]) -> str:
     ]
     head = f"Users/s as the catalogue, the history and the beams grow ({grown['users']} users; {grown['note']}):"
     return "\n\n".join([head, *tables])
-
-
-def cell(interval: dict[str, float]) -> str:
-    return f"{interval['value']:.4f} [{interval['low']:.4f}, {interval['high']:.4f}]"
 
 
 def difference(facts: dict[str, float] | None) -> str:

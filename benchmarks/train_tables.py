@@ -4,6 +4,8 @@ from typing import Any
 
 from train_rows import WHAT
 
+from calrec_lite.evaluate.results import interval_cell
+
 RATIOS = {
     "E_vs_A_targets_ml100k": ("ml100k bf16", "E", "A", "targets_per_second"),
     "E_vs_A_targets_scientific": ("scientific bf16", "E", "A", "targets_per_second"),
@@ -85,10 +87,8 @@ def _quality(values: dict[str, Any]) -> str:
     ]
     for name, f in values.get("quality", {}).items():
         row, _, minutes = name.partition(" ")
-        n = f["ndcg@10"]
         lines.append(
-            f"| {minutes} | {row} | {f['targets']:,} | {f['nats_per_item']:.2f} "
-            f"| {n['value']:.4f} [{n['low']:.4f}, {n['high']:.4f}] |"
+            f"| {minutes} | {row} | {f['targets']:,} | {f['nats_per_item']:.2f} | {interval_cell(f['ndcg@10'])} |"
         )
     return "\n".join(lines) if len(lines) > 2 else ""
 

@@ -12,7 +12,7 @@ import numpy as np
 from calrec_lite.errors import InputError
 from calrec_lite.evaluate import compare
 from calrec_lite.evaluate.metrics import METRICS, Copies, Ranks, paired_bootstrap, summarise
-from calrec_lite.evaluate.results import caption, hardware, markdown, versions
+from calrec_lite.evaluate.results import caption, difference_cell, hardware, interval_cell, markdown, versions
 from calrec_lite.evaluate.systems import evaluate_run
 from calrec_lite.files import atomic_path, write_json
 from calrec_lite.recipe import Recipe, resolved
@@ -269,11 +269,10 @@ def ablation_table(results: dict[str, Any]) -> str:
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
-    values = [f"{m['value']:.4f} [{m['low']:.4f}, {m['high']:.4f}]" for m in (row["metrics"][k] for k in METRICS)]
+    values = [interval_cell(row["metrics"][metric]) for metric in METRICS]
     if row["minus_full"] is None:
         return [*values, "-"]
-    d = row["minus_full"]["ndcg@10"]
-    return [*values, f"{d['difference']:+.4f} [{d['low']:+.4f}, {d['high']:+.4f}] p={d['p']:.3g}"]
+    return [*values, difference_cell(row["minus_full"]["ndcg@10"])]
 
 
 def _notes(results: dict[str, Any]) -> str:

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from calrec_lite.errors import InputError
 from calrec_lite.evaluate.metrics import METRICS, Copies, Difference, Ranks, paired_bootstrap
-from calrec_lite.evaluate.results import caption, markdown, read_metrics, read_rankings
+from calrec_lite.evaluate.results import caption, difference_cell, markdown, read_metrics, read_rankings
 
 # These say how users were drawn and how wide the intervals are. What they led to, the users, is compared itself.
 DRAW = ("seed", "bootstrap")
@@ -88,7 +88,7 @@ def comparison_table(comparison: dict[str, Any]) -> str:
     rows = [
         [
             pair["a"] if pair["a"] == pair["b"] else f"{pair['a']} -> {pair['b']}",
-            *(_cell(pair["metrics"][metric]) for metric in METRICS),
+            *(difference_cell(pair["metrics"][metric]) for metric in METRICS),
         ]
         for pair in comparison["comparisons"]
     ]
@@ -123,9 +123,3 @@ def _refuse_unlike(a: Run, b: Run) -> None:
                 f"{a.folder} and {b.folder} were measured by different protocols "
                 f"({key}: {of_a.get(key)} and {of_b.get(key)}): evaluate both by the same one"
             )
-
-
-def _cell(difference: Difference) -> str:
-    return (
-        f"{difference['difference']:+.4f} [{difference['low']:+.4f}, {difference['high']:+.4f}] p={difference['p']:.3g}"
-    )

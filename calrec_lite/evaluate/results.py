@@ -157,7 +157,11 @@ def table(results: Mapping[str, Any]) -> str:
     speeds = results["users_per_second"]
     head = ["system", "R@1", "R@10", "N@10", f"MRR@{results['protocol']['mrr_cut']}", "users/s"]
     rows = [
-        [name, *(_cell(metrics[metric]) for metric in METRICS), f"{speeds[name]:.{0 if speeds[name] >= 100 else 1}f}"]
+        [
+            name,
+            *(interval_cell(metrics[metric]) for metric in METRICS),
+            f"{speeds[name]:.{0 if speeds[name] >= 100 else 1}f}",
+        ]
         for name, metrics in results["systems"].items()
     ]
     return f"{markdown(head, rows)}\n\n{caption(results)}"
@@ -197,8 +201,15 @@ def markdown(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in [lines[0], rule, *lines[1:]])
 
 
-def _cell(interval: Mapping[str, float]) -> str:
+def interval_cell(interval: Mapping[str, float]) -> str:
+    """A metric with its interval, as all tables have it."""
     return f"{interval['value']:.4f} [{interval['low']:.4f}, {interval['high']:.4f}]"
+
+
+def difference_cell(difference: Mapping[str, float]) -> str:
+    """A paired difference with its interval and p-value, as all tables have it."""
+    d = difference
+    return f"{d['difference']:+.4f} [{d['low']:+.4f}, {d['high']:+.4f}] p={d['p']:.3g}"
 
 
 def _kept_rankings(folder: Path, names: set[str]) -> pa.Table:
