@@ -96,17 +96,16 @@ class Strategies:
         tree = self._tree(users.prompts)
         n = max(self.options.rerank, k)
         found, cosine = self.index.search(tree.users, allowed, n)
-        near = [own[real] for own, real in zip(found.cpu().numpy(), cosine.isfinite().cpu().numpy())]
+        real = cosine.isfinite().cpu().numpy()
+        near, cosines = ([own[some] for own, some in zip(of.cpu().numpy(), real)] for of in (found, cosine))
         items, followed = near, [np.zeros(len(own)) for own in near]
         if transitions is not None:
             scores = np.where(allowed, transitions.scores(users.known), 0)  # (U, N)
             items = [np.union1d(own, _positive(score, n)) for own, score in zip(near, scores)]
             followed = [np.log(score[own] + transitions.FLOOR) for own, score in zip(items, scores)]
+            cosines = [self.index.cosine(user, own) for user, own in zip(tree.users, items)]
         logp = item_logprobs(tree, self.catalogue.trie, self._paths, items)
-        return [
-            Candidates(own, logp[u], self.index.cosine(tree.users[u], own), followed[u], np.isin(own, near[u]))
-            for u, own in enumerate(items)
-        ]
+        return [Candidates(own, logp[u], cosines[u], followed[u], np.isin(own, near[u])) for u, own in enumerate(items)]
 
     @property
     def towers(self) -> Towers:
