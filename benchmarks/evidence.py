@@ -47,6 +47,7 @@ JOINT = {
 BASELINES = ["popularity", "last_item", "bm25_last", "transitions", "sasrec", "minilm"]
 FINAL = ("full", "joint", "target")
 LISTS = {"beam": "final", "rerank": "rerank", "rerank with transitions": "with_transitions"}  # of the final model
+RERANKED = "reranked"  # folder of the untouched base's lists: beside its baselines they would be taken for some
 CANDIDATES = 50  # that are reranked: so many by similarity, and so many by transitions
 GRID: dict[str, dict[str, Any]] = {
     "scientific": {
@@ -73,7 +74,13 @@ def recipe_values(data: Path, target: str, budget: dict[str, Any], users: int) -
             {"name": "target", "domains": [target], "max_steps": 1},
         ],
         "loss": {"beta": 0.2, "tau": 0.1},
-        "optim": {"batch_size": 16, "learning_rate": 6e-4, "save_every": 50},
+        "optim": {
+            "batch_size": 64,
+            "micro_batch_size": 32,  # six cells share a card
+            "learning_rate": 1.2e-3,  # 6e-4 was found for 16 rows: times the square root of four
+            "compile": True,
+            "eval_every": 200,
+        },
         "recommend": {"batch_tokens": 16384},
         "evaluate": {"domain": target, "users": users, "baselines": BASELINES},
         "ablate": {**GRID[target], **budget},
@@ -127,22 +134,25 @@ class Kept:
         return lists
 
 
-def reranked(folder: Path, users: int = 500) -> dict[str, Any]:
-    """The lists of a cell by `strategy: rerank`, without transitions and with; kept in the cell's folder.
+def reranked(folder: Path, trained: bool = True, users: int = 500) -> dict[str, Any]:
+    """The lists of a cell, trained or not, by `strategy: rerank`, without transitions and with; kept in its folder.
 
     Weights are chosen on validation users. The candidates' scores are computed once for both.
     """
     run, file = Run.open(folder), folder / "rerank.json"
+    measures = run.evaluation if trained else folder / RERANKED
     setting = {"validation_users": users, "candidates": CANDIDATES, "protocol": asdict(Protocol.of(run.recipe))}
     if file.is_file():
         facts = dict(json.loads(file.read_text(encoding="utf-8")))
-        if facts["setting"] == setting and "rerank" in read_metrics(run.evaluation)["systems"]:
+        if facts["setting"] == setting and "rerank" in read_metrics(measures)["systems"]:
             return facts
     options = run.recipe.recommend.model_copy(update={"rerank": CANDIDATES})
     run.recipe = run.recipe.model_copy(update={"recommend": options})
-    train_run(run)  # merges again what the ablation removed
+    if trained:
+        train_run(run)  # merges again what the ablation removed
     recipe, domain = run.recipe, run.domain(run.recipe.target)
-    recommender, seen = open_recommender(run, run.final(), transitions=True), recipe.recommend.exclude_seen
+    weights, seen = run.final() if trained else run.base, recipe.recommend.exclude_seen
+    recommender = open_recommender(run, weights, transitions=True)
     valid = build_cases(domain, "validation", users, recipe.seed)
     tried = tried_on(all_candidates(recommender, valid, seen), valid, TRANSITIONS)
     protocol = Protocol.of(recipe)
@@ -155,7 +165,7 @@ def reranked(folder: Path, users: int = 500) -> dict[str, Any]:
         name: replace(evaluate_system(Kept(found, best), cases, protocol), seconds=seconds)
         for name, best in chosen.items()
     }
-    write_results(run.evaluation, domain, protocol, cases, measured, {})
+    write_results(measures, domain, protocol, cases, measured, {})
     facts = {name: {**asdict(best), "metrics": measured[name].metrics} for name, best in chosen.items()}
     facts |= {"setting": setting, "validation": [asdict(t) for t in tried], "users_per_second": len(found) / seconds}
     write_json(file, facts)

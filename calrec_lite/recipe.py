@@ -186,6 +186,9 @@ class Optim(Section):
     gradient_checkpointing: bool | Literal["offload"] = Field(
         False, description="compute activations twice to save memory; offload: keep each layer's input in RAM (CUDA)"
     )
+    compile: bool = Field(
+        False, description="fuse each layer's kernels by torch.compile: a minute at the start, then faster steps"
+    )
     handover_tolerance: PositiveFloat = Field(0.05, description="nats an item a hand-over may cost without a warning")
     eval_every: PositiveInt | None = Field(None, description="steps between validation losses; null: at the end")
     save_every: PositiveInt = Field(100, description="steps between checkpoints")

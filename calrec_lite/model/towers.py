@@ -60,6 +60,15 @@ class Towers:
             for layer in (m for m in model.modules() if isinstance(m, LoraLayer)):
                 layer.cast_input_dtype_enabled = False
 
+    def compile(self) -> None:
+        """Fuse the kernels of each decoder layer, forward and backward, by torch.compile: for training only.
+
+        By layer, as they are alike: one is compiled, for any (B, T), and serves all. A small model on a GPU waits for
+        its host to launch kernels, and fused ones are fewer; they also keep less for the backward pass.
+        """
+        for layer in self.decoder.layers:
+            layer.compile(dynamic=True)
+
     def states(self, ids: Tensor) -> Tensor:
         """(B, T, D) last-layer states after the final norm. Right padding and a causal mask need no attention mask."""
         elsewhere = save_on_cpu(pin_memory=ids.device.type == "cuda") if self.offload else nullcontext()

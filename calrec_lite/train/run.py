@@ -181,6 +181,7 @@ class Run:
 FREE = (  # keys of `optim` that change memory, speed or reports, never the weights
     "micro_batch_size",
     "gradient_checkpointing",
+    "compile",
     "handover_tolerance",
     "eval_every",
     "save_every",

@@ -153,6 +153,7 @@ def _config(run: Run, stage: Stage, folder: StageFolder, model: PeftModel, rows:
         micro_batch_size=micro,
         micro_batch_auto=optim.micro_batch_size == "auto",
         offload_checkpoints=optim.gradient_checkpointing == "offload",
+        compile_layers=optim.compile,
         per_device_train_batch_size=optim.batch_size,
         max_steps=steps,
         max_seconds=60 * stage.minutes if stage.minutes else None,

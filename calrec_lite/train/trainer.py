@@ -46,6 +46,7 @@ class CALRecConfig(TrainingArguments):
         micro_batch_size: full-length rows in memory at once, to begin with.
         micro_batch_auto: whether that number is an estimate, which may grow.
         offload_checkpoints: keep in RAM what gradient checkpointing keeps for the backward pass.
+        compile_layers: fuse each layer's kernels by torch.compile.
         max_seconds: of training, after which it ends and by which the learning rate falls; None: max_steps say so.
         warmup_share: of max_seconds; with max_steps alone `warmup_steps` says so.
     """
@@ -56,6 +57,7 @@ class CALRecConfig(TrainingArguments):
     warmup_share: float = 0.0
     micro_batch_auto: bool = False
     offload_checkpoints: bool = False
+    compile_layers: bool = False
     remove_unused_columns: bool = False
     logging_nan_inf_filter: bool = False
 
@@ -112,6 +114,8 @@ class CALRecTrainer(Trainer):
         if not args.disable_tqdm:
             self.add_callback(StageProgress())
         self.towers = Towers(model, args.offload_checkpoints)
+        if args.compile_layers:
+            self.towers.compile()
         start = int(encoder.start[0])
         cuda = args.device.type == "cuda"
         self.micro = MicroBatch(args.micro_batch_size, args.per_device_train_batch_size, args.micro_batch_auto and cuda)
@@ -170,7 +174,7 @@ class CALRecTrainer(Trainer):
                 break
             self._cut_smaller(before)
         self._note(result, batch)
-        if self.args.device.type == "cuda":
+        if self.micro.grows:
             self._maybe_grow()
         return result.loss
 

@@ -1,10 +1,12 @@
 """The step against a slow, plain re-implementation of METHOD 3, 5 and 5b, and against itself cut differently."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch._dynamo.utils import counters
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from calrec_lite.data.domain import Domain
@@ -160,6 +162,29 @@ def test_gradients_of_low_precision_bases_do_not_depend_on_it_either(
             cosine = torch.nn.functional.cosine_similarity(cut[name].flatten(), gradient.flatten(), dim=0)
             assert float(cosine) > 0.99, name
             assert float(cut[name].norm()) == pytest.approx(float(gradient.norm()), rel=0.05), name
+
+
+@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="torch.compile needs a C++ compiler")
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
+def test_compiled_layers_give_the_same_gradients(
+    tiny_folder: Path, rows, encoder, catalogue, plain_loss: Loss, checkpointing: bool
+) -> None:
+    torch.manual_seed(2)
+    base = Base(model=str(tiny_folder), dtype="float32", load_in_4bit=False, lora=Lora(r=4))
+    model = add_adapter(load_model(tiny_folder, base), base, checkpointing).train()
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    batches = [collate(rows[:count], encoder, catalogue, plain_loss, micro) for count, micro in ((7, 20), (7, 2), (5, 9))]
+    plain = [gradients(model, batch, plain_loss) for batch in batches]
+    calls = counters["stats"]["unique_graphs"]
+    Towers(model).compile()
+    for batch, (loss, expected) in zip(batches, plain):
+        got_loss, got = gradients(model, batch, plain_loss)
+        torch.testing.assert_close(got_loss, loss, rtol=1e-5, atol=1e-6)
+        for name, gradient in expected.items():
+            torch.testing.assert_close(got[name], gradient, rtol=1e-5, atol=1e-5 * float(gradient.abs().max()), msg=name)
+    assert counters["stats"]["unique_graphs"] > calls  # it was compiled, and not given up
 
 
 def test_offloaded_checkpoints_give_the_same_gradients(
