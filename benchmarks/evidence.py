@@ -45,6 +45,7 @@ JOINT = {
     "games": "amazon18_games",
 }
 BASELINES = ["popularity", "last_item", "bm25_last", "transitions", "sasrec", "minilm"]
+Key = tuple[str, ...]  # of a cell: variant, *stages
 FINAL = ("full", "joint", "target")
 LISTS = {"beam": "final", "rerank": "rerank", "rerank with transitions": "with_transitions"}  # of the final model
 RERANKED = "reranked"  # folder of the untouched base's lists: beside its baselines they would be taken for some
@@ -87,31 +88,34 @@ def recipe_values(data: Path, target: str, budget: dict[str, Any], users: int) -
     }
 
 
-def ratios(rows: dict[tuple[str, ...], Any], base: dict[str, Any], lists: dict[str, Any]) -> dict[str, float]:
+def ratios(beam: dict[Key, Any], rerank: dict[Key, Any], mixed: Any, base: dict[str, Any]) -> dict[str, float]:
     """The final model's lists against the strongest baselines; what each part of the method is worth.
 
     The first three are of its lists with transitions, which validation users preferred; those of the model alone are
-    there too. Parts of the method are compared by the lists that all cells have, by beam. Cells that are not there
-    have no ratio.
+    there too. Parts of the method are compared by beam and by rerank. Cells that are not there have no ratio.
 
     Args:
-        rows: (variant, *stages) -> metrics of its lists by beam.
+        beam, rerank: (variant, *stages) -> metrics of the lists of a cell.
+        mixed: metrics of the final model's lists by rerank with transitions.
         base: baseline -> its metrics.
-        lists: `rerank`, `with_transitions` -> metrics of the final model.
     """
-    mixed, rerank, beam = lists["with_transitions"], lists["rerank"], rows[FINAL]
     pairs = {
         "ndcg_vs_transitions": ("ndcg@10", mixed, base["transitions"]),
         "ndcg_vs_sasrec": ("ndcg@10", mixed, base["sasrec"]),
         "recall1_vs_sasrec": ("recall@1", mixed, base["sasrec"]),
-        "rerank_ndcg_vs_transitions": ("ndcg@10", rerank, base["transitions"]),
-        "rerank_ndcg_vs_sasrec": ("ndcg@10", rerank, base["sasrec"]),
-        "beam_ndcg_vs_sasrec": ("ndcg@10", beam, base["sasrec"]),
-        "two_stage_vs_stage2_ndcg": ("ndcg@10", beam, rows.get(("full", "target"))),
-        "two_stage_vs_stage1_ndcg": ("ndcg@10", beam, rows.get(("full", "joint"))),
-        "contrastive_vs_none_ndcg": ("ndcg@10", beam, rows.get(("no_contrast", "joint", "target"))),
-        "catalogue_vs_vocabulary_ndcg": ("ndcg@10", beam, rows.get(("softmax_vocabulary", "joint", "target"))),
+        "rerank_ndcg_vs_transitions": ("ndcg@10", rerank[FINAL], base["transitions"]),
+        "rerank_ndcg_vs_sasrec": ("ndcg@10", rerank[FINAL], base["sasrec"]),
+        "beam_ndcg_vs_sasrec": ("ndcg@10", beam[FINAL], base["sasrec"]),
     }
+    parts = {
+        "two_stage_vs_stage2_ndcg": ("full", "target"),
+        "two_stage_vs_stage1_ndcg": ("full", "joint"),
+        "contrastive_vs_none_ndcg": ("no_contrast", *FINAL[1:]),
+        "catalogue_vs_vocabulary_ndcg": ("softmax_vocabulary", *FINAL[1:]),
+    }
+    for name, cell in parts.items():
+        pairs[name] = ("ndcg@10", beam[FINAL], beam.get(cell))
+        pairs[f"rerank_{name}"] = ("ndcg@10", rerank[FINAL], rerank.get(cell))
     return {
         name: float(one[metric]["value"] / other[metric]["value"])
         for name, (metric, one, other) in pairs.items()
@@ -185,7 +189,7 @@ def control(folder: Path, users: int = 500) -> dict[str, Any]:
     measured = evaluate_system(mixed, cases, protocol)
     write_results(run.evaluation, domain, protocol, cases, {name: measured}, {})
     facts = {"cosine": mixed.weights[0], "popularity": mixed.weights[1], "ndcg10": ndcg, "metrics": measured.metrics}
-    return facts | {"final_minus": minus(folder, folder, [(name, "with_transitions")])[name]}
+    return facts | {"final_minus": minus(run.evaluation, run.evaluation, [(name, "with_transitions")])[name]}
 
 
 def main() -> None:
@@ -207,13 +211,14 @@ def main() -> None:
 
 
 def write(recipe: Recipe, results: dict[str, Any], options: argparse.Namespace) -> None:
-    """Add the final model's lists by rerank and all comparisons to the ablation's results, and write the file."""
+    """Add every cell's lists by rerank and all comparisons to the ablation's results, and write the file."""
     folder = ablation_folder(recipe, options.runs)
     rows = {(row["variant"], *row["stages"]): row for row in results["rows"]}
+    cells = {key: folder / next(iter(row["seeds"].values()))["folder"] for key, row in rows.items()}
     trained = next(iter(rows[FINAL]["seeds"].values()))
-    final, untouched, baselines = folder / trained["folder"], folder / "untouched", list(results["baselines"])
-    rerank = reranked(final)
-    base = {name: row["metrics"] for name, row in results["baselines"].items()}
+    final, untouched, baselines = cells[FINAL], cells[FINAL[:1]] / "evaluation", list(results["baselines"])
+    found = {key: reranked(cell, trained=bool(key[1:])) for key, cell in cells.items()}
+    by_rerank = {key: facts["rerank"]["metrics"] for key, facts in found.items()}
     key = "steps" if recipe.ablate.steps else "minutes"
     written = {
         **results,
@@ -221,21 +226,36 @@ def write(recipe: Recipe, results: dict[str, Any], options: argparse.Namespace) 
         "date": time.strftime("%Y-%m-%d"),
         "hardware": trained["hardware"],  # cells may run on another machine than the table is written on
         "versions": trained["versions"],
-        "rerank": rerank,
+        "rerank": found[FINAL],
+        "rerank_by_cell": beside_final(cells, found),
         "minilm_with_transitions": control(final),
-        "rerank_minus_beam": minus(final, final, [("final", "rerank")])["final"],
+        "rerank_minus_beam": minus(final / "evaluation", final / "evaluation", [("final", "rerank")])["final"],
         "final_minus_baselines": {
-            lists: minus(untouched, final, [(name, system) for name in baselines]) for lists, system in LISTS.items()
+            lists: minus(untouched, final / "evaluation", [(name, system) for name in baselines])
+            for lists, system in LISTS.items()
         },
         "validation_nats": validation_nats(folder),
         "ratios": ratios(
-            {name: row["metrics"] for name, row in rows.items()},
-            base,
-            {name: rerank[name]["metrics"] for name in ("rerank", "with_transitions")},
+            {key: row["metrics"] for key, row in rows.items()},
+            by_rerank,
+            found[FINAL]["with_transitions"]["metrics"],
+            {name: row["metrics"] for name, row in results["baselines"].items()},
         ),
     }
     write_json(ROOT / "benchmarks" / "results" / f"evidence_{options.target}.json", written)
     print(f"{ablation_table(results)}\n\n{rerank_table(written)}\n{json.dumps(written['ratios'], indent=1)}")
+
+
+def beside_final(cells: dict[Key, Path], found: dict[Key, dict[str, Any]]) -> list[dict[str, Any]]:
+    """Each cell's two kinds of lists by rerank, and what the final model's have more, paired by user."""
+    kinds = ("rerank", "with_transitions")
+    rows = []
+    for key, cell in cells.items():
+        measures = cell / ("evaluation" if key[1:] else RERANKED)
+        more = minus(measures, cells[FINAL] / "evaluation", [(kind, kind) for kind in kinds]) if key != FINAL else {}
+        lists = {kind: {**found[key][kind], "final_minus": more.get(kind)} for kind in kinds}
+        rows.append({"variant": key[0], "stages": list(key[1:]), **lists})
+    return rows
 
 
 def validation_nats(folder: Path) -> dict[str, dict[str, float]]:
@@ -248,8 +268,8 @@ def validation_nats(folder: Path) -> dict[str, dict[str, float]]:
 
 
 def minus(a: Path, b: Path, pairs: list[tuple[str, str]]) -> dict[str, Any]:
-    """By the system of `a`: what the lists of `b` have more, paired by user."""
-    found = compare(a / "evaluation", b / "evaluation", pairs)["comparisons"]
+    """By the system of evaluation `a`: what the lists of `b` have more, paired by user."""
+    found = compare(a, b, pairs)["comparisons"]
     return {pair["a"]: pair["metrics"] for pair in found if (pair["a"], pair["b"]) in pairs}
 
 
@@ -278,7 +298,20 @@ def rerank_table(results: dict[str, Any]) -> str:
         for name in results["baselines"]
     ]
     against = markdown(["N@10 of the final model minus", *LISTS], beside)
-    return f"{markdown(head, lines)}\n\n{in_its_place}\n\n{against}\n"
+    return f"{cell_table(results)}\n\n{markdown(head, lines)}\n\n{in_its_place}\n\n{against}\n"
+
+
+def cell_table(results: dict[str, Any]) -> str:
+    """Every cell by `strategy: rerank`, each with weights of its own by validation, beside the final model."""
+    lines = []
+    for row in results["rerank_by_cell"]:
+        line = [" + ".join(row["stages"]) or "none", row["variant"]]
+        for own in (row["rerank"], row["with_transitions"]):
+            more = own["final_minus"]
+            line += [interval_cell(own["metrics"]["ndcg@10"]), difference_cell(more["ndcg@10"]) if more else "-"]
+        lines.append(line)
+    kinds = ("rerank", "rerank with transitions")
+    return markdown(["stages", "variant", *(c for k in kinds for c in (f"{k}: N@10", "final minus it"))], lines)
 
 
 if __name__ == "__main__":

@@ -63,6 +63,13 @@ def training() -> str:
     return f"{rows(facts)}\n\n{facts['setting']}. {machine(facts)}, trl {facts['versions']['trl']}.\n"
 
 
+def training_gpu() -> str:
+    from train_tables import table as rows
+
+    facts = results("train_cuda")
+    return f"{rows(facts)}\n\n{facts['setting']}. {machine(facts)}, trl {facts['versions']['trl']}.\n"
+
+
 def evidence(target: str = "scientific") -> str:
     from evidence import rerank_table
 

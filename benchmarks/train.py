@@ -37,6 +37,7 @@ from calrec_lite.train.memory import peak_bytes
 
 ROOT = Path(__file__).parents[1]
 BATCH = 16
+SETTING = f"SmolLM2-135M, LoRA r=16, rows of at most 10 items, batch {BATCH}"
 PARTS = ("throughput", "ladder", "memory", "quality", "gpu")
 PROBES = [(row, BATCH) for row in WHAT]  # row, batch; all with a micro-batch of 4
 MORE_PROBES = [  # on ML-100K in bf16
@@ -142,12 +143,13 @@ class Results:
             print(f"{name} {key}: there already")
             return
         part[key] = measure()
+        on_gpu = name in train_gpu.PARTS
         self.values |= {
-            "command": "python benchmarks/train.py",
+            "command": "python benchmarks/train.py" + " --only gpu" * on_gpu,
             "date": time.strftime("%Y-%m-%d"),
             "versions": {**versions(), **extra_versions()},
             "hardware": hardware(),
-            "setting": f"SmolLM2-135M, LoRA r=16, rows of at most 10 items, batch {BATCH}",
+            "setting": train_gpu.SETTING if on_gpu else SETTING,
             "ratios": ratios(self.values),
         }
         write_json(self.path, self.values)

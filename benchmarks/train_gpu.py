@@ -1,5 +1,7 @@
 """The CUDA part of benchmarks/train.py: real shapes, random weights, 1,024-token histories, 64 negatives.
 
+And `optim.compile` on SmolLM2-135M's shape in bf16, where a step waits for its host: 64 rows of few items.
+
 Nothing is downloaded: the model is built from its configuration on no device, and each linear layer is filled and
 quantised to NF4 on the GPU by itself, so that no more than one layer is ever there in full.
 """
@@ -15,6 +17,7 @@ import numpy as np
 import torch
 from bitsandbytes.nn import Linear4bit, Params4bit
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 from transformers import AutoTokenizer, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
@@ -51,6 +54,17 @@ SHAPES = {
     },
 }
 MICRO = (1, 4)
+PARTS = ("gpu", "compile")  # of the results file
+SETTING = f"random weights, LoRA r=16, {ROWS} rows a step; in 4 bits: rows of {TOKENS:,} tokens, gradient checkpointing"
+SMALL = {
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "vocab_size": 49152,
+    "tie_word_embeddings": True,
+}
 
 
 def shape(name: str) -> LlamaConfig:
@@ -189,6 +203,47 @@ def theirs(
     return {**facts, "micro_batch_size": micro, "targets": rows}
 
 
+def compiled(config: LlamaConfig, where: torch.device, rows: int, tokens: int, steps: int) -> dict[str, Any]:
+    """A whole step in bf16 before and after `optim.compile`, in one process; how far the gradients differ."""
+    with where:
+        model = LlamaForCausalLM(config).to(torch.bfloat16)
+    model = add_adapter(model, Base(model="random", lora=Lora())).train()
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=0.02)
+    towers, loss = Towers(model), Loss()
+    catalogue, made = random_rows(config.vocab_size, rows, tokens)
+    batch = Collator({"random": catalogue}, loss, 1, 0, rows, None, None)(made).to(where)
+
+    def gradient() -> torch.Tensor:
+        two_tower_step(towers, batch, loss, lambda scalar: scalar.backward())
+        found = torch.cat([p.grad.flatten() for p in parameters])  # type: ignore[union-attr]
+        model.zero_grad()
+        return found
+
+    expected = gradient()
+    found: dict[str, Any] = {"eager": {**timed(gradient, where, steps, batch.tokens), **kernels(gradient)}}
+    begin = time.perf_counter()
+    towers.compile()
+    got = gradient()
+    found["seconds_to_compile"] = time.perf_counter() - begin
+    found["gradient_difference"] = float((got - expected).norm() / expected.norm())
+    found["compiled"] = {**timed(gradient, where, steps, batch.tokens), **kernels(gradient)}
+    return found
+
+
+def kernels(step: Any) -> dict[str, float]:
+    """How many kernels a step launches on the GPU, and for how long they run; nothing of a CPU."""
+    with profile(activities=[ProfilerActivity.CUDA if torch.cuda.is_available() else ProfilerActivity.CPU]) as seen:
+        step()
+    events = [e for e in seen.key_averages() if e.self_device_time_total > 0]
+    return {
+        "kernels": sum(e.count for e in events),
+        "busy_seconds": sum(e.self_device_time_total for e in events) / 1e6,
+    }
+
+
 def timed(step: Any, where: torch.device, steps: int, tokens: int) -> dict[str, float]:
     """Seconds a step after one that is not counted, and the peak of all."""
     cuda = where.type == "cuda"
@@ -222,5 +277,7 @@ def run(results: Any, steps: int) -> None:
     """All sizes, each with `steps` timed steps; needs a CUDA GPU."""
     if device().type != "cuda":
         raise SystemExit("--only gpu: this machine has no CUDA GPU")
+    small = LlamaConfig(**SMALL, attn_implementation="sdpa")
+    results.part("compile", "SmolLM2-135M, 64 rows of 224 tokens", partial(compiled, small, device(), ROWS, 224, 6))
     for micro, name in product(MICRO, SHAPES):
         results.part("gpu", f"{name} micro {micro}", partial(both, name, micro, steps))

@@ -42,7 +42,7 @@ def ratios(values: dict[str, Any]) -> dict[str, float]:
 
 def table(values: dict[str, Any]) -> str:
     """Everything that was measured, as Markdown."""
-    parts = [_throughput(values), _ladder(values), _memory(values), _quality(values), _gpu(values)]
+    parts = [_throughput(values), _ladder(values), _memory(values), _quality(values), _gpu(values), _compile(values)]
     listed = "\n".join(f"- `{name}`: {value:.3g}" for name, value in values.get("ratios", {}).items())
     return "\n\n".join(part for part in [*parts, listed] if part)
 
@@ -94,12 +94,25 @@ def _quality(values: dict[str, Any]) -> str:
 
 
 def _gpu(values: dict[str, Any]) -> str:
-    lines = ["| base | who | micro | tokens/s | peak | MFU |", "|---|---|--:|--:|--:|--:|"]
+    lines = ["| base, 4 bits | who | micro | targets/s | tokens/s | peak | MFU |", "|---|---|--:|--:|--:|--:|--:|"]
     for name, systems in values.get("gpu", {}).items():
         for who, f in systems.items():
             mfu = f"{f['mfu']:.0%}" if "mfu" in f else ""
             lines.append(
-                f"| {name} | {who} | {f['micro_batch_size']} | {f['tokens_per_second']:.0f} "
+                f"| {name} | {who} | {f['micro_batch_size']} | {f['targets'] / f['seconds_a_step']:.1f} "
+                f"| {f['tokens_per_second']:.0f} "
                 f"| {f['peak_bytes'] / 1e9:.2f} GB | {mfu} |"
+            )
+    return "\n".join(lines) if len(lines) > 2 else ""
+
+
+def _compile(values: dict[str, Any]) -> str:
+    lines = ["| base, bf16 | layers | ms a step | kernels | ms they run | peak |", "|---|---|--:|--:|--:|--:|"]
+    for name, both in values.get("compile", {}).items():
+        for how in ("eager", "compiled"):
+            f = both[how]
+            lines.append(
+                f"| {name} | {how} | {1e3 * f['seconds_a_step']:.0f} | {f['kernels']:,} "
+                f"| {1e3 * f['busy_seconds']:.0f} | {f['peak_bytes'] / 1e9:.1f} GB |"
             )
     return "\n".join(lines) if len(lines) > 2 else ""

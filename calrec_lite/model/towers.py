@@ -1,7 +1,10 @@
 """One LLM, two towers: a forward of a history gives its likelihood, v_U and v_T|U; one of an item's text gives v_T."""
 
+import os
+import shutil
 from contextlib import nullcontext
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -17,6 +20,7 @@ from calrec_lite.model.losses import generation_loss
 from calrec_lite.recipe import Loss
 from calrec_lite.text.batch import Chunk, ItemChunk
 
+COMPILERS = tuple(filter(None, (os.environ.get("CXX"), "g++", "clang++")))
 START = 1  # tokens before the text; the first token of a decoder is an attention sink and is left out of every mean
 
 
@@ -65,7 +69,16 @@ class Towers:
 
         By layer, as they are alike: one is compiled, for any (B, T), and serves all. A small model on a GPU waits for
         its host to launch kernels, and fused ones are fewer; they also keep less for the backward pass.
+
+        Raises:
+            InputError: there is nothing to compile with.
         """
+        on_gpu = self.head.device.type == "cuda"
+        if not any(map(shutil.which, COMPILERS)) or (on_gpu and not find_spec("triton")):
+            raise InputError(
+                f"optim.compile: torch.compile needs {'triton and ' if on_gpu else ''}a C++ compiler, and none of "
+                f"{', '.join(COMPILERS)} is here: install one (Debian: apt install g++) or set it to false"
+            )
         for layer in self.decoder.layers:
             layer.compile(dynamic=True)
 

@@ -62,8 +62,9 @@ def test_ratios() -> None:
         ("softmax_vocabulary", *both): metrics(0.06),
     }
     base = {"transitions": metrics(0.08), "sasrec": metrics(0.06, 0.04)}
-    lists = {"rerank": metrics(0.16), "with_transitions": metrics(0.24, 0.08)}
-    assert {key: round(value, 3) for key, value in evidence.ratios(rows, base, lists).items()} == {
+    rerank = {("full", *both): metrics(0.16), ("full", "target"): metrics(0.2), ("no_contrast", *both): metrics(0.04)}
+    mixed = metrics(0.24, 0.08)
+    assert {key: round(value, 3) for key, value in evidence.ratios(rows, rerank, mixed, base).items()} == {
         "ndcg_vs_transitions": 3.0,
         "ndcg_vs_sasrec": 4.0,
         "recall1_vs_sasrec": 2.0,
@@ -74,8 +75,11 @@ def test_ratios() -> None:
         "two_stage_vs_stage1_ndcg": 2.4,
         "contrastive_vs_none_ndcg": 1.5,
         "catalogue_vs_vocabulary_ndcg": 2.0,
+        "rerank_two_stage_vs_stage2_ndcg": 0.8,
+        "rerank_contrastive_vs_none_ndcg": 4.0,
     }
-    only_final = evidence.ratios({evidence.FINAL: rows[evidence.FINAL]}, base, lists)
+    alone = {evidence.FINAL: rows[evidence.FINAL]}
+    only_final = evidence.ratios(alone, alone, mixed, base)
     assert all(key.endswith(("_vs_transitions", "_vs_sasrec")) for key in only_final)
 
 
@@ -127,6 +131,14 @@ def test_the_file_on_a_tiny_model(
         beside = found["final_minus_baselines"][lists]["sasrec"]["ndcg@10"]
         assert beside["difference"] == pytest.approx(ndcg[system] - sasrec)
     assert found["ratios"]["ndcg_vs_sasrec"] == pytest.approx(ndcg["with_transitions"] / sasrec)
+    by_cell = {(row["variant"], *row["stages"]): row for row in found["rerank_by_cell"]}
+    assert set(by_cell) == {("full",), evidence.FINAL, ("full", "target"), ("no_contrast", "joint", "target")}
+    for key, row in by_cell.items():
+        less = row["rerank"]["metrics"]["ndcg@10"]["value"]
+        more = row["rerank"]["final_minus"]
+        assert (more is None) == (key == evidence.FINAL)
+        assert more is None or more["ndcg@10"]["difference"] == pytest.approx(ndcg["rerank"] - less)
+    assert set(found["baselines"]) == {"transitions", "sasrec"}  # the untouched base's lists by rerank are none
     train_run(Run.open(cell))  # the merged weights are gone
     tuned = cell_recommender(cell, found["rerank"]["with_transitions"])
     cases = build_cases(Run.open(cell).domain("shop"), "test", None, 0)

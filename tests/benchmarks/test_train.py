@@ -22,7 +22,7 @@ from train_ladder import LADDER
 from train_rows import WHAT, Bench, Run, build, check_recipe
 from train_tables import ratios, table
 
-from tests.conftest import item_names
+from tests.conftest import item_names, needs_compiler
 
 
 @pytest.fixture(scope="module")
@@ -174,6 +174,16 @@ def test_the_gpu_part_at_a_small_size(tiny_folder: Path, monkeypatch: pytest.Mon
     facts = getattr(train_gpu, who)(config, torch.device("cpu"), 4, 120, 2, 1)
     assert facts["tokens_per_second"] > 0
     assert facts["targets"] == (4 if who == "theirs" else 8)
+
+
+@needs_compiler
+def test_compiled_layers_beside_eager_ones() -> None:
+    tiny = {"vocab_size": 500, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
+    config = LlamaConfig(**(train_gpu.SMALL | tiny | {"num_attention_heads": 4, "num_key_value_heads": 2}))
+    facts = train_gpu.compiled(config, torch.device("cpu"), 4, 120, 1)
+    assert facts["gradient_difference"] < 0.05  # bf16
+    assert facts["eager"]["tokens_per_second"] > 0 < facts["compiled"]["tokens_per_second"]
+    assert "| eager |" in table({"compile": {"tiny": facts}})
 
 
 def test_random_weights_are_really_in_four_bits() -> None:

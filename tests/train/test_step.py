@@ -1,6 +1,5 @@
 """The step against a slow, plain re-implementation of METHOD 3, 5 and 5b, and against itself cut differently."""
 
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +9,14 @@ from torch._dynamo.utils import counters
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from calrec_lite.data.domain import Domain
+from calrec_lite.errors import InputError
 from calrec_lite.model.base import add_adapter, load_model
 from calrec_lite.model.towers import Towers
 from calrec_lite.recipe import Base, Lora, Loss
 from calrec_lite.text.batch import Collator
 from calrec_lite.text.encoding import EncodedCatalogue, Encoder, Row
 from calrec_lite.train.step import two_tower_step
+from tests.conftest import needs_compiler
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +165,7 @@ def test_gradients_of_low_precision_bases_do_not_depend_on_it_either(
             assert float(cut[name].norm()) == pytest.approx(float(gradient.norm()), rel=0.05), name
 
 
-@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="torch.compile needs a C++ compiler")
+@needs_compiler
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
 def test_compiled_layers_give_the_same_gradients(
     tiny_folder: Path, rows, encoder, catalogue, plain_loss: Loss, checkpointing: bool
@@ -175,7 +176,9 @@ def test_compiled_layers_give_the_same_gradients(
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.1)
-    batches = [collate(rows[:count], encoder, catalogue, plain_loss, micro) for count, micro in ((7, 20), (7, 2), (5, 9))]
+    batches = [
+        collate(rows[:count], encoder, catalogue, plain_loss, micro) for count, micro in ((7, 20), (7, 2), (5, 9))
+    ]
     plain = [gradients(model, batch, plain_loss) for batch in batches]
     calls = counters["stats"]["unique_graphs"]
     Towers(model).compile()
@@ -183,8 +186,16 @@ def test_compiled_layers_give_the_same_gradients(
         got_loss, got = gradients(model, batch, plain_loss)
         torch.testing.assert_close(got_loss, loss, rtol=1e-5, atol=1e-6)
         for name, gradient in expected.items():
-            torch.testing.assert_close(got[name], gradient, rtol=1e-5, atol=1e-5 * float(gradient.abs().max()), msg=name)
+            torch.testing.assert_close(
+                got[name], gradient, rtol=1e-5, atol=1e-5 * float(gradient.abs().max()), msg=name
+            )
     assert counters["stats"]["unique_graphs"] > calls  # it was compiled, and not given up
+
+
+def test_without_a_compiler_it_says_what_to_do(model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(InputError, match="optim.compile: .*C\\+\\+ compiler.*apt install g\\+\\+"):
+        Towers(model).compile()
 
 
 def test_offloaded_checkpoints_give_the_same_gradients(
