@@ -217,7 +217,8 @@ def write(recipe: Recipe, results: dict[str, Any], options: argparse.Namespace) 
     cells = {key: folder / next(iter(row["seeds"].values()))["folder"] for key, row in rows.items()}
     trained = next(iter(rows[FINAL]["seeds"].values()))
     final, untouched, baselines = cells[FINAL], cells[FINAL[:1]] / "evaluation", list(results["baselines"])
-    found = {key: reranked(cell, trained=bool(key[1:])) for key, cell in cells.items()}
+    asked = [key for key in cells if key[1:] or recipe.ablate.variants]  # the untouched base: beside a whole grid
+    found = {key: reranked(cells[key], trained=bool(key[1:])) for key in asked}
     by_rerank = {key: facts["rerank"]["metrics"] for key, facts in found.items()}
     key = "steps" if recipe.ablate.steps else "minutes"
     written = {
@@ -250,8 +251,8 @@ def beside_final(cells: dict[Key, Path], found: dict[Key, dict[str, Any]]) -> li
     """Each cell's two kinds of lists by rerank, and what the final model's have more, paired by user."""
     kinds = ("rerank", "with_transitions")
     rows = []
-    for key, cell in cells.items():
-        measures = cell / ("evaluation" if key[1:] else RERANKED)
+    for key in found:
+        measures = cells[key] / ("evaluation" if key[1:] else RERANKED)
         more = minus(measures, cells[FINAL] / "evaluation", [(kind, kind) for kind in kinds]) if key != FINAL else {}
         lists = {kind: {**found[key][kind], "final_minus": more.get(kind)} for kind in kinds}
         rows.append({"variant": key[0], "stages": list(key[1:]), **lists})
