@@ -287,7 +287,8 @@ def test_the_step_never_waits_for_the_device(model, rows, encoder, catalogue, mi
     assert len(waits.found) == each * number, waits.found
 
 
-def test_dropout_is_replayed(tiny_folder: Path, rows, encoder, catalogue, plain_loss: Loss) -> None:
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=needs_compiler)], ids=["eager", "compiled"])
+def test_dropout_is_replayed(tiny_folder: Path, rows, encoder, catalogue, plain_loss: Loss, compiled: bool) -> None:
     """The first and the second pass see the same masks: the surrogate's value is then the vectors' own."""
     base = Base(model=str(tiny_folder), dtype="float32", load_in_4bit=False, lora=Lora(r=4, dropout=0.5))
     torch.manual_seed(3)
@@ -297,6 +298,8 @@ def test_dropout_is_replayed(tiny_folder: Path, rows, encoder, catalogue, plain_
             torch.nn.init.normal_(parameter, std=0.3)
     seen: list[torch.Tensor] = []
     towers = Towers(model)
+    if compiled:
+        towers.compile()
     states = towers.states
 
     def recorded(ids: torch.Tensor) -> torch.Tensor:
