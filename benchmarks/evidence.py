@@ -1,13 +1,13 @@
 """Is it right, is it better? The paper's grid and every baseline on one target domain.
 
-    python benchmarks/evidence.py [--target scientific|office] [--minutes 60 | --steps 600] [--data ../shared/data]
+    python benchmarks/evidence.py [--target scientific|office] [--minutes 60 | --steps 700] [--data ../shared/data]
 
 SmolLM2-135M, LoRA r=16: a joint stage over slices of five Amazon domains and the target, then the target alone
 (`calrec-lite ablate`): no training, I, II, I + II, and I + II without the contrastive terms or with the vocabulary
-softmax; the same budget for every cell. All baselines, --users test users, paired intervals. Killed and
-started again it goes on; finished cells are kept. With the default budget that is five cells of an hour and their
-measuring. On office, which only SASRec was tuned on, the untouched base and I + II. What was tuned before, on
-validation users: evidence_trials.py.
+softmax; the same budget for every cell; lists by beam and by rerank. All baselines, --users test users, paired
+intervals. Killed and started again it goes on; finished cells are kept. With the default budget that is five cells of
+an hour and their measuring. On office, which only SASRec was tuned on, the untouched base and I + II. Layers are
+compiled, which needs a C++ compiler. What was tuned before, on validation users: evidence_trials.py.
 """
 
 import argparse
@@ -77,7 +77,7 @@ def recipe_values(data: Path, target: str, budget: dict[str, Any], users: int) -
         "loss": {"beta": 0.2, "tau": 0.1},
         "optim": {
             "batch_size": 64,
-            "micro_batch_size": 32,  # six cells share a card
+            "micro_batch_size": 32,  # cells share a card
             "learning_rate": 1.2e-3,  # 6e-4 was found for 16 rows: times the square root of four
             "compile": True,
             "eval_every": 200,
@@ -143,12 +143,11 @@ def reranked(folder: Path, trained: bool = True, users: int = 500) -> dict[str, 
 
     Weights are chosen on validation users. The candidates' scores are computed once for both.
     """
-    run, file = Run.open(folder), folder / "rerank.json"
-    measures = run.evaluation if trained else folder / RERANKED
+    run, file, evaluation = Run.open(folder), folder / "rerank.json", measures(folder, trained)
     setting = {"validation_users": users, "candidates": CANDIDATES, "protocol": asdict(Protocol.of(run.recipe))}
     if file.is_file():
         facts = dict(json.loads(file.read_text(encoding="utf-8")))
-        if facts["setting"] == setting and "rerank" in read_metrics(measures)["systems"]:
+        if facts["setting"] == setting and "rerank" in read_metrics(evaluation)["systems"]:
             return facts
     options = run.recipe.recommend.model_copy(update={"rerank": CANDIDATES})
     run.recipe = run.recipe.model_copy(update={"recommend": options})
@@ -169,7 +168,7 @@ def reranked(folder: Path, trained: bool = True, users: int = 500) -> dict[str, 
         name: replace(evaluate_system(Kept(found, best), cases, protocol), seconds=seconds)
         for name, best in chosen.items()
     }
-    write_results(measures, domain, protocol, cases, measured, {})
+    write_results(evaluation, domain, protocol, cases, measured, {})
     facts = {name: {**asdict(best), "metrics": measured[name].metrics} for name, best in chosen.items()}
     facts |= {"setting": setting, "validation": [asdict(t) for t in tried], "users_per_second": len(found) / seconds}
     write_json(file, facts)
@@ -216,29 +215,24 @@ def write(recipe: Recipe, results: dict[str, Any], options: argparse.Namespace) 
     rows = {(row["variant"], *row["stages"]): row for row in results["rows"]}
     cells = {key: folder / next(iter(row["seeds"].values()))["folder"] for key, row in rows.items()}
     trained = next(iter(rows[FINAL]["seeds"].values()))
-    final, untouched, baselines = cells[FINAL], cells[FINAL[:1]] / "evaluation", list(results["baselines"])
     asked = [key for key in cells if key[1:] or recipe.ablate.variants]  # the untouched base: beside a whole grid
     found = {key: reranked(cells[key], trained=bool(key[1:])) for key in asked}
-    by_rerank = {key: facts["rerank"]["metrics"] for key, facts in found.items()}
-    key = "steps" if recipe.ablate.steps else "minutes"
+    budget = "steps" if recipe.ablate.steps else "minutes"
+    given = f"--target {options.target} --{budget} {getattr(recipe.ablate, budget):g}"
     written = {
         **results,
-        "command": f"python benchmarks/evidence.py --target {options.target} --{key} {getattr(recipe.ablate, key):g}",
+        "command": f"python benchmarks/evidence.py {given}",
         "date": time.strftime("%Y-%m-%d"),
         "hardware": trained["hardware"],  # cells may run on another machine than the table is written on
         "versions": trained["versions"],
         "rerank": found[FINAL],
         "rerank_by_cell": beside_final(cells, found),
-        "minilm_with_transitions": control(final),
-        "rerank_minus_beam": minus(final / "evaluation", final / "evaluation", [("final", "rerank")])["final"],
-        "final_minus_baselines": {
-            lists: minus(untouched, final / "evaluation", [(name, system) for name in baselines])
-            for lists, system in LISTS.items()
-        },
+        **beside_baselines(cells, list(results["baselines"])),
         "validation_nats": validation_nats(folder),
+        "validation_curve": validation_curve(folder),
         "ratios": ratios(
             {key: row["metrics"] for key, row in rows.items()},
-            by_rerank,
+            {key: facts["rerank"]["metrics"] for key, facts in found.items()},
             found[FINAL]["with_transitions"]["metrics"],
             {name: row["metrics"] for name, row in results["baselines"].items()},
         ),
@@ -247,16 +241,33 @@ def write(recipe: Recipe, results: dict[str, Any], options: argparse.Namespace) 
     print(f"{ablation_table(results)}\n\n{rerank_table(written)}\n{json.dumps(written['ratios'], indent=1)}")
 
 
+def measures(cell: Path, trained: bool) -> Path:
+    """Where a cell's lists by rerank are measured."""
+    return cell / ("evaluation" if trained else RERANKED)
+
+
 def beside_final(cells: dict[Key, Path], found: dict[Key, dict[str, Any]]) -> list[dict[str, Any]]:
     """Each cell's two kinds of lists by rerank, and what the final model's have more, paired by user."""
-    kinds = ("rerank", "with_transitions")
+    kinds = [("rerank", "rerank"), ("with_transitions", "with_transitions")]
+    final = measures(cells[FINAL], True)
     rows = []
     for key in found:
-        measures = cells[key] / ("evaluation" if key[1:] else RERANKED)
-        more = minus(measures, cells[FINAL] / "evaluation", [(kind, kind) for kind in kinds]) if key != FINAL else {}
-        lists = {kind: {**found[key][kind], "final_minus": more.get(kind)} for kind in kinds}
+        more = minus(measures(cells[key], bool(key[1:])), final, kinds) if key != FINAL else None
+        lists = {kind: {**found[key][kind], "final_minus": more and more[kind]} for kind, _ in kinds}
         rows.append({"variant": key[0], "stages": list(key[1:]), **lists})
     return rows
+
+
+def beside_baselines(cells: dict[Key, Path], baselines: list[str]) -> dict[str, Any]:
+    """The final model's lists of each kind minus those of each baseline, and minus each other."""
+    untouched, final = cells[FINAL[:1]] / "evaluation", cells[FINAL] / "evaluation"
+    return {
+        "minilm_with_transitions": control(cells[FINAL]),
+        "rerank_minus_beam": minus(final, final, [("final", "rerank")])["final"],
+        "final_minus_baselines": {
+            lists: minus(untouched, final, [(name, system) for name in baselines]) for lists, system in LISTS.items()
+        },
+    }
 
 
 def validation_nats(folder: Path) -> dict[str, dict[str, float]]:
@@ -268,6 +279,19 @@ def validation_nats(folder: Path) -> dict[str, dict[str, float]]:
     }
 
 
+def validation_curve(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """Nats an item on validation users along each cell's training, and of the training rows just before."""
+    curves: dict[str, list[dict[str, Any]]] = {}
+    for cell in sorted(path.parent for path in folder.glob("*/recipe.yaml")):
+        trained = None
+        for entry in Run.open(cell).log_entries():
+            trained = entry.get("nats_per_item", trained)
+            if "eval_nats_per_item" in entry:
+                kept = {"stage": entry["stage"], "step": entry["step"], "nats": entry["eval_nats_per_item"]}
+                curves.setdefault(cell.name, []).append({**kept, "training_nats": trained})
+    return curves
+
+
 def minus(a: Path, b: Path, pairs: list[tuple[str, str]]) -> dict[str, Any]:
     """By the system of evaluation `a`: what the lists of `b` have more, paired by user."""
     found = compare(a, b, pairs)["comparisons"]
@@ -275,7 +299,7 @@ def minus(a: Path, b: Path, pairs: list[tuple[str, str]]) -> dict[str, Any]:
 
 
 def rerank_table(results: dict[str, Any]) -> str:
-    """The final model by `strategy: rerank`, and by all its lists beside each baseline."""
+    """Every cell by `strategy: rerank`, the final model's weights, and all its lists beside each baseline."""
     own = results["rerank"]
     lines = [
         [

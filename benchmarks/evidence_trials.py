@@ -53,7 +53,7 @@ def recipe_values(data: Path, group: str, minutes: float, users: int) -> dict[st
         "domains": {"scientific": values["domains"]["scientific"] | {"fields": before | TITLE}},
         "stages": values["stages"][-1:],
         "loss": other["loss"],
-        "optim": values["optim"] | other["optim"] | {"valid_users": 300},
+        "optim": {"learning_rate": 6e-4, "save_every": 50, "valid_users": 300} | other["optim"],
         "recommend": {},
         "ablate": values["ablate"] | {"stages": [[]], "variants": variants, "crossed": []},
     }

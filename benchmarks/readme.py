@@ -56,18 +56,15 @@ def recommend() -> str:
     return f"{pages(facts)}\n\n{machine(facts)}.\n"
 
 
-def training() -> str:
+def training(device: str = "cpu") -> str:
     from train_tables import table as rows
 
-    facts = results("train_cpu")
+    facts = results(f"train_{device}")
     return f"{rows(facts)}\n\n{facts['setting']}. {machine(facts)}, trl {facts['versions']['trl']}.\n"
 
 
 def training_gpu() -> str:
-    from train_tables import table as rows
-
-    facts = results("train_cuda")
-    return f"{rows(facts)}\n\n{facts['setting']}. {machine(facts)}, trl {facts['versions']['trl']}.\n"
+    return training("cuda")
 
 
 def evidence(target: str = "scientific") -> str:

@@ -5,7 +5,7 @@
 SmolLM2-135M, LoRA r=16 on all linear layers, on ML-100K and amazon18_scientific (needs the shared data). All rows of
 a table run in one process, one after another, round by round on the same rows; medians over rounds. Memory is
 that of a process of its own for each row. Each part is written to the results file as soon as it is there, and a
-part that is there is not measured again (--again).
+part that is there is not measured again (--again). `gpu` needs CUDA: real sizes in four bits, and compiled layers.
 """
 
 import argparse
@@ -143,16 +143,22 @@ class Results:
             print(f"{name} {key}: there already")
             return
         part[key] = measure()
-        on_gpu = name in train_gpu.PARTS
         self.values |= {
-            "command": "python benchmarks/train.py" + " --only gpu" * on_gpu,
+            **described(self.values),
             "date": time.strftime("%Y-%m-%d"),
             "versions": {**versions(), **extra_versions()},
             "hardware": hardware(),
-            "setting": train_gpu.SETTING if on_gpu else SETTING,
             "ratios": ratios(self.values),
         }
         write_json(self.path, self.values)
+
+
+def described(values: dict[str, Any]) -> dict[str, str]:
+    """The command and the setting of the parts that are there."""
+    on_cpu = bool((set(PARTS) - set(train_gpu.PARTS)) & set(values))
+    on_gpu = bool(set(train_gpu.PARTS) & set(values))
+    settings = [text for text, there in ((SETTING, on_cpu), (train_gpu.SETTING, on_gpu)) if there]
+    return {"command": f"python benchmarks/train.py{'' if on_cpu else ' --only gpu'}", "setting": ". ".join(settings)}
 
 
 def extra_versions() -> dict[str, str]:

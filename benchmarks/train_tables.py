@@ -111,8 +111,8 @@ def _compile(values: dict[str, Any]) -> str:
     for name, both in values.get("compile", {}).items():
         for how in ("eager", "compiled"):
             f = both[how]
+            ran = f"{f['kernels']:,} | {1e3 * f['busy_seconds']:.0f}" if "kernels" in f else " | "
             lines.append(
-                f"| {name} | {how} | {1e3 * f['seconds_a_step']:.0f} | {f['kernels']:,} "
-                f"| {1e3 * f['busy_seconds']:.0f} | {f['peak_bytes'] / 1e9:.1f} GB |"
+                f"| {name} | {how} | {1e3 * f['seconds_a_step']:.0f} | {ran} | {f['peak_bytes'] / 1e9:.1f} GB |"
             )
     return "\n".join(lines) if len(lines) > 2 else ""

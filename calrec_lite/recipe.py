@@ -187,7 +187,8 @@ class Optim(Section):
         False, description="compute activations twice to save memory; offload: keep each layer's input in RAM (CUDA)"
     )
     compile: bool = Field(
-        False, description="fuse each layer's kernels by torch.compile: a minute at the start, then faster steps"
+        False,
+        description="fuse each layer's kernels by torch.compile: faster steps after a minute (which `minutes` count)",
     )
     handover_tolerance: PositiveFloat = Field(0.05, description="nats an item a hand-over may cost without a warning")
     eval_every: PositiveInt | None = Field(None, description="steps between validation losses; null: at the end")

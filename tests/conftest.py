@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from calrec_lite.data.domain import Catalogue, Domain, Sequences
-from calrec_lite.model.towers import COMPILERS
+from calrec_lite.model.towers import compiler
 from calrec_lite.recipe import Loss, Text
 from calrec_lite.text.encoding import EncodedCatalogue, Encoder, encode_catalogue
 
@@ -19,7 +19,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["OMP_NUM_THREADS"] = "1"  # for the processes tests start; a tiny model is slower on many threads
 torch.set_num_threads(1)
 SHARED = Path(__file__).parents[2] / "shared"
-needs_compiler = pytest.mark.skipif(not any(map(shutil.which, COMPILERS)), reason="torch.compile needs a C++ compiler")
+needs_compiler = pytest.mark.skipif(not shutil.which(compiler()), reason="torch.compile needs a C++ compiler")
 
 WORDS = tuple("red blue green small large steel glass paper tea cup lamp pen book box pot fan rug mat jar key".split())
 

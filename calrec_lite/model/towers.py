@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -20,7 +21,6 @@ from calrec_lite.model.losses import generation_loss
 from calrec_lite.recipe import Loss
 from calrec_lite.text.batch import Chunk, ItemChunk
 
-COMPILERS = tuple(filter(None, (os.environ.get("CXX"), "g++", "clang++")))
 START = 1  # tokens before the text; the first token of a decoder is an attention sink and is left out of every mean
 
 
@@ -71,16 +71,24 @@ class Towers:
         its host to launch kernels, and fused ones are fewer; they also keep less for the backward pass.
 
         Raises:
-            InputError: there is nothing to compile with.
+            InputError: there is nothing to compile with, or the decoder is of a kind whose layers are not known.
         """
-        on_gpu = self.head.device.type == "cuda"
-        if not any(map(shutil.which, COMPILERS)) or (on_gpu and not find_spec("triton")):
+        layers = getattr(self.decoder, "layers", None)
+        if layers is None:
             raise InputError(
-                f"optim.compile: torch.compile needs {'triton and ' if on_gpu else ''}a C++ compiler, and none of "
-                f"{', '.join(COMPILERS)} is here: install one (Debian: apt install g++) or set it to false"
+                f"optim.compile: the layers of a {type(self.decoder).__name__} are not known: set it to false"
             )
-        for layer in self.decoder.layers:
-            layer.compile(dynamic=True)
+        if not shutil.which(compiler()):
+            raise InputError(
+                f"optim.compile: torch.compile needs a C++ compiler, and {compiler()} is not here: install it (Debian: "
+                "apt install g++), name another in CXX, or set it to false"
+            )
+        if self.head.device.type == "cuda" and not find_spec("triton"):
+            raise InputError(
+                "optim.compile: torch.compile needs triton on a GPU: pip install triton, or set it to false"
+            )
+        for layer in layers:  # dropout draws as it would uncompiled, in a first and in a replayed pass
+            layer.compile(dynamic=True, options={"fallback_random": True})
 
     def states(self, ids: Tensor) -> Tensor:
         """(B, T, D) last-layer states after the final norm. Right padding and a causal mask need no attention mask."""
@@ -144,6 +152,11 @@ class Towers:
         """(B, D) unit vectors in fp32 from states (B, T, D): their mean from after the start token to `ends` (B,)."""
         rows = torch.arange(len(hidden), device=hidden.device)
         return F.normalize(span_mean(prefix_sums(hidden), rows, torch.full_like(ends, START), ends), dim=-1)
+
+
+def compiler() -> str:
+    """The C++ compiler that torch.compile will call."""
+    return os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
 
 
 def prefix_sums(hidden: Tensor) -> Tensor:

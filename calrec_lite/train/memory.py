@@ -65,7 +65,8 @@ class MicroBatch:
     SAFE = 0.9  # of the device's memory that may be planned with
 
     def __init__(self, size: int, most: int, grows: bool) -> None:
-        self.size, self.most, self.grows = min(size, most), most, grows
+        self.size, self.most = min(size, most), most
+        self.grows = grows and self.size < most
         self.good = 0
 
     def shrink(self) -> bool:
@@ -83,12 +84,13 @@ class MicroBatch:
             resting: bytes held between steps. peak: the most held since the size was set. room: what there is.
         """
         self.good += 1
-        if not self.grows or self.good < self.AFTER or self.size >= self.most:
+        if not self.grows or self.good < self.AFTER:
             return False
         self.good = 0
         if resting + 2 * (peak - resting) > self.SAFE * room:
             return False
         self.size = min(self.most, 2 * self.size)
+        self.grows = self.size < self.most
         return True
 
 

@@ -142,6 +142,8 @@ def _config(run: Run, stage: Stage, folder: StageFolder, model: PeftModel, rows:
             "optim.gradient_checkpointing: offload moves activations from the GPU's memory to RAM, and this machine "
             "has no CUDA device: set it to true"
         )
+    if optim.gradient_checkpointing == "offload" and optim.compile:
+        raise InputError("optim.compile: not together with gradient_checkpointing: offload: set one of them otherwise")
     per_epoch = len(StepSampler(rows, optim.batch_size, seed))
     steps = NO_LIMIT if stage.minutes else stage.max_steps or math.ceil((stage.epochs or 1) * per_epoch)
     micro = optim.micro_batch_size

@@ -6,12 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch._dynamo.utils import counters
 
 import calrec_lite.train.stage as stage_module
 from calrec_lite.errors import InputError
 from calrec_lite.recipe_file import check_recipe
 from calrec_lite.train.run import Run
 from calrec_lite.train.stage import train_run
+from tests.conftest import needs_compiler
 from tests.train.conftest import values, weights
 
 
@@ -137,6 +139,30 @@ def test_an_estimate_is_kept_for_a_restart(tiny_folder: Path, data: Path, tmp_pa
     file.write_text('{"micro_batch_size": 3}')
     train_run(Run.open(run.folder))
     assert run.stage_metrics()["1-target"]["micro_batch_size"] == 3
+
+
+@needs_compiler
+def test_a_run_with_compiled_layers_ends_with_the_same_weights(
+    trained: Run, tiny_folder: Path, data: Path, tmp_path: Path
+) -> None:
+    recipe = values(tiny_folder, data)
+    recipe["optim"]["compile"] = True
+    counters.clear()
+    run = Run.start(check_recipe(recipe), tmp_path)
+    train_run(run)
+    assert counters["stats"]["unique_graphs"] > 0
+    for own, plain in zip(run.stages, trained.stages):
+        of_plain = weights(plain.merged)
+        for name, weight in weights(own.merged).items():
+            torch.testing.assert_close(weight, of_plain[name], rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_compiled_layers_are_not_offloaded(tiny_folder: Path, data: Path, tmp_path: Path, monkeypatch) -> None:
+    recipe = values(tiny_folder, data)
+    recipe["optim"] |= {"gradient_checkpointing": "offload", "compile": True}
+    monkeypatch.setattr(stage_module, "device", lambda: torch.device("cuda"))
+    with pytest.raises(InputError, match="optim.compile: not together with gradient_checkpointing: offload"):
+        train_run(Run.start(check_recipe(recipe), tmp_path))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to move checkpoints from")

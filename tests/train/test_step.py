@@ -170,8 +170,9 @@ def test_gradients_of_low_precision_bases_do_not_depend_on_it_either(
 def test_compiled_layers_give_the_same_gradients(
     tiny_folder: Path, rows, encoder, catalogue, plain_loss: Loss, checkpointing: bool
 ) -> None:
+    """Dropout too: a compiled layer draws as it would uncompiled."""
     torch.manual_seed(2)
-    base = Base(model=str(tiny_folder), dtype="float32", load_in_4bit=False, lora=Lora(r=4))
+    base = Base(model=str(tiny_folder), dtype="float32", load_in_4bit=False, lora=Lora(r=4, dropout=0.2))
     model = add_adapter(load_model(tiny_folder, base), base, checkpointing).train()
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
@@ -179,23 +180,35 @@ def test_compiled_layers_give_the_same_gradients(
     batches = [
         collate(rows[:count], encoder, catalogue, plain_loss, micro) for count, micro in ((7, 20), (7, 2), (5, 9))
     ]
-    plain = [gradients(model, batch, plain_loss) for batch in batches]
-    calls = counters["stats"]["unique_graphs"]
+
+    def seeded(batch):
+        torch.manual_seed(5)
+        return gradients(model, batch, plain_loss)
+
+    plain = [seeded(batch) for batch in batches]
+    torch._dynamo.reset()
+    counters.clear()
     Towers(model).compile()
     for batch, (loss, expected) in zip(batches, plain):
-        got_loss, got = gradients(model, batch, plain_loss)
+        got_loss, got = seeded(batch)
         torch.testing.assert_close(got_loss, loss, rtol=1e-5, atol=1e-6)
         for name, gradient in expected.items():
             torch.testing.assert_close(
                 got[name], gradient, rtol=1e-5, atol=1e-5 * float(gradient.abs().max()), msg=name
             )
-    assert counters["stats"]["unique_graphs"] > calls  # it was compiled, and not given up
+    assert counters["stats"]["unique_graphs"] > 1  # with and without a graph for the backward pass
+    assert not counters["graph_break"]
+    assert not counters["recompile_limit"]
 
 
 def test_without_a_compiler_it_says_what_to_do(model, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", "")
-    with pytest.raises(InputError, match="optim.compile: .*C\\+\\+ compiler.*apt install g\\+\\+"):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(InputError, match="optim.compile: .*no-such-compiler is not here: .*apt install g\\+\\+"):
         Towers(model).compile()
+    towers = Towers(model)
+    towers.decoder = torch.nn.Linear(1, 1)
+    with pytest.raises(InputError, match="optim.compile: the layers of a Linear are not known"):
+        towers.compile()
 
 
 def test_offloaded_checkpoints_give_the_same_gradients(
