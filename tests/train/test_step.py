@@ -327,8 +327,9 @@ def test_dropout_is_replayed(tiny_folder: Path, rows, encoder, catalogue, plain_
     assert replayed > 1
     assert len(seen) == 2 * (replayed + items) + 1
     first, second = seen[: replayed + items], seen[replayed + items + 1 :]
+    rounding = 1e-5 * compiled  # with and without a graph are two compiled functions
     for one, other in zip(first, second):
-        assert torch.equal(one, other)
+        torch.testing.assert_close(one, other, rtol=rounding, atol=rounding)
     assert not torch.equal(seen[0][:1], states(batch.chunks[0].ids)[:1])  # dropout is really on
 
 
