@@ -270,25 +270,29 @@ def beside_baselines(cells: dict[Key, Path], baselines: list[str]) -> dict[str, 
     }
 
 
+def cell_runs(folder: Path) -> list[Run]:
+    """The runs of all cells that were begun."""
+    return [Run.open(path.parent) for path in sorted(folder.glob("*/recipe.yaml"))]
+
+
 def validation_nats(folder: Path) -> dict[str, dict[str, float]]:
     """Nats an item on validation users after each stage of every cell, also of those not measured on test users yet."""
-    cells = sorted(path.parent for path in folder.glob("*/recipe.yaml"))
     return {
-        cell.name: {stage: facts["valid_nats_after"] for stage, facts in Run.open(cell).stage_metrics().items()}
-        for cell in cells
+        run.folder.name: {stage: facts["valid_nats_after"] for stage, facts in run.stage_metrics().items()}
+        for run in cell_runs(folder)
     }
 
 
 def validation_curve(folder: Path) -> dict[str, list[dict[str, Any]]]:
     """Nats an item on validation users along each cell's training, and of the training rows just before."""
     curves: dict[str, list[dict[str, Any]]] = {}
-    for cell in sorted(path.parent for path in folder.glob("*/recipe.yaml")):
+    for run in cell_runs(folder):
         trained = None
-        for entry in Run.open(cell).log_entries():
+        for entry in run.log_entries():
             trained = entry.get("nats_per_item", trained)
             if "eval_nats_per_item" in entry:
                 kept = {"stage": entry["stage"], "step": entry["step"], "nats": entry["eval_nats_per_item"]}
-                curves.setdefault(cell.name, []).append({**kept, "training_nats": trained})
+                curves.setdefault(run.folder.name, []).append({**kept, "training_nats": trained})
     return curves
 
 
