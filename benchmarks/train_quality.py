@@ -1,12 +1,13 @@
 """Quality a minute: A, E and F on amazon18_scientific, in turns of a few minutes, measured at the same ages.
 
 Turns are interleaved, so that all see the same machine. The state of each is on disk after every turn, and a run that
-was stopped goes on there. Only training counts as minutes. One learning rate for all, constant after a warm-up.
+was stopped goes on there. Only training counts as minutes: weights are kept at each age, and measured after all of it,
+on another machine if they are copied there. One learning rate for all, constant after a warm-up.
 """
 
 import argparse
 import time
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
@@ -38,16 +39,25 @@ class Student:
     """A row that is trained for so many seconds, and its state on disk."""
 
     def __init__(self, name: str, bench: Bench, folder: Path, some: np.ndarray) -> None:
-        self.name, self.bench, self.file, self.some = name, bench, folder / f"{name}.pt", some
+        self.name, self.bench, self.folder, self.some = name, bench, folder, some
         self.system = build(name, bench, BATCH, BATCH, folder / "trainer", some)
         self.state = {"seconds": 0.0, "steps": 0, "targets": 0, "pools": 0}
-        if self.file.is_file():
-            saved = torch.load(self.file, weights_only=True)
-            self.state = saved["state"]
+
+    def file(self, minutes: float | None = None) -> Path:
+        """Its weights at an age, or the latest with the optimiser's state."""
+        return self.folder / (f"{self.name}.pt" if minutes is None else f"{self.name}-{minutes:g}.pt")
+
+    def load(self, file: Path) -> None:
+        """Go on from a file; without one, from where it stands."""
+        if not file.is_file():
+            return
+        saved = torch.load(file, weights_only=True)
+        self.state = saved["state"]
+        if "optimizer" in saved:
             self.system.trainer.optimizer.load_state_dict(saved["optimizer"])
-            parameters = dict(self.system.trainer.model.named_parameters())
-            for key, value in saved["weights"].items():
-                parameters[key].data.copy_(value)
+        parameters = dict(self.system.trainer.model.named_parameters())
+        for key, value in saved["weights"].items():
+            parameters[key].data.copy_(value)
 
     def train(self, until: float) -> None:
         """Train to an age in seconds, pool by pool."""
@@ -70,13 +80,16 @@ class Student:
             self.state["pools"] += 1
             self.state["seconds"] += time.perf_counter() - begin
 
-    def save(self) -> None:
+    def save(self, minutes: float | None = None) -> None:
         trainer = self.system.trainer
-        weights = {n: p.data for n, p in trainer.model.named_parameters() if p.requires_grad}
-        with atomic_path(self.file) as temporary:
-            torch.save(
-                {"state": self.state, "optimizer": trainer.optimizer.state_dict(), "weights": weights}, temporary
-            )
+        values = {
+            "state": self.state,
+            "weights": {n: p.data for n, p in trainer.model.named_parameters() if p.requires_grad},
+        }
+        if minutes is None:
+            values["optimizer"] = trainer.optimizer.state_dict()
+        with atomic_path(self.file(minutes)) as temporary:
+            torch.save(values, temporary)
 
 
 def measured(student: Student, users: int) -> dict[str, Any]:
@@ -102,23 +115,29 @@ def measured(student: Student, users: int) -> dict[str, Any]:
 
 
 def run(results: Any, options: argparse.Namespace) -> None:
-    """Train all rows in turns, and measure them at each age."""
-    ages = sorted(float(m) for m in options.quality_minutes.split(","))
+    """Train all rows in turns, then measure each at each age; at 0 it is the untouched base."""
+    ages = sorted({0.0, *(float(m) for m in options.quality_minutes.split(","))})
     bench = Bench("scientific", "bf16", options.data, options.runs)
     folder = options.runs / "quality"
     folder.mkdir(parents=True, exist_ok=True)
     some = np.random.default_rng(SEED).permutation(len(bench.last))[:MOST]
-    students = {name: Student(name, bench, folder, some) for name in ROWS}
-    for name, student in students.items():
-        if student.state["steps"] == 0:
-            results.part("quality", f"{name} 0", lambda s=student: measured(s, options.users))
+    students = [Student(name, bench, folder, some) for name in ROWS]
+    grow(students, [age for age in ages if not all(s.file(age).is_file() for s in students)])
+    for age, student in product(ages, students):
+        student.load(student.file(age))
+        results.part("quality", f"{student.name} {age:g}", lambda s=student: measured(s, options.users))
+
+
+def grow(students: list[Student], ages: list[float]) -> None:
+    """Train to these ages, in minutes, and keep the weights of each."""
+    for student in students if ages else []:
+        student.load(student.file())
     for age in ages:
-        seconds = 60 * age
-        while any(s.state["seconds"] < seconds for s in students.values()):
-            youngest = min(s.state["seconds"] for s in students.values())
-            for student in students.values():
-                student.train(min(seconds, youngest + TURN))
+        while any(s.state["seconds"] < 60 * age for s in students):
+            youngest = min(s.state["seconds"] for s in students)
+            for student in students:
+                student.train(min(60 * age, youngest + TURN))
                 student.save()
                 print(f"{student.name}: {student.state}", flush=True)
-        for name, student in students.items():
-            results.part("quality", f"{name} {age:g}", lambda s=student: measured(s, options.users))
+        for student in students:
+            student.save(age)
