@@ -206,7 +206,7 @@ def main() -> None:
     if "quality" in parts:
         train_quality.run(results, options)
     if "gpu" in parts:
-        train_gpu.run(results, options.steps)
+        train_gpu.run(results)
     print(table(results.values))
     return None
 

@@ -25,7 +25,7 @@ from calrec_lite.model.base import add_adapter, base_folder, device
 from calrec_lite.model.towers import Towers
 from calrec_lite.recipe import Base, Lora, Loss
 from calrec_lite.recipe_file import load_recipe
-from calrec_lite.text.batch import ITEMS_AT_ONCE, Collator
+from calrec_lite.text.batch import ITEMS_AT_ONCE, Collator, StepBatch
 from calrec_lite.text.encoding import EncodedCatalogue, Row
 from calrec_lite.text.trie import Trie
 from calrec_lite.train.flops import StepFlops, matmul_rate
@@ -53,7 +53,8 @@ SHAPES = {
         "num_attention_heads": 32,
     },
 }
-MICRO = (1, 4)
+MICRO = (1, 4, 16)
+WARM = 8  # a step before the timed one, of so many times fewer rows: the same shapes, and the same peak
 PARTS = ("gpu", "compile")  # of the results file
 SETTING = f"random weights, LoRA r=16, {ROWS} rows a step; in 4 bits: rows of {TOKENS:,} tokens, gradient checkpointing"
 SMALL = {
@@ -136,30 +137,33 @@ def random_rows(vocabulary: int, rows: int, tokens: int) -> tuple[EncodedCatalog
     return catalogue, made
 
 
-def ours(config: LlamaConfig, where: torch.device, rows: int, tokens: int, micro: int, steps: int) -> dict[str, float]:
+def ours(
+    config: LlamaConfig, where: torch.device, rows: int, tokens: int, micro: int, compiled: bool = False
+) -> dict[str, float]:
     """Row E of the table: all targets, full objective, vocabulary softmax, checkpointing, `rows` negatives."""
     base = Base(model="random", lora=Lora())
     model = add_adapter(random_nf4(config, where), base, True).train()
     towers, loss = Towers(model), Loss(softmax="vocabulary", contrast_per_row=1)
     catalogue, made = random_rows(config.vocab_size, rows, tokens)
     at_once = None if where.type == "cuda" else ITEMS_AT_ONCE  # as the trainer does
-    batch = Collator({"random": catalogue}, loss, 1, 0, micro, None, at_once)(made).to(where)
+    if compiled:
+        towers.compile()
+    collator = Collator({"random": catalogue}, loss, 1, 0, micro, None, at_once)
+    few, batch = collator(made[: max(micro, rows // WARM)]).to(where), collator(made).to(where)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
 
-    def step() -> None:
+    def step(batch: StepBatch) -> None:
         two_tower_step(towers, batch, loss, lambda scalar: scalar.backward())
         optimizer.step()
         optimizer.zero_grad()
 
-    facts = timed(step, where, steps, batch.tokens)
+    facts = timed(partial(step, batch), where, 1, batch.tokens, partial(step, few))
     rate = matmul_rate(where, torch.bfloat16)
     mfu = StepFlops(towers.decoder, config)(batch) / facts["seconds_a_step"] / rate
     return {**facts, "micro_batch_size": micro, "targets": batch.targets, "mfu": mfu, "matmul_rate": rate}
 
 
-def theirs(
-    config: LlamaConfig, where: torch.device, rows: int, tokens: int, micro: int, steps: int
-) -> dict[str, float]:
+def theirs(config: LlamaConfig, where: torch.device, rows: int, tokens: int, micro: int) -> dict[str, float]:
     """TRL's SFTTrainer on the same model and rows, the last item of each as the completion, its own defaults."""
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
@@ -189,17 +193,18 @@ def theirs(
         tokenizer = AutoTokenizer.from_pretrained(base_folder(load_recipe("demo").base))
         trainer = SFTTrainer(model, arguments, train_dataset=data, processing_class=tokenizer)
         trainer.create_optimizer()
-        trainer.current_gradient_accumulation_steps = rows // micro
 
-        def step() -> None:
+        def step(micro_batches: int) -> None:
+            trainer.current_gradient_accumulation_steps = micro_batches
             loader = iter(trainer.get_train_dataloader())
-            parts, items = trainer.get_batch_samples(loader, rows // micro, trainer.args.device)
+            parts, items = trainer.get_batch_samples(loader, micro_batches, trainer.args.device)
             for part in parts:
                 trainer.training_step(trainer.model, part, items)
             trainer.optimizer.step()
             trainer.model.zero_grad()
 
-        facts = timed(step, where, steps, sum(len(r.tokens) for r in made))
+        few = max(1, rows // WARM // micro)
+        facts = timed(partial(step, rows // micro), where, 1, sum(len(r.tokens) for r in made), partial(step, few))
     return {**facts, "micro_batch_size": micro, "targets": rows}
 
 
@@ -244,12 +249,14 @@ def kernels(step: Any) -> dict[str, float]:
     }
 
 
-def timed(step: Any, where: torch.device, steps: int, tokens: int) -> dict[str, float]:
-    """Seconds a step after one that is not counted, and the peak of all."""
+def timed(step: Any, where: torch.device, steps: int, tokens: int, warm: Any = None) -> dict[str, float]:
+    """Seconds a step after one (or `warm`) that is not counted, and the peak of all."""
     cuda = where.type == "cuda"
     if cuda:
         torch.cuda.reset_peak_memory_stats(where)
-    step()
+    (warm or step)()
+    if cuda:
+        torch.cuda.synchronize(where)
     begin = time.perf_counter()
     for _ in range(steps):
         step()
@@ -260,12 +267,16 @@ def timed(step: Any, where: torch.device, steps: int, tokens: int) -> dict[str, 
     return {"seconds_a_step": seconds, "tokens_per_second": tokens / seconds, "peak_bytes": peak}
 
 
-def both(name: str, micro: int, steps: int) -> dict[str, dict[str, float]]:
-    """One size, ours and TRL's, one after the other; who runs out of memory has no figures."""
+WHO = {"ours": ours, "TRL": theirs, "ours, compiled layers": partial(ours, compiled=True)}
+
+
+def size(name: str, micro: int, systems: tuple[str, ...]) -> dict[str, dict[str, float]]:
+    """One size, one system after the other; who runs out of memory has no figures."""
     found: dict[str, dict[str, float]] = {}
-    for who, measure in (("ours", ours), ("TRL", theirs)):
+    for who in systems:
         try:
-            found[who] = measure(shape(name), device(), ROWS, TOKENS, micro, steps)
+            found[who] = WHO[who](shape(name), device(), ROWS, TOKENS, micro)
+            print(f"{name} micro {micro}: {who} {found[who]}", flush=True)
         except torch.OutOfMemoryError:
             print(f"{name} micro {micro}: {who} ran out of memory", flush=True)
         gc.collect()
@@ -273,15 +284,17 @@ def both(name: str, micro: int, steps: int) -> dict[str, dict[str, float]]:
     return found
 
 
-def run(results: Any, steps: int) -> None:
-    """All sizes, each with `steps` timed steps; needs a CUDA GPU."""
+def run(results: Any) -> None:
+    """All sizes, then compiled layers; needs a CUDA GPU."""
     if device().type != "cuda":
         raise SystemExit("--only gpu: this machine has no CUDA GPU")
+    for micro, name in product(MICRO, SHAPES):
+        results.part("gpu", f"{name} micro {micro}", partial(size, name, micro, ("ours", "TRL")))
     small = LlamaConfig(**SMALL, attn_implementation="sdpa")
-    for rows, tokens in ((16, 160), (64, 224)):
+    for rows, tokens in ((64, 224), (16, 160)):
         key = f"SmolLM2-135M, {rows} rows of {tokens} tokens"
         results.part("compile", key, partial(compiled, small, device(), rows, tokens, 6))
         gc.collect()
         torch.cuda.empty_cache()
-    for micro, name in product(MICRO, SHAPES):
-        results.part("gpu", f"{name} micro {micro}", partial(both, name, micro, steps))
+    for name, micro in product(SHAPES, MICRO[:2]):
+        results.part("gpu", f"{name} micro {micro} compiled", partial(size, name, micro, ("ours, compiled layers",)))

@@ -157,7 +157,7 @@ def test_ratios_and_tables() -> None:
     assert "| ml100k bf16 | E: ours, `targets: all`, full objective | 9.00 |" in table(json.loads(json.dumps(values)))
 
 
-@pytest.mark.parametrize("who", ["ours", "theirs"])
+@pytest.mark.parametrize("who", ["ours", "TRL", pytest.param("ours, compiled layers", marks=needs_compiler)])
 def test_the_gpu_part_at_a_small_size(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, who: str) -> None:
     monkeypatch.setattr(train_gpu, "base_folder", lambda base: tiny_folder)
     config = LlamaConfig(
@@ -171,9 +171,9 @@ def test_the_gpu_part_at_a_small_size(tiny_folder: Path, monkeypatch: pytest.Mon
         tie_word_embeddings=True,
         attn_implementation="sdpa",
     )
-    facts = getattr(train_gpu, who)(config, torch.device("cpu"), 4, 120, 2, 1)
+    facts = train_gpu.WHO[who](config, torch.device("cpu"), 4, 120, 2)
     assert facts["tokens_per_second"] > 0
-    assert facts["targets"] == (4 if who == "theirs" else 8)
+    assert facts["targets"] == (4 if who == "TRL" else 8)
 
 
 @needs_compiler
