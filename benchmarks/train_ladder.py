@@ -15,7 +15,7 @@ from calrec_lite.model.losses import vocabulary_nll
 from calrec_lite.model.towers import RowStates, Towers
 from calrec_lite.recipe import Loss
 from calrec_lite.text.batch import Chunk, Collator, StepBatch
-from calrec_lite.train.step import StepLoss, _report, _terms
+from calrec_lite.train.step import StepLoss, _whole
 from calrec_lite.train.trainer import CALRecTrainer, _step
 
 
@@ -84,13 +84,7 @@ class KeptGraphs(CALRecTrainer):
         batch = batch.to(self.args.device)
         loss = self.args.objective
         weight = (1 - loss.alpha - loss.beta) / batch.supervised
-        rows = [self.towers.rows(chunk, loss) for chunk in batch.chunks]
-        texts = torch.cat([self.towers.items(chunk) for chunk in batch.items])
-        user, target = torch.cat([r.user for r in rows]), torch.cat([r.target for r in rows])
-        tt, ut = _terms(user, target, texts, batch, loss)
-        nll = torch.stack([r.nll for r in rows]).sum()
-        (weight * nll + loss.alpha * tt + loss.beta * ut).backward()
-        return _report(nll, tt, ut, weight, batch, loss)
+        return _whole(self.towers, batch, loss, weight, lambda scalar: scalar.backward())
 
 
 def _towers(kind: type[Towers]) -> Callable[[CALRecTrainer], None]:

@@ -95,14 +95,18 @@ def _quality(values: dict[str, Any]) -> str:
 
 def _gpu(values: dict[str, Any]) -> str:
     lines = ["| base, 4 bits | who | micro | targets/s | tokens/s | peak | MFU |", "|---|---|--:|--:|--:|--:|--:|"]
-    for name, systems in values.get("gpu", {}).items():
-        for who, f in systems.items():
-            mfu = f"{f['mfu']:.0%}" if "mfu" in f else ""
-            lines.append(
-                f"| {name} | {who} | {f['micro_batch_size']} | {f['targets'] / f['seconds_a_step']:.1f} "
-                f"| {f['tokens_per_second']:.0f} "
-                f"| {f['peak_bytes'] / 1e9:.2f} GB | {mfu} |"
-            )
+    systems = [
+        (name.partition(" micro")[0], f["micro_batch_size"], who, f)
+        for name, part in values.get("gpu", {}).items()
+        for who, f in part.items()
+    ]
+    order = [base for base, *_ in systems]
+    for base, micro, who, f in sorted(systems, key=lambda row: (order.index(row[0]), *row[1:3])):
+        mfu = f"{f['mfu']:.0%}" if "mfu" in f else ""
+        lines.append(
+            f"| {base} | {who} | {micro} | {f['targets'] / f['seconds_a_step']:.1f} | {f['tokens_per_second']:,.0f} "
+            f"| {f['peak_bytes'] / 1e9:.2f} GB | {mfu} |"
+        )
     return "\n".join(lines) if len(lines) > 2 else ""
 
 

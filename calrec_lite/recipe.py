@@ -184,7 +184,9 @@ class Optim(Section):
         "auto", description="full-length rows in memory at once; halved by itself where memory runs out"
     )
     gradient_checkpointing: bool | Literal["offload"] = Field(
-        False, description="compute activations twice to save memory; offload: keep each layer's input in RAM (CUDA)"
+        False,
+        description="compute activations twice to save memory; offload: keep each layer's input of a whole step in "
+        "RAM, and save the second pass of micro-batches (CUDA)",
     )
     compile: bool = Field(
         False,

@@ -3,7 +3,7 @@
 import os
 import shutil
 import sys
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
@@ -21,6 +21,7 @@ from calrec_lite.model.losses import generation_loss
 from calrec_lite.recipe import Loss
 from calrec_lite.text.batch import Chunk, ItemChunk
 
+RECOMPILE_LIMIT = 64  # one row or many, with and without gradients, checkpointed: kinds of call, each compiled once
 START = 1  # tokens before the text; the first token of a decoder is an attention sink and is left out of every mean
 
 
@@ -42,7 +43,8 @@ class Towers:
 
     Args:
         model: a transformers causal LM, with or without PEFT's adapter layers in it.
-        offload: keep in RAM what a forward saves for its backward: with gradient checkpointing, each layer's input.
+        offload: keep in RAM what a forward saves for its backward: with gradient checkpointing, each layer's input
+            and little else, so that the graphs of a whole step can be kept.
     """
 
     def __init__(self, model: nn.Module, offload: bool = False) -> None:
@@ -87,13 +89,13 @@ class Towers:
             raise InputError(
                 "optim.compile: torch.compile needs triton on a GPU: pip install triton, or set it to false"
             )
+        torch._dynamo.config.recompile_limit = max(RECOMPILE_LIMIT, torch._dynamo.config.recompile_limit)
         for layer in layers:  # dropout draws as it would uncompiled, in a first and in a replayed pass
             layer.compile(dynamic=True, options={"fallback_random": True})
 
     def states(self, ids: Tensor) -> Tensor:
         """(B, T, D) last-layer states after the final norm. Right padding and a causal mask need no attention mask."""
-        elsewhere = save_on_cpu(pin_memory=ids.device.type == "cuda") if self.offload else nullcontext()
-        with elsewhere, torch.autocast(ids.device.type, torch.bfloat16, enabled=self.autocast):
+        with torch.autocast(ids.device.type, torch.bfloat16, enabled=self.autocast):
             return self.decoder(input_ids=ids, use_cache=False).last_hidden_state
 
     def continued(
@@ -127,8 +129,16 @@ class Towers:
         zeros = torch.zeros(visible.shape, dtype=self.head.dtype, device=visible.device)
         return zeros.masked_fill_(~visible, torch.finfo(self.head.dtype).min).unsqueeze(1)
 
+    def _saving(self) -> AbstractContextManager[Any]:
+        """Where what is saved for the backward pass goes."""
+        return save_on_cpu(pin_memory=self.head.device.type == "cuda") if self.offload else nullcontext()
+
     def rows(self, chunk: Chunk, loss: Loss, likelihood: bool = True) -> RowStates:
         """Pass B; without `likelihood` the vectors alone, and a loss of zero."""
+        with self._saving():
+            return self._rows(chunk, loss, likelihood)
+
+    def _rows(self, chunk: Chunk, loss: Loss, likelihood: bool) -> RowStates:
         hidden = self.states(chunk.ids)
         nll = generation_loss(hidden, self.head, chunk, loss) if likelihood else hidden.new_zeros((), dtype=torch.float)
         if not len(chunk.anchor_row):
@@ -142,7 +152,8 @@ class Towers:
 
     def items(self, chunk: ItemChunk) -> Tensor:
         """Pass A: (M, D) unit vectors v_T of item texts alone."""
-        return self.vectors(chunk.ids, chunk.ends)
+        with self._saving():
+            return self.vectors(chunk.ids, chunk.ends)
 
     def vectors(self, ids: Tensor, ends: Tensor) -> Tensor:
         """(B, D) unit vectors in fp32: the mean of the states from after the start token to `ends` (B,)."""

@@ -5,6 +5,8 @@ import torch
 from accelerate.utils.memory import should_reduce_batch_size
 from transformers import PretrainedConfig
 
+from calrec_lite.errors import InputError
+
 SHARE = 0.5  # of the free memory that activations may take; the rest is for weights, buffers and other programs
 
 
@@ -21,6 +23,18 @@ def activation_bytes(config: PretrainedConfig, checkpointing: bool | str) -> int
     if checkpointing == "offload":
         return layer
     return layers * 2 * hidden + layer if checkpointing else layers * layer
+
+
+def check_offload(config: PretrainedConfig, batch_size: int, row_tokens: int) -> None:
+    """Raise InputError where RAM has no room for what `offload` keeps of a step: each layer's input, in bf16."""
+    text = config.get_text_config()
+    needed = 2 * text.hidden_size * text.num_hidden_layers * batch_size * row_tokens
+    free = psutil.virtual_memory().available
+    if needed > free:
+        raise InputError(
+            f"optim.gradient_checkpointing: offload keeps {needed / 1e9:.1f} GB of a step of {batch_size} rows in RAM, "
+            f"and {free / 1e9:.1f} GB are free: set it to true, or lower optim.batch_size or text.max_history_tokens"
+        )
 
 
 def free_bytes(device: torch.device) -> int:

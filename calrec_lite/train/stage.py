@@ -28,7 +28,7 @@ from calrec_lite.recipe import Base, Stage
 from calrec_lite.text.batch import Collator
 from calrec_lite.text.rows import Rows, StepSampler, training_rows, validation_rows
 from calrec_lite.train.clock import trained_seconds
-from calrec_lite.train.memory import auto_micro_batch, peak_bytes
+from calrec_lite.train.memory import auto_micro_batch, check_offload, peak_bytes
 from calrec_lite.train.run import Run, StageFolder
 from calrec_lite.train.trainer import CALRecConfig, CALRecTrainer, validation_loss
 
@@ -144,6 +144,8 @@ def _config(run: Run, stage: Stage, folder: StageFolder, model: PeftModel, rows:
         )
     if optim.gradient_checkpointing == "offload" and optim.compile:
         raise InputError("optim.compile: not together with gradient_checkpointing: offload: set one of them otherwise")
+    if optim.gradient_checkpointing == "offload":
+        check_offload(model.config, optim.batch_size, int(rows.length.max()))
     per_epoch = len(StepSampler(rows, optim.batch_size, seed))
     steps = NO_LIMIT if stage.minutes else stage.max_steps or math.ceil((stage.epochs or 1) * per_epoch)
     micro = optim.micro_batch_size

@@ -1,11 +1,11 @@
 """The two-tower step: one gradient of the mixed objective, however the step is cut into micro-batches (METHOD 3).
 
-Where all of a step fits in memory it is plain autograd. Where not, the contrastive terms need every chunk's
-vectors at once, so the vectors are first computed without a graph, the gradient of the contrastive terms
-with respect to them is taken, and each chunk is then run again with its own graph (GradCache, Gao et al.
-2021). Memory is that of one chunk, so the last chunk of rows keeps its graph from the first pass; the price is
-one more forward of all others, without the LM head. Random states are recorded in the first pass and replayed
-in the second, so that dropout is the same in both.
+Where all of a step fits in memory, or what its graphs keep goes to RAM, it is plain autograd. Where not, the
+contrastive terms need every chunk's vectors at once, so the vectors are first computed without a graph, the
+gradient of the contrastive terms with respect to them is taken, and each chunk is then run again with its own
+graph (GradCache, Gao et al. 2021). Memory is that of one chunk, so the last chunk of rows keeps its graph from
+the first pass; the price is one more forward of all others, without the LM head. Random states are recorded in
+the first pass and replayed in the second, so that dropout is the same in both.
 """
 
 from collections.abc import Callable
@@ -43,26 +43,33 @@ def two_tower_step(towers: Towers, batch: StepBatch, loss: Loss, backward: Backw
     """
     contrast = bool(len(batch.anchor_item))
     weight = (1 - loss.alpha - loss.beta if contrast else 1.0) / batch.supervised
-    if not contrast or batch.at_once:
-        return _direct(towers, batch, loss, weight, backward)
+    if not contrast:
+        return _separate(towers, batch, loss, weight, backward)
+    if batch.at_once or (towers.offload and backward):
+        return _whole(towers, batch, loss, weight, backward)
     return _cached(towers, batch, loss, weight, backward)
 
 
-def _direct(towers: Towers, batch: StepBatch, loss: Loss, weight: float, backward: Backward | None) -> StepLoss:
-    """Each chunk's graph is complete in itself."""
+def _separate(towers: Towers, batch: StepBatch, loss: Loss, weight: float, backward: Backward | None) -> StepLoss:
+    """No contrastive terms: each chunk's graph is complete in itself."""
     nll = torch.zeros((), device=batch.anchor_item.device)
     zero = nll.clone()
-    tt = ut = zero
     for chunk in batch.chunks:
-        states = towers.rows(chunk, loss)
-        scalar = weight * states.nll
-        if batch.items:
-            texts = torch.cat([towers.items(part) for part in batch.items])
-            tt, ut = _terms(states.user, states.target, texts, batch, loss)
-            scalar = scalar + loss.alpha * tt + loss.beta * ut
+        own = towers.rows(chunk, loss).nll
         if backward:
-            backward(scalar)
-        nll = nll + states.nll.detach()
+            backward(weight * own)
+        nll = nll + own.detach()
+    return _report(nll, zero, zero, weight, batch, loss)
+
+
+def _whole(towers: Towers, batch: StepBatch, loss: Loss, weight: float, backward: Backward | None) -> StepLoss:
+    """One graph of all chunks."""
+    rows = [towers.rows(chunk, loss) for chunk in batch.chunks]
+    texts = torch.cat([towers.items(part) for part in batch.items])
+    tt, ut = _terms(torch.cat([r.user for r in rows]), torch.cat([r.target for r in rows]), texts, batch, loss)
+    nll = torch.stack([r.nll for r in rows]).sum()
+    if backward:
+        backward(weight * nll + loss.alpha * tt + loss.beta * ut)
     return _report(nll, tt, ut, weight, batch, loss)
 
 

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoConfig
 
-from calrec_lite.errors import RunError
+from calrec_lite.errors import InputError, RunError
 from calrec_lite.model.base import add_adapter, load_model
 from calrec_lite.recipe import Base, Lora, Loss
 from calrec_lite.text.rows import Rows, training_rows
-from calrec_lite.train.memory import MicroBatch, out_of_memory
+from calrec_lite.train.memory import MicroBatch, check_offload, out_of_memory
 from calrec_lite.train.trainer import CALRecConfig, CALRecTrainer
 
 
@@ -194,3 +195,10 @@ def test_it_does_not_grow_again_after_a_failure_or_unasked() -> None:
         assert not set_by_hand.grow(0, 1, 1000)
     assert [failed.size, set_by_hand.size] == [4, 4]
     assert not MicroBatch(1, 16, grows=True).shrink()
+
+
+def test_offload_asks_whether_ram_has_room(tiny_folder: Path) -> None:
+    config = AutoConfig.from_pretrained(tiny_folder)
+    check_offload(config, 16, 1000)
+    with pytest.raises(InputError, match=r"offload keeps [\d.]+ GB of a step of 100000000 rows in RAM, and [\d.]+ GB"):
+        check_offload(config, 100_000_000, 1000)
