@@ -7,7 +7,7 @@ on another machine if they are copied there. One learning rate for all, constant
 
 import argparse
 import time
-from itertools import islice, product
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,11 @@ from calrec_lite.model.towers import Towers
 from calrec_lite.recipe import Loss
 from calrec_lite.recommend import Recommender
 from calrec_lite.text.batch import Collator
-from calrec_lite.text.rows import Rows, validation_rows
+from calrec_lite.text.rows import Rows, StepSampler, validation_rows
 from calrec_lite.train.trainer import validation_loss
 
 ROWS = ("A", "E", "F")
 BATCH = 16
-POOL = 16  # steps drawn at a time; ours sorts them by length
 TURN = 150.0  # seconds
 WARMUP = 10
 MOST = 12_000  # rows of A that are tokenised
@@ -41,7 +40,16 @@ class Student:
     def __init__(self, name: str, bench: Bench, folder: Path, some: np.ndarray) -> None:
         self.name, self.bench, self.folder, self.some = name, bench, folder, some
         self.system = build(name, bench, BATCH, BATCH, folder / "trainer", some)
-        self.state = {"seconds": 0.0, "steps": 0, "targets": 0, "pools": 0}
+        self.state = {"seconds": 0.0, "steps": 0, "targets": 0}
+        self.order = self._order()
+
+    def _order(self) -> list[np.ndarray]:
+        """Rows of each step of an epoch: ours of similar length, as a stage draws them; TRL's in random order."""
+        if self.system.rows is self.bench.every:
+            return [np.array(rows) for rows in StepSampler(self.bench.every, BATCH, SEED)]
+        return list(
+            np.random.default_rng(SEED).permutation(self.some)[: len(self.some) // BATCH * BATCH].reshape(-1, BATCH)
+        )
 
     def file(self, minutes: float | None = None) -> Path:
         """Its weights at an age, or the latest with the optimiser's state."""
@@ -60,24 +68,15 @@ class Student:
             parameters[key].data.copy_(value)
 
     def train(self, until: float) -> None:
-        """Train to an age in seconds, pool by pool."""
-        optimizer = self.system.trainer.optimizer
+        """Train to an age in seconds, step by step."""
         while self.state["seconds"] < until:
             begin = time.perf_counter()
-            draw = np.random.default_rng([SEED, self.state["pools"]])
-            of = len(self.system.rows) if self.system.rows is self.bench.every else len(self.some)
-            rows = draw.permutation(of)[: BATCH * POOL]
-            rows = rows if self.system.rows is self.bench.every else self.some[rows]
-            steps = self.system.steps(rows)
-            left = until - self.state["seconds"]
-            for counts in islice(steps, POOL):
-                self.state["steps"] += 1
+            step = int(self.state["steps"])
+            for group in self.system.trainer.optimizer.param_groups:
+                group["lr"] = RATE * min(1.0, (step + 1) / WARMUP)
+            for counts in self.system.steps(self.order[step % len(self.order)]):
                 self.state["targets"] += counts.targets
-                for group in optimizer.param_groups:
-                    group["lr"] = RATE * min(1.0, self.state["steps"] / WARMUP)
-                if time.perf_counter() - begin >= left:
-                    break
-            self.state["pools"] += 1
+            self.state["steps"] += 1
             self.state["seconds"] += time.perf_counter() - begin
 
     def save(self, minutes: float | None = None) -> None:
@@ -122,22 +121,29 @@ def run(results: Any, options: argparse.Namespace) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     some = np.random.default_rng(SEED).permutation(len(bench.last))[:MOST]
     students = [Student(name, bench, folder, some) for name in ROWS]
-    grow(students, [age for age in ages if not all(s.file(age).is_file() for s in students)])
+    grow(students, ages)
     for age, student in product(ages, students):
         student.load(student.file(age))
         results.part("quality", f"{student.name} {age:g}", lambda s=student: measured(s, options.users))
 
 
 def grow(students: list[Student], ages: list[float]) -> None:
-    """Train to these ages, in minutes, and keep the weights of each."""
-    for student in students if ages else []:
+    """Train to these ages, in minutes, and keep the weights of each; what is kept already is not made again."""
+    missing = [(age, student) for age, student in product(ages, students) if not student.file(age).is_file()]
+    for student in {student.name: student for _, student in missing}.values():
         student.load(student.file())
-    for age in ages:
-        while any(s.state["seconds"] < 60 * age for s in students):
-            youngest = min(s.state["seconds"] for s in students)
-            for student in students:
+    for age in dict.fromkeys(age for age, _ in missing):
+        growing = [student for other, student in missing if other == age]
+        for student in growing:
+            if student.state["seconds"] > 60 * age + TURN:
+                raise SystemExit(
+                    f"{student.name} is {student.state['seconds'] / 60:.1f} minutes old: too old for {age:g}"
+                )
+        while any(s.state["seconds"] < 60 * age for s in growing):
+            youngest = min(s.state["seconds"] for s in growing)
+            for student in growing:
                 student.train(min(60 * age, youngest + TURN))
                 student.save()
                 print(f"{student.name}: {student.state}", flush=True)
-        for student in students:
+        for student in growing:
             student.save(age)
