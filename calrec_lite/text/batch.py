@@ -129,7 +129,8 @@ class Collator:
         catalogues: the domains' items by name.
         loss: which targets, which softmax, how many anchors a row.
         start, pad: ids of the first token of pass A and of padding.
-        micro_batch_size: full-length rows in memory at once; of shorter rows, or item texts, so many more.
+        micro_batch_size: full-length rows in memory at once; of shorter rows, or item texts, so many more. Set later,
+            it holds in background workers too.
         row_tokens: the full length; None: that of a step's longest row.
         items_at_once: item texts of one forward at most; None: as many as the rows leave room for, fewer kernels to
             launch on a GPU.
@@ -146,13 +147,15 @@ class Collator:
         items_at_once: int | None = ITEMS_AT_ONCE,
     ) -> None:
         self.catalogues, self.loss, self.start, self.pad = catalogues, loss, start, pad
-        self.micro_batch_size, self.row_tokens, self.items_at_once = micro_batch_size, row_tokens, items_at_once
+        self.row_tokens, self.items_at_once = row_tokens, items_at_once
+        self._micro_batch_size = torch.tensor(micro_batch_size).share_memory_()
         self.contrast = loss.alpha + loss.beta > 0
 
     def __call__(self, rows: Sequence[Row]) -> StepBatch:
         rows = sorted(rows, key=lambda row: -len(row.tokens))  # the largest chunk first: memory that lacks, lacks early
         longest = self._width(len(rows[0].tokens))
-        budget = self.micro_batch_size * max(longest, self._width(self.row_tokens or 1))
+        micro = self.micro_batch_size
+        budget = micro * max(longest, self._width(self.row_tokens or 1))
         chunks = [self._chunk(part) for part in _parts(rows, budget // longest)]
         texts, anchor_item, negatives = self._contrast(rows)
         width = _padded(1 + max(map(len, texts), default=0), 8)
@@ -175,8 +178,16 @@ class Collator:
             fork_entries=sum(len(c.forks.entry_fork) for c in chunks if c.forks is not None),
             at_once=len(chunks) == 1 and sum(i.ids.numel() for i in items) <= budget,
             rows=rows,
-            micro_batch_size=self.micro_batch_size,
+            micro_batch_size=micro,
         )
+
+    @property
+    def micro_batch_size(self) -> int:
+        return int(self._micro_batch_size)
+
+    @micro_batch_size.setter
+    def micro_batch_size(self, rows: int) -> None:
+        self._micro_batch_size.fill_(rows)
 
     def _width(self, length: int) -> int:
         return _padded(length, MULTIPLE)

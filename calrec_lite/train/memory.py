@@ -3,6 +3,7 @@
 import psutil
 import torch
 from accelerate.utils.memory import should_reduce_batch_size
+from peft import PeftModel
 from transformers import PretrainedConfig
 
 from calrec_lite.errors import InputError
@@ -25,11 +26,14 @@ def activation_bytes(config: PretrainedConfig, checkpointing: bool | str) -> int
     return layers * 2 * hidden + layer if checkpointing else layers * layer
 
 
-def check_offload(config: PretrainedConfig, batch_size: int, row_tokens: int) -> None:
-    """Raise InputError where RAM has no room for what `offload` keeps of a step: each layer's input, in bf16."""
-    text = config.get_text_config()
-    needed = 2 * text.hidden_size * text.num_hidden_layers * batch_size * row_tokens
+def check_offload(model: PeftModel, batch_size: int, row_tokens: int) -> None:
+    """Raise InputError where RAM has no room for what `offload` keeps of a step: each layer's input."""
+    text = model.config.get_text_config()
+    width = text.hidden_size * model.get_input_embeddings().weight.dtype.itemsize
+    needed = width * text.num_hidden_layers * batch_size * row_tokens
     free = psutil.virtual_memory().available
+    if torch.cuda.is_available():  # pinned by a stage before, and used again
+        free += torch.cuda.host_memory_stats().get("allocated_bytes.current", 0)
     if needed > free:
         raise InputError(
             f"optim.gradient_checkpointing: offload keeps {needed / 1e9:.1f} GB of a step of {batch_size} rows in RAM, "

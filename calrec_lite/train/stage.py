@@ -28,7 +28,7 @@ from calrec_lite.recipe import Base, Stage
 from calrec_lite.text.batch import Collator
 from calrec_lite.text.rows import Rows, StepSampler, training_rows, validation_rows
 from calrec_lite.train.clock import trained_seconds
-from calrec_lite.train.memory import auto_micro_batch, check_offload, peak_bytes
+from calrec_lite.train.memory import auto_micro_batch, check_offload
 from calrec_lite.train.run import Run, StageFolder
 from calrec_lite.train.trainer import CALRecConfig, CALRecTrainer, validation_loss
 
@@ -144,8 +144,8 @@ def _config(run: Run, stage: Stage, folder: StageFolder, model: PeftModel, rows:
         )
     if optim.gradient_checkpointing == "offload" and optim.compile:
         raise InputError("optim.compile: not together with gradient_checkpointing: offload: set one of them otherwise")
-    if optim.gradient_checkpointing == "offload":
-        check_offload(model.config, optim.batch_size, int(rows.length.max()))
+    if optim.gradient_checkpointing == "offload" and run.recipe.loss.alpha + run.recipe.loss.beta > 0:
+        check_offload(model, optim.batch_size, int(rows.length.max()))
     per_epoch = len(StepSampler(rows, optim.batch_size, seed))
     steps = NO_LIMIT if stage.minutes else stage.max_steps or math.ceil((stage.epochs or 1) * per_epoch)
     micro = optim.micro_batch_size
@@ -216,7 +216,7 @@ def _train(trainer: CALRecTrainer, valid: Rows, folder: StageFolder) -> dict[str
         "train_seconds": round(trained_seconds(trainer.state), 1),
         "seconds_of_last_session": round(seconds, 1),
         "micro_batch_size": trainer.micro.size,
-        "peak_memory_bytes": peak_bytes(trainer.args.device),
+        "peak_memory_bytes": trainer.peak_bytes,
     }
 
 

@@ -131,6 +131,8 @@ class CALRecTrainer(Trainer):
         self._flops = StepFlops(self.towers.decoder, model.config)  # type: ignore[arg-type]
         self._rate: float | None = None
         self._since = time.perf_counter()
+        self._peak = 0  # of earlier sizes
+        self._watch_peak()
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Whole steps, made by the collator in background workers."""
@@ -211,7 +213,19 @@ class CALRecTrainer(Trainer):
         if self.micro.grow(resting, peak, room):
             self._say_micro(old, "room in memory")
 
+    def _watch_peak(self) -> None:
+        """From here on the GPU's own peak is that of this size of micro-batch, or of this stage, alone."""
+        if self.args.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.args.device)
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most memory held since the trainer was made: on the GPU; on a CPU by the process, since its start."""
+        return max(self._peak, peak_bytes(self.args.device))
+
     def _say_micro(self, old: int, why: str) -> None:
+        self._peak = self.peak_bytes
+        self._watch_peak()
         size = self.micro.size
         tqdm.write(f"step {self.state.global_step}: {why}: {old} -> {size} rows at once; the result stays the same")
         self.log({"micro_batch_size": size, "micro_batch_size_before": old})
@@ -240,7 +254,7 @@ class CALRecTrainer(Trainer):
             if self._rate is None:  # once; not before training, so that nothing is measured that never trains
                 self._rate = matmul_rate(self.args.device, self.towers.head.dtype)
             logs["mfu"] = self._counts["flops"] / seconds / self._rate
-            logs["memory_bytes"] = peak_bytes(self.args.device)
+            logs["memory_bytes"] = self.peak_bytes
             self._reset()
             if not math.isfinite(logs["loss"]) or not math.isfinite(logs.get("grad_norm", 0.0)):
                 raise RunError(

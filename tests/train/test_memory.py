@@ -1,16 +1,17 @@
 """Memory that runs out: the step is repeated with half the micro-batch, and nothing else changes."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoConfig
 
 from calrec_lite.errors import InputError, RunError
 from calrec_lite.model.base import add_adapter, load_model
 from calrec_lite.recipe import Base, Lora, Loss
+from calrec_lite.text.batch import Collator
 from calrec_lite.text.rows import Rows, training_rows
 from calrec_lite.train.memory import MicroBatch, check_offload, out_of_memory
 from calrec_lite.train.trainer import CALRecConfig, CALRecTrainer
@@ -198,7 +199,27 @@ def test_it_does_not_grow_again_after_a_failure_or_unasked() -> None:
 
 
 def test_offload_asks_whether_ram_has_room(tiny_folder: Path) -> None:
-    config = AutoConfig.from_pretrained(tiny_folder)
-    check_offload(config, 16, 1000)
+    base = Base(model=str(tiny_folder), dtype="float32", load_in_4bit=False, lora=Lora(r=4))
+    model = add_adapter(load_model(tiny_folder, base), base)
+    check_offload(model, 16, 1000)
     with pytest.raises(InputError, match=r"offload keeps [\d.]+ GB of a step of 100000000 rows in RAM, and [\d.]+ GB"):
-        check_offload(config, 100_000_000, 1000)
+        check_offload(model, 100_000_000, 1000)
+
+
+def test_workers_cut_as_the_trainer_came_to(
+    tiny_folder, domain, encoder, catalogue, tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After memory ran out only the steps that were made already are cut again in the process itself."""
+    own = trainer(tiny_folder, domain, encoder, catalogue, tmp_path, 8, dataloader_num_workers=1, max_steps=12)
+    fail_above(own, 4)
+    here: list[int] = []
+    collate = Collator.__call__
+
+    def counted(self, rows):
+        here.append(os.getpid())
+        return collate(self, rows)
+
+    monkeypatch.setattr(Collator, "__call__", counted)
+    own.train()
+    assert own.micro.size == 4
+    assert 1 <= len(here) <= 4  # one that failed, and two or three that the worker had made before

@@ -15,7 +15,7 @@ from calrec_lite.model.towers import Towers
 from calrec_lite.recipe import Base, Lora, Loss
 from calrec_lite.text.batch import Collator
 from calrec_lite.text.encoding import EncodedCatalogue, Encoder, Row
-from calrec_lite.train.step import two_tower_step
+from calrec_lite.train.step import _whole, two_tower_step
 from tests.conftest import needs_compiler
 
 
@@ -124,6 +124,25 @@ def test_objective_equals_the_plain_formulas(model, rows, encoder, catalogue, pl
     torch.testing.assert_close(got, plain(model, rows, encoder, catalogue, loss), rtol=2e-5, atol=1e-5)
 
 
+def test_the_catalogue_softmax_is_one_over_all_items(model, rows, encoder, catalogue) -> None:
+    """After one history, whichever item comes next: each as the plain formula has it, and together certain."""
+    loss = Loss(alpha=0, beta=0, softmax="catalogue", targets="last")
+    nats = []
+    for item in range(len(catalogue.tokens)):
+        row = encoder.row(np.array([2, 6, item]), catalogue.tokens, "shop")
+        got = two_tower_step(Towers(model), collate([row], encoder, catalogue, loss, 1), loss, None)
+        expected = plain(model, [row], encoder, catalogue, loss) * forks_of(catalogue, item)
+        torch.testing.assert_close(got.nats_per_item, expected, rtol=1e-5, atol=1e-5)
+        nats.append(got.nats_per_item)
+    assert float(torch.stack(nats).neg().exp().sum()) == pytest.approx(1, abs=1e-5)
+
+
+def forks_of(catalogue: EncodedCatalogue, item: int) -> int:
+    own = catalogue.tokens[item].tolist()
+    after = [{t[d] for t in catalogue.tokens if t[:d].tolist() == own[:d]} for d in range(len(own))]
+    return max(1, sum(len(tokens) > 1 for tokens in after))
+
+
 def gradients(model, batch, loss: Loss) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     model.zero_grad()
     result = two_tower_step(Towers(model), batch, loss, lambda scalar: scalar.backward())
@@ -139,6 +158,24 @@ def test_gradients_do_not_depend_on_micro_batching(
     whole_loss, whole = gradients(model, collate(rows, encoder, catalogue, loss, 100), loss)
     cut_loss, cut = gradients(model, collate(rows, encoder, catalogue, loss, micro), loss)
     torch.testing.assert_close(cut_loss, whole_loss, rtol=1e-5, atol=1e-6)
+    for name, gradient in whole.items():
+        torch.testing.assert_close(cut[name], gradient, rtol=1e-5, atol=1e-5 * float(gradient.abs().max()), msg=name)
+
+
+def test_gradients_over_a_4bit_base_do_not_depend_on_it_where_fp32_can_tell(
+    tiny_folder: Path, rows, encoder, catalogue, plain_loss: Loss
+) -> None:
+    torch.manual_seed(0)
+    base = Base(model=str(tiny_folder), load_in_4bit=True, dtype="float32", lora=Lora(r=4))
+    model = add_adapter(load_model(tiny_folder, base), base).train()
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    layer = model.get_base_model().get_decoder().layers[0].mlp.up_proj.weight
+    assert layer.dtype is torch.uint8
+    assert layer.quant_state.nested  # double quantisation
+    _, whole = gradients(model, collate(rows, encoder, catalogue, plain_loss, 100), plain_loss)
+    _, cut = gradients(model, collate(rows, encoder, catalogue, plain_loss, 2), plain_loss)
     for name, gradient in whole.items():
         torch.testing.assert_close(cut[name], gradient, rtol=1e-5, atol=1e-5 * float(gradient.abs().max()), msg=name)
 
@@ -239,6 +276,32 @@ def test_offloaded_graphs_give_the_same_gradients(
             assert len(forwards) == 2 * (len(batch.chunks) + len(batch.items)) - 1
             forwards.clear()
     assert len(forwards) == len(batch.chunks) + len(batch.items)
+    for name, expected in found[0].items():
+        torch.testing.assert_close(found[1][name], expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("contrast", [True, False])
+def test_offloaded_graphs_have_the_dropout_of_kept_ones(
+    tiny_folder: Path, rows, encoder, catalogue, contrast: bool
+) -> None:
+    """Layers are computed again for the backward pass, with the masks they had."""
+    torch.manual_seed(0)
+    base = Base(model=str(tiny_folder), dtype="float32", load_in_4bit=False, lora=Lora(r=4, dropout=0.3))
+    loss = Loss(alpha=0.2 * contrast, beta=0.1 * contrast, softmax="vocabulary")
+    batch, found = collate(rows, encoder, catalogue, loss, 3), []
+    for checkpointing in (False, True):  # one model keeps all, the other layers' inputs in RAM
+        torch.manual_seed(1)
+        model = add_adapter(load_model(tiny_folder, base), base, checkpointing).train()
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.1)
+        torch.manual_seed(2)
+        weight = (0.7 if contrast else 1.0) / batch.supervised
+        if contrast and not checkpointing:
+            _whole(Towers(model), batch, loss, weight, lambda scalar: scalar.backward())
+        else:
+            two_tower_step(Towers(model, checkpointing), batch, loss, lambda scalar: scalar.backward())
+        found.append({n: p.grad for n, p in model.named_parameters() if p.requires_grad})
     for name, expected in found[0].items():
         torch.testing.assert_close(found[1][name], expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
 
