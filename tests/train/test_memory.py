@@ -12,9 +12,11 @@ from calrec_lite.errors import InputError, RunError
 from calrec_lite.model.base import add_adapter, load_model
 from calrec_lite.recipe import Base, Lora, Loss
 from calrec_lite.text.batch import Collator
+from calrec_lite.text.encoding import encode_catalogue
 from calrec_lite.text.rows import Rows, training_rows
 from calrec_lite.train.memory import MicroBatch, check_offload, out_of_memory
 from calrec_lite.train.trainer import CALRecConfig, CALRecTrainer
+from tests.conftest import make_domain
 
 
 def trainer(tiny_folder: Path, domain, encoder, catalogue, out: Path, micro: int, **options) -> CALRecTrainer:
@@ -206,10 +208,10 @@ def test_offload_asks_whether_ram_has_room(tiny_folder: Path) -> None:
         check_offload(model, 100_000_000, 1000)
 
 
-def test_workers_cut_as_the_trainer_came_to(
-    tiny_folder, domain, encoder, catalogue, tmp_path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_workers_cut_as_the_trainer_came_to(tiny_folder, encoder, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After memory ran out only the steps that were made already are cut again in the process itself."""
+    domain = make_domain(users=100)  # 13 steps an epoch: a new one would start new workers
+    catalogue = encode_catalogue(domain.name, domain.catalogue, encoder)
     own = trainer(tiny_folder, domain, encoder, catalogue, tmp_path, 8, dataloader_num_workers=1, max_steps=12)
     fail_above(own, 4)
     here: list[int] = []
