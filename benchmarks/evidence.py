@@ -14,6 +14,7 @@ import argparse
 import json
 import time
 from dataclasses import asdict, dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -88,25 +89,28 @@ def recipe_values(data: Path, target: str, budget: dict[str, Any], users: int) -
     }
 
 
-def ratios(beam: dict[Key, Any], rerank: dict[Key, Any], mixed: Any, base: dict[str, Any]) -> dict[str, float]:
-    """The final model's lists against the strongest baselines; what each part of the method is worth.
+def ratios(
+    beam: dict[Key, Any], rerank: dict[Key, Any], mixed: Any, base: dict[str, Any]
+) -> tuple[dict[str, float], dict[str, str]]:
+    """The final model against the strongest baselines, and what each part of the method is worth; each by which lists.
 
-    The first three are of its lists with transitions, which validation users preferred; those of the model alone are
-    there too. Parts of the method are compared by beam and by rerank. Cells that are not there have no ratio.
+    Those without a prefix are of its lists with transitions, which validation users preferred, and for parts of the
+    method of lists by beam. Cells that are not there have no ratio.
 
     Args:
         beam, rerank: (variant, *stages) -> metrics of the lists of a cell.
         mixed: metrics of the final model's lists by rerank with transitions.
         base: baseline -> its metrics.
     """
-    pairs = {
-        "ndcg_vs_transitions": ("ndcg@10", mixed, base["transitions"]),
-        "ndcg_vs_sasrec": ("ndcg@10", mixed, base["sasrec"]),
-        "recall1_vs_sasrec": ("recall@1", mixed, base["sasrec"]),
-        "rerank_ndcg_vs_transitions": ("ndcg@10", rerank[FINAL], base["transitions"]),
-        "rerank_ndcg_vs_sasrec": ("ndcg@10", rerank[FINAL], base["sasrec"]),
-        "beam_ndcg_vs_sasrec": ("ndcg@10", beam[FINAL], base["sasrec"]),
-    }
+    pairs: dict[str, tuple[str, str, Any, Any]] = {}
+    lists = (
+        ("", "rerank with transitions", mixed),
+        ("rerank_", "rerank", rerank[FINAL]),
+        ("beam_", "beam", beam[FINAL]),
+    )
+    for (prefix, by, own), other in product(lists, ("transitions", "sasrec")):
+        pairs[f"{prefix}ndcg_vs_{other}"] = (by, "ndcg@10", own, base[other])
+        pairs[f"{prefix}recall1_vs_{other}"] = (by, "recall@1", own, base[other])
     parts = {
         "two_stage_vs_stage2_ndcg": ("full", "target"),
         "two_stage_vs_stage1_ndcg": ("full", "joint"),
@@ -114,13 +118,11 @@ def ratios(beam: dict[Key, Any], rerank: dict[Key, Any], mixed: Any, base: dict[
         "catalogue_vs_vocabulary_ndcg": ("softmax_vocabulary", *FINAL[1:]),
     }
     for name, cell in parts.items():
-        pairs[name] = ("ndcg@10", beam[FINAL], beam.get(cell))
-        pairs[f"rerank_{name}"] = ("ndcg@10", rerank[FINAL], rerank.get(cell))
-    return {
-        name: float(one[metric]["value"] / other[metric]["value"])
-        for name, (metric, one, other) in pairs.items()
-        if other is not None
-    }
+        pairs[name] = ("beam", "ndcg@10", beam[FINAL], beam.get(cell))
+        pairs[f"rerank_{name}"] = ("rerank", "ndcg@10", rerank[FINAL], rerank.get(cell))
+    there = {name: pair for name, pair in pairs.items() if pair[-1] is not None}
+    values = {n: float(one[key]["value"] / other[key]["value"]) for n, (_, key, one, other) in there.items()}
+    return values, {name: by for name, (by, *_) in there.items()}
 
 
 @dataclass(frozen=True)
@@ -217,6 +219,13 @@ def write(recipe: Recipe, results: dict[str, Any], options: argparse.Namespace) 
     trained = next(iter(rows[FINAL]["seeds"].values()))
     asked = [key for key in cells if key[1:] or recipe.ablate.variants]  # the untouched base: beside a whole grid
     found = {key: reranked(cells[key], trained=bool(key[1:])) for key in asked}
+    values, by = ratios(
+        {key: row["metrics"] for key, row in rows.items()},
+        {key: facts["rerank"]["metrics"] for key, facts in found.items()},
+        found[FINAL]["with_transitions"]["metrics"],
+        {name: row["metrics"] for name, row in results["baselines"].items()},
+    )
+    run = Run.open(cells[FINAL])
     budget = "steps" if recipe.ablate.steps else "minutes"
     given = f"--target {options.target} --{budget} {getattr(recipe.ablate, budget):g}"
     written = {
@@ -230,12 +239,9 @@ def write(recipe: Recipe, results: dict[str, Any], options: argparse.Namespace) 
         **beside_baselines(cells, list(results["baselines"])),
         "validation_nats": validation_nats(folder),
         "validation_curve": validation_curve(folder),
-        "ratios": ratios(
-            {key: row["metrics"] for key, row in rows.items()},
-            {key: facts["rerank"]["metrics"] for key, facts in found.items()},
-            found[FINAL]["with_transitions"]["metrics"],
-            {name: row["metrics"] for name, row in results["baselines"].items()},
-        ),
+        "domains": {name: run.domain(name).fingerprint for name in run.recipe.domains},
+        "ratios": values,
+        "ratio_lists": by,
     }
     write_json(ROOT / "benchmarks" / "results" / f"evidence_{options.target}.json", written)
     print(f"{ablation_table(results)}\n\n{rerank_table(written)}\n{json.dumps(written['ratios'], indent=1)}")

@@ -73,7 +73,8 @@ def evidence(target: str = "scientific") -> str:
     from calrec_lite.evaluate.ablation import ablation_table
 
     facts = results(f"evidence_{target}")
-    ratios = "\n".join(f"- `{key}`: {value:.3g}" for key, value in facts["ratios"].items())
+    by = facts["ratio_lists"]
+    ratios = "\n".join(f"- `{key}` ({by[key]}): {value:.3g}" for key, value in facts["ratios"].items())
     last = [(cell, list(stages.values())[-1]) for cell, stages in facts["validation_nats"].items() if stages]
     nats = ", ".join(f"`{cell}` {value:.3f}" for cell, value in last)
     parts = [ablation_table(facts), rerank_table(facts), f"Nats an item on validation users: {nats}.", machine(facts)]

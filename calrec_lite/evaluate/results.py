@@ -177,7 +177,9 @@ def caption(results: Mapping[str, Any]) -> str:
     texts = {"canonical": "same text, one item", "expected": "items of the same text in random order, expected credit"}
     same = texts[protocol.get("duplicates", "canonical")]
     tied = protocol.get("tied_share")
-    ties = "" if tied is None else f", {tied:.1%} of targets tied in time (order drawn by the seed)"
+    ties = "no times: events in the file's order"
+    if tied is not None:
+        ties = f"{tied:.1%} of targets tied in time (order drawn by the seed)"
     lists = results.get("recommend")
     made = "" if lists is None else f", models' lists by `{lists['strategy']}`"
     if lists and lists["strategy"] == "rerank":
@@ -185,7 +187,7 @@ def caption(results: Mapping[str, Any]) -> str:
     return (
         f"{domain['name']} ({domain['fingerprint'][:12]}), {protocol['split']}, "
         f"{protocol.get('holdout', 'leave-one-out')}, full catalogue of {protocol['items']:,} items ({same}), "
-        f"{protocol['users']:,} users{ties}, {seen}, MRR cut at {protocol['mrr_cut']}{made}; "
+        f"{protocol['users']:,} users, {ties}, {seen}, MRR cut at {protocol['mrr_cut']}{made}; "
         f"[95% bootstrap interval over users], seed {protocol['seed']}."
     )
 

@@ -64,13 +64,20 @@ def test_ratios() -> None:
     base = {"transitions": metrics(0.08), "sasrec": metrics(0.06, 0.04)}
     rerank = {("full", *both): metrics(0.16), ("full", "target"): metrics(0.2), ("no_contrast", *both): metrics(0.04)}
     mixed = metrics(0.24, 0.08)
-    assert {key: round(value, 3) for key, value in evidence.ratios(rows, rerank, mixed, base).items()} == {
+    values, by = evidence.ratios(rows, rerank, mixed, base)
+    assert {key: round(value, 3) for key, value in values.items()} == {
         "ndcg_vs_transitions": 3.0,
         "ndcg_vs_sasrec": 4.0,
+        "recall1_vs_transitions": 0.8,
         "recall1_vs_sasrec": 2.0,
         "rerank_ndcg_vs_transitions": 2.0,
         "rerank_ndcg_vs_sasrec": 2.667,
+        "rerank_recall1_vs_transitions": 1.0,
+        "rerank_recall1_vs_sasrec": 2.5,
+        "beam_ndcg_vs_transitions": 1.5,
         "beam_ndcg_vs_sasrec": 2.0,
+        "beam_recall1_vs_transitions": 0.6,
+        "beam_recall1_vs_sasrec": 1.5,
         "two_stage_vs_stage2_ndcg": 1.2,
         "two_stage_vs_stage1_ndcg": 2.4,
         "contrastive_vs_none_ndcg": 1.5,
@@ -79,7 +86,10 @@ def test_ratios() -> None:
         "rerank_contrastive_vs_none_ndcg": 4.0,
     }
     alone = {evidence.FINAL: rows[evidence.FINAL]}
-    only_final = evidence.ratios(alone, alone, mixed, base)
+    assert by["ndcg_vs_sasrec"] == "rerank with transitions"
+    assert by["beam_recall1_vs_sasrec"] == by["two_stage_vs_stage2_ndcg"] == "beam"
+    assert by["rerank_two_stage_vs_stage2_ndcg"] == "rerank"
+    only_final, _ = evidence.ratios(alone, alone, mixed, base)
     assert all(key.endswith(("_vs_transitions", "_vs_sasrec")) for key in only_final)
 
 

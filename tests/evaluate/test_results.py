@@ -111,7 +111,7 @@ def test_table(make_domain: Any, tmp_path: Path) -> None:
     assert blank == ""
     assert caption == (
         "toys (ffffffffffff), test, leave-one-out, full catalogue of 30 items (same text, one item), 41 users, "
-        "seen items masked "
+        "no times: events in the file's order, seen items masked "
         "(the target of 2.4% of users is one: a miss for every system), MRR cut at 10; "
         "[95% bootstrap interval over users], seed 0."
     )
