@@ -143,6 +143,10 @@ def test_the_whole_line_by_commands(elsewhere: Path, tiny_folder: Path, monkeypa
     assert "| final" in capsys.readouterr().out
     assert set(json.loads((elsewhere / "mine.json").read_text())["systems"]) >= {"base", "final", "transitions"}
     assert run(["compare", "runs/mine", "runs/yours"], monkeypatch) == 0
+    assert run(["evaluate", "runs/yours", "--users", "20", "--split", "validation"], monkeypatch) == 0
+    capsys.readouterr()
+    assert run(["compare", "runs/mine", "runs/yours"], monkeypatch) == 2
+    assert "different protocols (split: test and validation)" in capsys.readouterr().err
     assert run(["export", "runs/mine", "--to", "model"], monkeypatch) == 0
     capsys.readouterr()
     assert run(["recommend", "model", "red cup", "blue pen", "-k", "5"], monkeypatch) == 0

@@ -1,5 +1,6 @@
 """The report of a run: what it says, that nothing in it is taken for markup, and that a real browser opens it alone."""
 
+import html
 import json
 import os
 import re
@@ -10,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from calrec_lite.data.domain import Domain
 from calrec_lite.errors import InputError
 from calrec_lite.evaluate.report import write_report
 from calrec_lite.evaluate.systems import evaluate_run
+from calrec_lite.recipe import resolved
 from calrec_lite.recipe_file import check_recipe
 from calrec_lite.train.run import Run
 from calrec_lite.train.stage import train_run
@@ -64,9 +67,15 @@ def test_it_says_what_was_measured(measured: Run) -> None:
     assert "log-probability" in page.text  # why
     assert "Took next" in page.text
     assert measured.domain("other").fingerprint[:16] in page.text
-    assert "learning_rate: 0.005" in page.text
     assert len([tag for tag, _ in page.tags if tag == "svg"]) == 2 + 2 * 8 + 2 * 2
     assert page.tags.count(("tr", {"class": "subject"})) == 1
+
+
+def test_it_holds_the_whole_recipe(measured: Run) -> None:
+    page = write_report(measured).read_text(encoding="utf-8")
+    shown = re.search(r'<pre class="recipe">(.*?)</pre>', page, re.DOTALL)
+    assert shown
+    assert yaml.safe_load(html.unescape(shown[1])) == resolved(measured.recipe)
 
 
 def test_the_lists_are_the_measured_ones(measured: Run) -> None:
