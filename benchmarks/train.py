@@ -5,7 +5,7 @@
 SmolLM2-135M, LoRA r=16 on all linear layers, on ML-100K and amazon18_scientific (needs the shared data). All rows of
 a table run in one process, one after another, round by round on the same rows; medians over rounds. Memory is
 that of a process of its own for each row. Each part is written to the results file as soon as it is there, and a
-part that is there is not measured again (--again). `gpu` needs CUDA: real sizes in four bits, and compiled layers.
+part that is there is not measured again (--again). `gpu` needs CUDA: real sizes in four bits, offload, compiled layers.
 """
 
 import argparse

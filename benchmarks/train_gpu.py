@@ -1,6 +1,7 @@
 """The CUDA part of benchmarks/train.py: real shapes, random weights, 1,024-token histories, 64 negatives.
 
-And `optim.compile` on SmolLM2-135M's shape in bf16, where a step waits for its host: 64 rows of few items.
+Then what `gradient_checkpointing: offload` and `optim.compile` change, the latter on SmolLM2-135M's shape in bf16 too,
+where a step waits for its host: 64 rows of few items.
 
 Nothing is downloaded: the model is built from its configuration on no device, and each linear layer is filled and
 quantised to NF4 on the GPU by itself, so that no more than one layer is ever there in full.
@@ -54,7 +55,7 @@ SHAPES = {
     },
 }
 MICRO = (1, 4, 16)
-WARM = 8  # a step before the timed one, of so many times fewer rows: the same shapes, and the same peak
+WARM = 8  # a step before the timed one has so many times fewer rows, but a whole micro-batch
 PARTS = ("gpu", "compile")  # of the results file
 SETTING = f"random weights, LoRA r=16, {ROWS} rows a step; in 4 bits: rows of {TOKENS:,} tokens, gradient checkpointing"
 SMALL = {
@@ -257,7 +258,7 @@ def kernels(step: Any) -> dict[str, float]:
 
 
 def timed(step: Any, where: torch.device, steps: int, tokens: int, warm: Any = None) -> dict[str, float]:
-    """Seconds a step after one (or `warm`) that is not counted, and the peak of all."""
+    """Seconds a step after one (or `warm`) that is not timed, and the peak of both."""
     cuda = where.type == "cuda"
     if cuda:
         torch.cuda.reset_peak_memory_stats(where)
