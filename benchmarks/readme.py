@@ -116,14 +116,12 @@ def evidence_trials() -> str:
 def sasrec() -> str:
     facts = results("sasrec_beauty")
     minutes, tried = facts["training_minutes"], len(facts["tried"])
-    said = f"{machine(facts)}: {minutes} minutes to train; the best of {tried} on validation."
+    said = f"{machine(facts)}: {minutes} minutes to train on {facts['trained_on']}; the best of {tried} on validation."
     keys = ("recall@1", "recall@10", "ndcg@10")
     lines = [
-        [name, *(f"{metrics[key]['value']:.4f}" for key in keys)]
+        [name, *(interval_cell(metrics[key]) for key in keys)]
         for name, metrics in facts["file_order"]["systems"].items()
     ]
-    published = facts["as_published"]["metrics"]
-    lines.append(["sasrec, trained on validation items too", *(f"{published[key]['value']:.4f}" for key in keys)])
     as_filed = markdown(["events of one time as the file has them", "R@1", "R@10", "N@10"], lines)
     return f"{table(facts)}\n\n{said}\n\n{as_filed}\n"
 

@@ -112,7 +112,7 @@ def measured(student: Student, users: int) -> dict[str, Any]:
     model.train()
     for layer in layers:
         layer.cast_input_dtype_enabled = casting
-    return {"nats_per_item": nats, "ndcg@10": summarise(ranks, 2000, SEED)["ndcg@10"], **student.state}
+    return {"nats_per_item": nats, "ndcg@10": summarise(ranks, 2000, SEED)["ndcg@10"], "users": users, **student.state}
 
 
 def run(results: Any, options: argparse.Namespace) -> None:

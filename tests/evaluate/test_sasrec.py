@@ -57,6 +57,24 @@ def test_a_history_is_scored_alike_alone_and_among_longer_ones() -> None:
     torch.testing.assert_close(network.scores([histories[1][-8:]])[0], together[1])  # no more than max_len is read
 
 
+def test_a_step_in_parts_is_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of one length go through the network together; gradients and the loss are those of all rows at once."""
+    rows = [np.array(items[-9:], dtype=np.int32) for items in ring(30)]
+    found = []
+    for parts in (1, 4, 100):
+        monkeypatch.setattr(sasrec, "PARTS", parts)
+        torch.manual_seed(0)
+        network = Network(ITEMS, SMALL)
+        descent = torch.optim.SGD(network.parameters(), lr=1.0)
+        loss = sasrec._epoch(network, descent, rows, SMALL, np.random.default_rng(0))
+        found.append((loss, network.state_dict()))
+    for loss, state in found[1:]:
+        assert loss == pytest.approx(found[0][0], rel=1e-5)
+        for name, weight in found[0][1].items():
+            torch.testing.assert_close(state[name], weight, rtol=1e-4, atol=1e-5, msg=name)
+    assert [len(part) for part in sasrec._by_length(rows[:3])] == [1, 1, 1]
+
+
 def test_later_items_change_no_earlier_state() -> None:
     torch.manual_seed(0)
     network = Network(ITEMS, SMALL).eval()
