@@ -162,7 +162,7 @@ def test_the_file_on_a_tiny_model(
     assert found["validation_nats"][cell.name] == {name: own["valid_nats_after"] for name, own in facts.items()}
     assert found["validation_nats"]["untouched"] == {}
     monkeypatch.setattr(readme, "ROOT", tmp_path)
-    assert f"`ndcg_vs_sasrec`: {ndcg['with_transitions'] / sasrec:.3g}" in readme.evidence()
+    assert f"`ndcg_vs_sasrec` (rerank with transitions): {ndcg['with_transitions'] / sasrec:.3g}" in readme.evidence()
     assert f"{ndcg['with_transitions']:.4f}" in readme.evidence_systems()
 
 
