@@ -156,8 +156,8 @@ def ours(
     if compiled:
         towers.compile()
     collator = Collator({"random": catalogue}, loss, 1, 0, micro, None, at_once)
-    few, batch = collator(made[: max(micro, rows // WARM)]).to(where), collator(made).to(where)
-    few = batch if offload else few  # whose pinned memory is had in a step of all rows
+    batch = collator(made).to(where)  # offload's pinned memory is had in a step of all rows
+    few = batch if offload else collator(made[: max(micro, rows // WARM)]).to(where)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
 
     def step(batch: StepBatch) -> None:

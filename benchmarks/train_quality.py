@@ -131,11 +131,10 @@ def run(results: Any, options: argparse.Namespace) -> None:
 
 def grow(students: list[Student], ages: list[float]) -> None:
     """Train to these ages, in minutes, and keep the weights of each; what is kept already is not made again."""
-    missing = [(age, student) for age, student in product(ages, students) if not student.file(age).is_file()]
-    for student in {student.name: student for _, student in missing}.values():
+    for student in students:
         student.load(student.file())
-    for age in dict.fromkeys(age for age, _ in missing):
-        growing = [student for other, student in missing if other == age]
+    for age in ages:
+        growing = [student for student in students if not student.file(age).is_file()]
         for student in growing:
             if student.state["seconds"] > 60 * age + TURN:
                 raise SystemExit(

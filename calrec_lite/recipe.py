@@ -157,6 +157,11 @@ class Loss(Section):
         return self
 
     @property
+    def contrastive(self) -> bool:
+        """Whether a contrastive term has weight."""
+        return self.alpha + self.beta > 0
+
+    @property
     def effective_prior(self) -> float:
         """The prior as it acts: only the catalogue softmax knows the items."""
         return self.prior if self.softmax == "catalogue" else 0.0

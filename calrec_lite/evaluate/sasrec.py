@@ -180,10 +180,9 @@ def _epoch(
             padded, lengths = _padded(part, network.n_items, network.positions.weight.device)
             real = padded[:, 1:] != network.n_items  # (B, T)
             states = network(padded[:, :-1], lengths - 1)[real]  # (M, D)
-            loss = _softmax_loss(network, states, padded[:, 1:][real], options.negatives, random)
-            loss = loss * len(states) / supervised
-            loss.backward()
-            total += float(loss.detach()) * supervised
+            loss = len(states) * _softmax_loss(network, states, padded[:, 1:][real], options.negatives, random)
+            (loss / supervised).backward()
+            total += float(loss.detach())
         optimiser.step()
         targets += supervised
     return total / targets

@@ -149,7 +149,7 @@ class Collator:
         self.catalogues, self.loss, self.start, self.pad = catalogues, loss, start, pad
         self.row_tokens, self.items_at_once = row_tokens, items_at_once
         self._micro_batch_size = torch.tensor(micro_batch_size).share_memory_()
-        self.contrast = loss.alpha + loss.beta > 0
+        self.contrast = loss.contrastive
 
     def __call__(self, rows: Sequence[Row]) -> StepBatch:
         rows = sorted(rows, key=lambda row: -len(row.tokens))  # the largest chunk first: memory that lacks, lacks early

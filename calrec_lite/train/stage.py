@@ -137,15 +137,8 @@ def _free_memory() -> None:
 
 def _config(run: Run, stage: Stage, folder: StageFolder, model: PeftModel, rows: Rows) -> CALRecConfig:
     optim, seed = run.recipe.optim, run.recipe.training_seed
-    if optim.gradient_checkpointing == "offload" and device().type == "cpu":
-        raise InputError(
-            "optim.gradient_checkpointing: offload moves activations from the GPU's memory to RAM, and this machine "
-            "has no CUDA device: set it to true"
-        )
-    if optim.gradient_checkpointing == "offload" and optim.compile:
-        raise InputError("optim.compile: not together with gradient_checkpointing: offload: set one of them otherwise")
-    if optim.gradient_checkpointing == "offload" and run.recipe.loss.alpha + run.recipe.loss.beta > 0:
-        check_offload(model, optim.batch_size, int(rows.length.max()))
+    if optim.gradient_checkpointing == "offload":
+        _refuse_offload(run, model, rows)
     per_epoch = len(StepSampler(rows, optim.batch_size, seed))
     steps = NO_LIMIT if stage.minutes else stage.max_steps or math.ceil((stage.epochs or 1) * per_epoch)
     micro = optim.micro_batch_size
@@ -179,6 +172,20 @@ def _config(run: Run, stage: Stage, folder: StageFolder, model: PeftModel, rows:
         use_cpu=device().type == "cpu",
         dataloader_num_workers=0 if device().type == "cpu" else 2,
     )
+
+
+def _refuse_offload(run: Run, model: PeftModel, rows: Rows) -> None:
+    """Raise InputError where nothing can be offloaded: without a GPU, from compiled layers, to RAM that is full."""
+    optim = run.recipe.optim
+    if device().type == "cpu":
+        raise InputError(
+            "optim.gradient_checkpointing: offload moves activations from the GPU's memory to RAM, and this machine "
+            "has no CUDA device: set it to true"
+        )
+    if optim.compile:
+        raise InputError("optim.compile: not together with gradient_checkpointing: offload: set one of them otherwise")
+    if run.recipe.loss.contrastive:  # else a chunk's graph is gone before the next one's
+        check_offload(model, optim.batch_size, int(rows.length.max()))
 
 
 def _estimated_micro(run: Run, folder: StageFolder, model: PeftModel, longest: int) -> int:

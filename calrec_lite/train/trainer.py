@@ -204,14 +204,14 @@ class CALRecTrainer(Trainer):
                 f"{self.state.global_step}: set optim.gradient_checkpointing: true, or text.max_history_tokens or "
                 "text.max_items lower under another `name`, and start the run again"
             )
-        self._say_micro(old, "out of memory")
+        self._resized(old, "out of memory")
 
     def _maybe_grow(self) -> None:
         device, old = self.args.device, self.micro.size
         resting, peak = torch.cuda.memory_allocated(device), torch.cuda.max_memory_allocated(device)
         room = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
         if self.micro.grow(resting, peak, room):
-            self._say_micro(old, "room in memory")
+            self._resized(old, "room in memory")
 
     def _watch_peak(self) -> None:
         """From here on the GPU's own peak is that of this size of micro-batch, or of this stage, alone."""
@@ -223,7 +223,8 @@ class CALRecTrainer(Trainer):
         """The most memory held since the trainer was made: on the GPU; on a CPU by the process, since its start."""
         return max(self._peak, peak_bytes(self.args.device))
 
-    def _say_micro(self, old: int, why: str) -> None:
+    def _resized(self, old: int, why: str) -> None:
+        """Watch the peak of the new size, and say so."""
         self._peak = self.peak_bytes
         self._watch_peak()
         size = self.micro.size

@@ -1,6 +1,5 @@
 """Memory that runs out: the step is repeated with half the micro-batch, and nothing else changes."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -218,7 +217,7 @@ def test_workers_cut_as_the_trainer_came_to(tiny_folder, encoder, tmp_path, monk
     collate = Collator.__call__
 
     def counted(self, rows):
-        here.append(os.getpid())
+        here.append(len(rows))
         return collate(self, rows)
 
     monkeypatch.setattr(Collator, "__call__", counted)

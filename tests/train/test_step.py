@@ -19,15 +19,23 @@ from calrec_lite.train.step import _whole, two_tower_step
 from tests.conftest import needs_compiler
 
 
+def adapted(folder: Path, seed: int, checkpointing: bool = False, std: float = 0.1, **base) -> torch.nn.Module:
+    """The tiny model with an adapter that is not zero, in training mode."""
+    torch.manual_seed(seed)
+    of = Base.model_validate({"model": str(folder), "lora": {"r": 4}, **base})
+    model = add_adapter(load_model(folder, of), of, checkpointing).train()
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=std)
+    return model
+
+
+FP32 = {"dtype": "float32", "load_in_4bit": False}
+
+
 @pytest.fixture(scope="module")
 def model(tiny_folder: Path) -> torch.nn.Module:
-    torch.manual_seed(1)
-    base = Base(model=str(tiny_folder), dtype="float32", load_in_4bit=False, lora=Lora(r=4))
-    adapted = add_adapter(load_model(tiny_folder, base), base)
-    for name, parameter in adapted.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.1)
-    return adapted
+    return adapted(tiny_folder, 1, **FP32)
 
 
 @pytest.fixture(scope="module")
@@ -165,12 +173,7 @@ def test_gradients_do_not_depend_on_micro_batching(
 def test_gradients_over_a_4bit_base_do_not_depend_on_it_where_fp32_can_tell(
     tiny_folder: Path, rows, encoder, catalogue, plain_loss: Loss
 ) -> None:
-    torch.manual_seed(0)
-    base = Base(model=str(tiny_folder), load_in_4bit=True, dtype="float32", lora=Lora(r=4))
-    model = add_adapter(load_model(tiny_folder, base), base).train()
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.1)
+    model = adapted(tiny_folder, 0, load_in_4bit=True, dtype="float32")
     layer = model.get_base_model().get_decoder().layers[0].mlp.up_proj.weight
     assert layer.dtype is torch.uint8
     assert layer.quant_state.nested  # double quantisation
@@ -186,12 +189,7 @@ def test_gradients_of_low_precision_bases_do_not_depend_on_it_either(
     tiny_folder: Path, rows, encoder, catalogue, plain_loss: Loss, kind: str, checkpointing: bool
 ) -> None:
     """As far as bf16 can tell: rounding of single positions, not of the sum."""
-    torch.manual_seed(0)
-    base = Base(model=str(tiny_folder), load_in_4bit=kind == "nf4", load_in_8bit=kind == "int8", lora=Lora(r=4))
-    model = add_adapter(load_model(tiny_folder, base), base, checkpointing).train()
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.1)
+    model = adapted(tiny_folder, 0, checkpointing, load_in_4bit=kind == "nf4", load_in_8bit=kind == "int8")
     whole_loss, whole = gradients(model, collate(rows, encoder, catalogue, plain_loss, 100), plain_loss)
     for micro in (1, 3):
         cut_loss, cut = gradients(model, collate(rows, encoder, catalogue, plain_loss, micro), plain_loss)
@@ -208,12 +206,7 @@ def test_compiled_layers_give_the_same_gradients(
     tiny_folder: Path, rows, encoder, catalogue, plain_loss: Loss, checkpointing: bool
 ) -> None:
     """Dropout too: a compiled layer draws as it would uncompiled."""
-    torch.manual_seed(2)
-    base = Base(model=str(tiny_folder), dtype="float32", load_in_4bit=False, lora=Lora(r=4, dropout=0.2))
-    model = add_adapter(load_model(tiny_folder, base), base, checkpointing).train()
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.1)
+    model = adapted(tiny_folder, 2, checkpointing, lora={"r": 4, "dropout": 0.2}, **FP32)
     batches = [
         collate(rows[:count], encoder, catalogue, plain_loss, micro) for count, micro in ((7, 20), (7, 2), (5, 9))
     ]
@@ -250,13 +243,7 @@ def test_without_a_compiler_it_says_what_to_do(model, monkeypatch: pytest.Monkey
 
 @pytest.fixture(scope="module")
 def checkpointed(tiny_folder: Path) -> torch.nn.Module:
-    torch.manual_seed(0)
-    base = Base(model=str(tiny_folder), dtype="float32", load_in_4bit=False, lora=Lora(r=4))
-    model = add_adapter(load_model(tiny_folder, base), base, True).train()
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.1)
-    return model
+    return adapted(tiny_folder, 0, True, **FP32)
 
 
 @pytest.mark.parametrize("micro", [1, 3])
@@ -285,16 +272,10 @@ def test_offloaded_graphs_have_the_dropout_of_kept_ones(
     tiny_folder: Path, rows, encoder, catalogue, contrast: bool
 ) -> None:
     """Layers are computed again for the backward pass, with the masks they had."""
-    torch.manual_seed(0)
-    base = Base(model=str(tiny_folder), dtype="float32", load_in_4bit=False, lora=Lora(r=4, dropout=0.3))
     loss = Loss(alpha=0.2 * contrast, beta=0.1 * contrast, softmax="vocabulary")
     batch, found = collate(rows, encoder, catalogue, loss, 3), []
     for checkpointing in (False, True):  # one model keeps all, the other layers' inputs in RAM
-        torch.manual_seed(1)
-        model = add_adapter(load_model(tiny_folder, base), base, checkpointing).train()
-        for name, parameter in model.named_parameters():
-            if "lora_B" in name:
-                torch.nn.init.normal_(parameter, std=0.1)
+        model = adapted(tiny_folder, 1, checkpointing, lora={"r": 4, "dropout": 0.3}, **FP32)
         torch.manual_seed(2)
         weight = (0.7 if contrast else 1.0) / batch.supervised
         if contrast and not checkpointing:
@@ -389,12 +370,7 @@ def test_the_step_never_waits_for_the_device(model, rows, encoder, catalogue, mi
 @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=needs_compiler)], ids=["eager", "compiled"])
 def test_dropout_is_replayed(tiny_folder: Path, rows, encoder, catalogue, plain_loss: Loss, compiled: bool) -> None:
     """The first and the second pass see the same masks: the surrogate's value is then the vectors' own."""
-    base = Base(model=str(tiny_folder), dtype="float32", load_in_4bit=False, lora=Lora(r=4, dropout=0.5))
-    torch.manual_seed(3)
-    model = add_adapter(load_model(tiny_folder, base), base).train()
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.3)
+    model = adapted(tiny_folder, 3, std=0.3, lora={"r": 4, "dropout": 0.5}, **FP32)
     seen: list[torch.Tensor] = []
     towers = Towers(model)
     if compiled:
