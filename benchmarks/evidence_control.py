@@ -32,10 +32,7 @@ class Mixed:
 
     def parts(self, histories: list[NDArray[Any]]) -> tuple[NDArray[Any], NDArray[Any]]:
         """Cosines and log transition scores, (U, N) each."""
-        by_place = self.minilm._scores([self.minilm._place[history] for history in histories])
-        cosine = np.empty_like(by_place)
-        cosine[:, self.minilm._order] = by_place - 1
-        return cosine, np.log(self.transitions.scores(histories) + Transitions.FLOOR)
+        return self.minilm.cosines(histories), np.log(self.transitions.scores(histories) + Transitions.FLOOR)
 
     def lists(self, parts: Any, histories: list[NDArray[Any]], k: int, exclude_seen: bool) -> NDArray[np.int32]:
         cosine, followed = parts

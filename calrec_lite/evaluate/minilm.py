@@ -59,10 +59,13 @@ class MiniLM(Popularity):
         scores = super()._scores(places)
         told = [row for row, history in enumerate(places) if len(history)]  # without a history: popularity
         if told:
-            histories = [self._order[places[row]].astype(np.int32) for row in told]
-            cosines = _Scores(self._vectors, histories, self.latest)(slice(None))
+            cosines = self.cosines([self._order[places[row]].astype(np.int32) for row in told])
             scores[told] = np.maximum(1 + cosines[:, self._order], 0)  # scores here may not be below 0
         return scores
+
+    def cosines(self, histories: Histories) -> NDArray[np.float32]:
+        """Cosines of the mean of each history's latest items with all items, (U, N); no history may be empty."""
+        return _Scores(self._vectors, histories, self.latest)(slice(None))
 
 
 @dataclass(frozen=True)
