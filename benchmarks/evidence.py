@@ -6,7 +6,7 @@ SmolLM2-135M, LoRA r=16: a joint stage over slices of five Amazon domains and th
 (`calrec-lite ablate`): no training, I, II, I + II, and I + II without the contrastive terms or with the vocabulary
 softmax; the same budget for every cell; lists by beam and by rerank. All baselines, --users test users, paired
 intervals. Killed and started again it goes on; finished cells are kept. With the default budget that is five cells of
-an hour and their measuring. On office, which only SASRec was tuned on, the untouched base and I + II. Layers are
+an hour and their measuring. On office, where nothing was tuned, the untouched base and I + II. Layers are
 compiled, which needs a C++ compiler. What was tuned before, on validation users: evidence_trials.py.
 """
 
@@ -46,6 +46,7 @@ JOINT = {
     "games": "amazon18_games",
 }
 BASELINES = ["popularity", "last_item", "bm25_last", "transitions", "sasrec", "minilm"]
+SASREC = {"hidden": 128, "batch_size": 128, "epochs": 100}  # of Scientific's validation users; the defaults do as well
 Key = tuple[str, ...]  # of a cell: variant, *stages
 FINAL = ("full", "joint", "target")
 LISTS = {"beam": "final", "rerank": "rerank", "rerank with transitions": "with_transitions"}  # of the final model
@@ -84,7 +85,7 @@ def recipe_values(data: Path, target: str, budget: dict[str, Any], users: int) -
             "eval_every": 200,
         },
         "recommend": {"batch_tokens": 16384},
-        "evaluate": {"domain": target, "users": users, "baselines": BASELINES},
+        "evaluate": {"domain": target, "users": users, "baselines": BASELINES, "sasrec": SASREC},
         "ablate": {**GRID[target], **budget},
     }
 
@@ -239,6 +240,7 @@ def write(recipe: Recipe, results: dict[str, Any], options: argparse.Namespace) 
         **beside_baselines(cells, list(results["baselines"])),
         "validation_nats": validation_nats(folder),
         "validation_curve": validation_curve(folder),
+        "recipe": recipe.model_dump(mode="json", exclude={"domains"}),
         "domains": {name: run.domain(name).fingerprint for name in run.recipe.domains},
         "ratios": values,
         "ratio_lists": by,

@@ -115,8 +115,11 @@ def evidence_trials() -> str:
 
 def sasrec() -> str:
     facts = results("sasrec_beauty")
-    minutes, tried = facts["training_minutes"], len(facts["tried"])
-    said = f"{machine(facts)}: {minutes} minutes to train on {facts['trained_on']}; the best of {tried} on validation."
+    epochs = [order["training"]["best_epoch"] for order in (facts, facts["file_order"])]
+    said = (
+        f"{machine(facts)}: {facts['training_minutes']} minutes to train on {facts['trained_on']}, one core of it; epoch "
+        f"{epochs[0]} (in the file's order {epochs[1]}) is the best on validation."
+    )
     keys = ("recall@1", "recall@10", "ndcg@10")
     lines = [
         [name, *(interval_cell(metrics[key]) for key in keys)]

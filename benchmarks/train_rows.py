@@ -91,7 +91,7 @@ class Bench:
 
 def chosen(part: Any, rows: np.ndarray) -> Any:
     """Some of a domain's windows."""
-    return replace(part, start=part.start[rows], end=part.end[rows], length=part.length[rows])
+    return replace(part, **{name: getattr(part, name)[rows] for name in ("user", "start", "end", "length")})
 
 
 @dataclass(frozen=True)

@@ -129,7 +129,7 @@ def test_the_comments_say_what_is_true(name: str) -> None:
     """Parameters are counted on the real shape without its weights; the memory is the formula of docs/bases.md."""
     text = (BASES / f"{name}.yaml").read_text(encoding="utf-8")
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(REAL[name])
+        model = AutoModelForCausalLM.from_config(REAL[name], dtype=torch.bfloat16)
     head = model.get_output_embeddings()
     linears = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head}
     parameters = sum(p.numel() for p in model.parameters())
@@ -137,7 +137,7 @@ def test_the_comments_say_what_is_true(name: str) -> None:
     packed = sum(m.weight.numel() for m in linears.values())
     adapter = sum(16 * (m.in_features + m.out_features) for n, m in linears.items() if "vision" not in n)
     weights = 0.56 * packed + 2 * (parameters - packed) + 16 * adapter
-    plain, checkpointed = (weights + ROW * activation_bytes(model.config, c) for c in (False, True))
+    plain, checkpointed = (weights + ROW * activation_bytes(model, c) for c in (False, True))
     said = f"{plain / 1e9:.1f} GB, {checkpointed / 1e9:.1f} GB with optim.gradient_checkpointing"
     assert f"# Memory of a 4-bit training: {said} (docs/bases.md says of what).\n" in text
     (row,) = re.findall(rf"(?m)^\| `{re.escape(name)}` \| .*$", TABLE.read_text(encoding="utf-8"))

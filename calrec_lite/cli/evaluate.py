@@ -2,10 +2,14 @@
 
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from calrec_lite.cli.options import quiet_libraries
+
+if TYPE_CHECKING:
+    from calrec_lite.train.run import Run
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
 
@@ -16,7 +20,10 @@ FOLDER = click.Path(path_type=Path, file_okay=False)
 @click.option("--split", type=click.Choice(["test", "validation"]), help="Instead of the recipe's split.")
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Also write metrics.json here.")
 def evaluate(run: Path, users: int | None, split: str | None, out: Path | None) -> None:
-    """Measure a trained RUN, its base and its stages against the baselines, on the same held-out users."""
+    """Measure a trained RUN, its base and its stages against the baselines, on the same held-out users.
+
+    One of another split, or of fewer users, never replaces the evaluation that is there: it gets a folder of its own.
+    """
     quiet_libraries()
     from calrec_lite.evaluate.results import table
     from calrec_lite.evaluate.systems import evaluate_run
@@ -28,24 +35,47 @@ def evaluate(run: Path, users: int | None, split: str | None, out: Path | None) 
     if changes:
         options = opened.recipe.evaluate.model_copy(update=changes)
         opened = Run(opened.recipe.model_copy(update={"evaluate": options}), run)
-    click.echo(table(evaluate_run(opened)))
-    written = opened.evaluation / "metrics.json"
+    folder = _place(opened)
+    click.echo(table(evaluate_run(opened, folder=folder)))
+    written = folder / "metrics.json"
     if out:
         with atomic_path(out) as temporary:
             shutil.copy(written, temporary)
     click.echo(f"\n-> {out or written}")
 
 
+def _place(run: "Run") -> Path:
+    """Where an evaluation goes: the run's own place, unless what is there is of another split or of more users."""
+    from calrec_lite.evaluate.results import read_metrics
+
+    if not (run.evaluation / "metrics.json").is_file():
+        return run.evaluation
+    there, asked = read_metrics(run.evaluation)["protocol"], run.recipe.evaluate
+    if there["split"] == asked.split and (asked.users is None or asked.users >= there["users"]):
+        return run.evaluation
+    return run.folder / f"evaluation-{asked.split}-{asked.users or 'all'}"
+
+
 @click.command()
 @click.argument("run_a", type=FOLDER)
 @click.argument("run_b", type=FOLDER)
-def compare(run_a: Path, run_b: Path) -> None:
-    """Differences between two evaluated runs, RUN_B minus RUN_A, by paired bootstrap over the same users."""
+@click.option("--pair", "pairs", nargs=2, multiple=True, metavar="A B", help="Also system A of RUN_A with B of RUN_B.")
+def compare(run_a: Path, run_b: Path, pairs: tuple[tuple[str, str], ...]) -> None:
+    """Differences between two evaluated runs, RUN_B minus RUN_A, by paired bootstrap over the same users.
+
+    Either may be one of a run's other evaluations (RUN/evaluation-validation-200), and both the same.
+    """
     from calrec_lite.evaluate.compare import compare as compare_runs
     from calrec_lite.evaluate.compare import comparison_table
+
+    click.echo(comparison_table(compare_runs(_evaluation(run_a), _evaluation(run_b), pairs)))
+
+
+def _evaluation(folder: Path) -> Path:
+    """A run's evaluation, or the folder itself where it is one."""
     from calrec_lite.train.run import Run
 
-    click.echo(comparison_table(compare_runs(Run.open(run_a).evaluation, Run.open(run_b).evaluation)))
+    return folder if (folder / "rankings.parquet").is_file() else Run.open(folder).evaluation
 
 
 @click.command()

@@ -72,7 +72,7 @@ def compare(a: Path, b: Path, pairs: Sequence[tuple[str, str]] = ()) -> dict[str
     shared = [] if same else [(name, name) for name in run_a.results["systems"] if name in run_b.results["systems"]]
     chosen = list(dict.fromkeys([*shared, *pairs]))
     if not chosen:
-        raise InputError(f"{a} and {b} share no system to compare; name a pair, one system of each")
+        raise InputError(f"{a} and {b} share no system to compare; name one of each by --pair")
     return {
         "domain": run_a.results["domain"],
         "protocol": run_a.results["protocol"],

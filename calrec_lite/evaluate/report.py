@@ -1,6 +1,5 @@
 """`calrec-lite report`: everything a run says about itself on one HTML page that needs nothing but itself."""
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from calrec_lite.evaluate.examples import examples
 from calrec_lite.evaluate.metrics import METRICS
 from calrec_lite.evaluate.plots import Bar, Curve, histogram, interval_chart, line_chart
 from calrec_lite.evaluate.results import caption, read_metrics
+from calrec_lite.evaluate.systems import BASELINE_NAMES
 from calrec_lite.files import atomic_path
 from calrec_lite.recipe import resolved
 from calrec_lite.train.run import Run
@@ -83,19 +83,15 @@ def _metric_names(results: Mapping[str, Any]) -> dict[str, str]:
     return dict(zip(METRICS, names, strict=True))
 
 
-def _is_model(system: str) -> bool:
-    return bool(re.fullmatch(r"base|final|stage\d+", system))
-
-
 def _strongest(results: Mapping[str, Any]) -> str | None:
     """The baseline with the highest NDCG@10."""
-    baselines = [name for name in results["systems"] if not _is_model(name)]
+    baselines = [name for name in results["systems"] if name in BASELINE_NAMES]
     return max(baselines, key=lambda name: results["systems"][name]["ndcg@10"]["value"], default=None)
 
 
 def _systems(run: Run, results: Mapping[str, Any], subject: str) -> dict[str, Any]:
     """Metrics, their chart, and how much the subject is above every other system, user by user."""
-    kinds = {name: "model" if _is_model(name) else "other" for name in results["systems"]} | {subject: "subject"}
+    kinds = {name: "other" if name in BASELINE_NAMES else "model" for name in results["systems"]} | {subject: "subject"}
     bars = [Bar(name, kinds[name], metrics) for name, metrics in results["systems"].items()]
     pairs = [(name, subject) for name in results["systems"] if name != subject]
     found = compare(run.evaluation, run.evaluation, pairs)["comparisons"] if pairs else []

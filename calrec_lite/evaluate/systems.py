@@ -18,15 +18,18 @@ from calrec_lite.recommend.recommender import Recommender
 from calrec_lite.recommend.transitions import Transitions
 from calrec_lite.train.run import Run
 
+BASELINE_NAMES = (*BASELINES, "minilm", "sasrec")
 
-def evaluate_run(run: Run, trained: bool = True) -> dict[str, Any]:
-    """Measure every system of the recipe on the same users; returns and writes `evaluation/metrics.json`.
+
+def evaluate_run(run: Run, trained: bool = True, folder: Path | None = None) -> dict[str, Any]:
+    """Measure every system of the recipe on the same users; returns and writes `metrics.json`.
 
     Systems are `base` (untouched), `stage1` ... for the stages before the last, `final`, and the
     baselines by name. All of them see the same histories, catalogue and exclusion rule.
 
     Args:
         trained: False leaves the stages out, so that base and baselines can be measured before any training.
+        folder: where it is written, beside every user's list; default: the run's `evaluation`.
 
     Raises:
         InputError: if the run is not trained to the end.
@@ -41,7 +44,9 @@ def evaluate_run(run: Run, trained: bool = True) -> dict[str, Any]:
     for name, system in _systems(run, trained):
         print(f"evaluating {name} on {len(cases.users):,} users")
         measured[name] = evaluate_system(system, cases, protocol)
-    with atomic_path(run.evaluation) as temporary:  # an earlier evaluation is replaced whole, never mixed with
+    with atomic_path(
+        folder or run.evaluation
+    ) as temporary:  # an earlier evaluation is replaced whole, never mixed with
         return write_results(temporary, domain, protocol, cases, measured, {"recommend": recipe.recommend.model_dump()})
 
 
@@ -76,7 +81,7 @@ def open_recommender(run: Run, folder: Path, transitions: bool = False) -> Recom
     """
     recipe = run.recipe
     base = recipe.base.model_copy(update={"attention": "sdpa"})  # a tree of continuations needs a mask of its own
-    towers = Towers(load_model(folder, base, quantised=False, where=roomy_device(folder)))
+    towers = Towers(load_model(folder, base, quantised=False, where=roomy_device(folder, base)))
     name, domain = recipe.target, run.domain(recipe.target)
     counted = Transitions.of(domain) if transitions or recipe.recommend.counts_transitions else None
     ids = domain.catalogue.ids

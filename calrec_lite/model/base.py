@@ -1,6 +1,7 @@
 """The base LLM and its tokenizer: where they come from, how they are loaded, how the adapter is put in."""
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import torch
 from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import (
     AutoConfig,
@@ -21,7 +23,7 @@ from transformers import (
 
 from calrec_lite.data.checksum import file_sha256
 from calrec_lite.data.sources import fetch, snapshot
-from calrec_lite.errors import InputError
+from calrec_lite.errors import InputError, RunError
 from calrec_lite.files import BESIDE_WEIGHTS, atomic_path, cache_folder
 from calrec_lite.recipe import Base
 
@@ -87,13 +89,21 @@ def device() -> torch.device:
     return torch.device("cpu")
 
 
-def roomy_device(folder: Path) -> torch.device:
-    """Where the full weights of a folder go: the GPU if they fit beside what is on it, else the CPU."""
-    size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+def roomy_device(folder: Path, base: Base) -> torch.device:
+    """Where the full weights of a folder go: the GPU if they fit in `base.dtype` beside what is on it, else the CPU."""
     gpu = device()
-    if gpu.type == "cpu" or torch.cuda.mem_get_info(gpu)[0] > 1.3 * size:
+    if gpu.type == "cpu" or torch.cuda.mem_get_info(gpu)[0] > 1.3 * loaded_bytes(folder, base):
         return gpu
     return torch.device("cpu")
+
+
+def loaded_bytes(folder: Path, base: Base) -> int:
+    """Bytes of a folder's full weights in `base.dtype`, in whatever dtype they are stored."""
+    numbers = 0
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, "pt") as weights:
+            numbers += sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
+    return numbers * int(getattr(torch, base.dtype).itemsize)
 
 
 def load_model(folder: Path, base: Base, quantised: bool = True, where: torch.device | None = None) -> PreTrainedModel:
@@ -103,6 +113,11 @@ def load_model(folder: Path, base: Base, quantised: bool = True, where: torch.de
         folder: from `base_folder`, or a stage's merged weights.
         quantised: False loads full weights whatever the recipe says.
         where: default: `device()`.
+
+    Raises:
+        InputError: transformers cannot load it so: an architecture or attention that it does not know or has not
+            installed.
+        RunError: there is not memory enough for it.
     """
     dtype = getattr(torch, base.dtype)
     quantisation = None
@@ -115,16 +130,25 @@ def load_model(folder: Path, base: Base, quantised: bool = True, where: torch.de
         )
     elif quantised and base.load_in_8bit:
         quantisation = BitsAndBytesConfig(load_in_8bit=True)
-    _require_causal(folder, base)
-    model = AutoModelForCausalLM.from_pretrained(
-        folder,
-        dtype=dtype,
-        quantization_config=quantisation,
-        device_map={"": where or device()},
-        attn_implementation=base.attention,
-        trust_remote_code=base.trust_remote_code,
-        local_files_only=True,
-    )
+    try:
+        _require_causal(folder, base)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype,
+            quantization_config=quantisation,
+            device_map={"": where or device()},
+            attn_implementation=base.attention,
+            trust_remote_code=base.trust_remote_code,
+            local_files_only=True,
+        )
+    except (ImportError, ValueError) as error:
+        said = " ".join(str(error).split())[:300]
+        raise InputError(f"base: {base.model} with attention: {base.attention} cannot be loaded: {said}") from None
+    except torch.OutOfMemoryError:
+        raise RunError(
+            f"out of memory while {folder} was loaded: free the GPU, or set base.load_in_4bit: true under another "
+            "`name`, and start the run again"
+        ) from None
     model.config.use_cache = False
     return model
 

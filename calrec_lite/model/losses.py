@@ -67,7 +67,7 @@ class _HeadLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
         (pull,) = ctx.saved_tensors
-        return gradient.unsqueeze(1).to(pull.dtype) * pull, None, None
+        return (gradient.unsqueeze(1) * pull).to(pull.dtype), None, None  # a weight in bf16 would be off by up to .4%
 
 
 def catalogue_nll(states: Tensor, head: Tensor, forks: Forks) -> Tensor:

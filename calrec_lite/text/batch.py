@@ -237,16 +237,16 @@ class Collator:
         owner, keys = [], []
         for b, row in enumerate(rows):
             for k in self.anchors(row):
-                owner.append(b)
+                owner.append(-1 - b if row.user is None else row.user)
                 keys.append((row.domain, int(row.items[k])))
         texts = {key: self.catalogues[key[0]].tokens[key[1]] for key in keys}
         distinct = sorted(texts, key=lambda key: (len(texts[key]), key))
         column = {key: i for i, key in enumerate(distinct)}
         item = np.array([column[key] for key in keys], np.int64)
-        row_of = np.array(owner, np.int64)
+        owner_of = np.array(owner, np.int64)  # windows of one user, or a row that fills a step up, are one history
         negatives = item[:, None] != item[None, :]  # (A, A); the same text is never its own negative
         if self.loss.mask_same_history:
-            negatives &= row_of[:, None] != row_of[None, :]
+            negatives &= owner_of[:, None] != owner_of[None, :]
         return [texts[key] for key in distinct], item, negatives
 
 

@@ -26,6 +26,7 @@ class Row:
         starts, ends: (n,) where each item's text begins and ends (exclusive; the line break is inside).
         items: (n,) catalogue indices.
         domain: name of the domain.
+        user: whose history it is, an index in the domain; None: nobody else's in a step.
     """
 
     tokens: Tokens
@@ -33,6 +34,7 @@ class Row:
     ends: np.ndarray
     items: np.ndarray
     domain: str
+    user: int | None = None
 
 
 class Encoder:
@@ -126,7 +128,7 @@ class Encoder:
             kept += 1
         return items[len(items) - kept :]
 
-    def row(self, items: np.ndarray, tokens: Sequence[Tokens], domain: str) -> Row:
+    def row(self, items: np.ndarray, tokens: Sequence[Tokens], domain: str, user: int | None = None) -> Row:
         """A training row of catalogue indices `items` (oldest first), whose last is always a target."""
         texts = [tokens[i] for i in items]
         fits = 1 + len(self.recent(texts[:-1], self.text.max_items - 1))
@@ -139,7 +141,7 @@ class Encoder:
             at = starts[-1] + len(item)
             ends.append(at)
         pieces.append(np.array([self.end]))
-        return Row(np.concatenate(pieces), np.array(starts), np.array(ends), np.asarray(items), domain)
+        return Row(np.concatenate(pieces), np.array(starts), np.array(ends), np.asarray(items), domain, user)
 
 
 @dataclass(frozen=True)

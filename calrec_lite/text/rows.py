@@ -13,10 +13,14 @@ from calrec_lite.text.encoding import EncodedCatalogue, Encoder, Row
 
 @dataclass(frozen=True)
 class DomainRows:
-    """A domain's windows: row i is `items[start[i] : end[i]]` of the flat item sequence; `length` in tokens."""
+    """A domain's windows: row i is `items[start[i] : end[i]]` of `user[i]`'s part of the flat item sequence.
+
+    `length` is in tokens.
+    """
 
     catalogue: EncodedCatalogue
     items: np.ndarray
+    user: np.ndarray
     start: np.ndarray
     end: np.ndarray
     length: np.ndarray
@@ -38,7 +42,7 @@ class Rows(Dataset[Row]):
         part = self.parts[self.domain[i]]
         j = i - self._first[self.domain[i]]
         items = part.items[part.start[j] : part.end[j]]
-        return self.encoder.row(items, part.catalogue.tokens, part.catalogue.name)
+        return self.encoder.row(items, part.catalogue.tokens, part.catalogue.name, int(part.user[j]))
 
 
 def training_rows(domain: Domain, catalogue: EncodedCatalogue, encoder: Encoder, loss: Loss) -> DomainRows:
@@ -50,16 +54,17 @@ def training_rows(domain: Domain, catalogue: EncodedCatalogue, encoder: Encoder,
     """
     most = encoder.text.max_items
     stride = 1 if loss.targets == "last" else most - 1
-    starts, ends = [], []
+    users, starts, ends = [], [], []
     for u in range(len(domain.sequences)):
         begin = int(domain.sequences.offsets[u])
         stop = begin + len(domain.train_items(u))
         for end in range(stop, begin + 1, -stride):
+            users.append(u)
             starts.append(max(begin, end - most))
             ends.append(end)
             if encoder.text.windows == "last" or (end - most <= begin and stride > 1):
                 break
-    return _domain_rows(domain, catalogue, encoder, np.array(starts, np.int64), np.array(ends, np.int64))
+    return _domain_rows(domain, catalogue, encoder, *(np.array(v, np.int64) for v in (users, starts, ends)))
 
 
 def validation_rows(domain: Domain, catalogue: EncodedCatalogue, encoder: Encoder, users: int, seed: int) -> DomainRows:
@@ -68,17 +73,17 @@ def validation_rows(domain: Domain, catalogue: EncodedCatalogue, encoder: Encode
     drawn = np.sort(np.random.default_rng(seed).permutation(eligible)[:users])
     end = targets[np.searchsorted(eligible, drawn)] + 1
     start = np.maximum(domain.sequences.offsets[drawn], end - encoder.text.max_items)
-    return _domain_rows(domain, catalogue, encoder, start, end)
+    return _domain_rows(domain, catalogue, encoder, drawn, start, end)
 
 
 def _domain_rows(
-    domain: Domain, catalogue: EncodedCatalogue, encoder: Encoder, start: np.ndarray, end: np.ndarray
+    domain: Domain, catalogue: EncodedCatalogue, encoder: Encoder, user: np.ndarray, start: np.ndarray, end: np.ndarray
 ) -> DomainRows:
     items = domain.sequences.items
     cost = np.array([len(t) for t in catalogue.tokens])[items] + len(encoder.next)
     before = np.concatenate([[0], np.cumsum(cost)])
     length = np.minimum(before[end] - before[start], encoder.text.max_history_tokens + encoder.text.max_item_tokens)
-    return DomainRows(catalogue, items, start, end, length)
+    return DomainRows(catalogue, items, user, start, end, length)
 
 
 class StepSampler(Sampler[list[int]]):

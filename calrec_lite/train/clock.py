@@ -21,12 +21,15 @@ class Clock(TrainerCallback):
     """
 
     def __init__(self, limit: float | None) -> None:
-        self.limit, self.seconds, self._since = limit, 0.0, 0.0
+        self.limit, self.seconds = limit, 0.0
+        self._since: float | None = None  # when what `seconds` does not hold yet began
 
     def learning_rate(self, schedule: str, warmup: float, step: int) -> float:
         """Factor of the learning rate: `optim.schedule` over the share of the time that is used, whatever the step."""
         assert self.limit
-        share = min(1.0, self.seconds / self.limit)
+        # Asked for after a step's update, before its end: by `seconds` alone the rate would lag a step behind.
+        running = 0.0 if self._since is None else time.perf_counter() - self._since
+        share = min(1.0, (self.seconds + running) / self.limit)
         if share < warmup:
             return share / warmup
         left = (1 - share) / (1 - warmup) if warmup < 1 else 1.0
@@ -37,6 +40,7 @@ class Clock(TrainerCallback):
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         now = time.perf_counter()
+        assert self._since is not None
         self.seconds, self._since = self.seconds + now - self._since, now
         assert isinstance(state.stateful_callbacks, dict)
         state.stateful_callbacks[NAME] = {"seconds": self.seconds}

@@ -1,36 +1,49 @@
 """How many rows fit in memory at once: what a step will need, before it is run, and what it turned out to need."""
 
+from typing import Any
+
 import psutil
 import torch
 from accelerate.utils.memory import should_reduce_batch_size
 from peft import PeftModel
-from transformers import PretrainedConfig
+from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from calrec_lite.errors import InputError
 
 SHARE = 0.5  # of the free memory that activations may take; the rest is for weights, buffers and other programs
+NAME = "MicroBatch"  # under which checkpoints keep a size that was halved
+# Lack of memory that comes as no error of its own kind: from the driver, where page-locked memory is asked for; cuBLAS.
+LACKING = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
-def activation_bytes(config: PretrainedConfig, checkpointing: bool | str) -> int:
+def activation_bytes(model: PeftModel, checkpointing: bool | str) -> int:
     """Bytes kept for backward per token of a row.
 
-    Without checkpointing each layer keeps the inputs of its linear layers and its norms (in bf16, the norms in
-    fp32); with it only each layer's input, and one layer's worth while that is recomputed; with `offload` the
-    inputs are in RAM.
+    Without checkpointing each layer keeps the inputs of its linear layers (in the dtype that is computed in) and its
+    norms (in fp32); with it only each layer's input, and one layer's worth while that is recomputed; with `offload`
+    the inputs are in RAM.
     """
-    text = config.get_text_config()
+    text, width = model.config.get_text_config(), _width(model)
     hidden, inner, layers = text.hidden_size, text.intermediate_size, text.num_hidden_layers
-    layer = 2 * (10 * hidden + 5 * inner) + 8 * hidden
+    layer = width * (10 * hidden + 5 * inner) + 8 * hidden
     if checkpointing == "offload":
         return layer
-    return layers * 2 * hidden + layer if checkpointing else layers * layer
+    return layers * width * hidden + layer if checkpointing else layers * layer
+
+
+def _width(model: PeftModel) -> int:
+    """Bytes of a number of the states."""
+    return model.get_input_embeddings().weight.dtype.itemsize
 
 
 def check_offload(model: PeftModel, batch_size: int, row_tokens: int) -> None:
-    """Raise InputError where RAM has no room for what `offload` keeps of a step: each layer's input."""
+    """Raise InputError where RAM has no room for what `offload` keeps of a step: each layer's input.
+
+    Args:
+        row_tokens: of the longest row and of the item texts that are contrasted with it.
+    """
     text = model.config.get_text_config()
-    width = text.hidden_size * model.get_input_embeddings().weight.dtype.itemsize
-    needed = width * text.num_hidden_layers * batch_size * row_tokens
+    needed = _width(model) * text.hidden_size * text.num_hidden_layers * batch_size * row_tokens
     free = psutil.virtual_memory().available
     if torch.cuda.is_available():  # pinned by a stage before, and used again
         free += torch.cuda.host_memory_stats().get("allocated_bytes.current", 0)
@@ -49,29 +62,32 @@ def free_bytes(device: torch.device) -> int:
 
 
 def auto_micro_batch(
-    config: PretrainedConfig, batch_size: int, row_tokens: int, checkpointing: bool | str, device: torch.device
+    model: PeftModel, batch_size: int, row_tokens: int, checkpointing: bool | str, device: torch.device
 ) -> int:
     """Rows at once: the whole batch if it fits, else the largest equal part of it that does, at least one.
 
     Args:
-        row_tokens: length of the longest row.
+        row_tokens: of the longest row and of the item texts that are contrasted with it.
     """
-    room = int(SHARE * free_bytes(device)) // activation_bytes(config, checkpointing)
+    room = int(SHARE * free_bytes(device)) // activation_bytes(model, checkpointing)
     fits = max(1, room // row_tokens)
     return batch_size if fits >= batch_size else -(-batch_size // -(-batch_size // fits))
 
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory could not be had, on a GPU or a CPU."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or should_reduce_batch_size(error)  # type: ignore[arg-type]
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return any(said in str(error) for said in LACKING) or should_reduce_batch_size(error)  # type: ignore[arg-type]
 
 
-class MicroBatch:
+class MicroBatch(TrainerCallback):
     """How many full-length rows are in memory at once.
 
-    Halved when memory runs out. Where it was estimated (`auto`) and the device is a GPU, doubled while the
-    measured peak leaves room. On a CPU it does not grow: memory is shared with other programs there, and a
-    resumed run has to cut its steps as the first one did to end in the same bits.
+    Halved when memory runs out, which checkpoints keep: a resumed run does not run into it again. Where it was
+    estimated (`auto`) and the device is a GPU, doubled while the measured peak leaves room. On a CPU it does not grow:
+    memory is shared with other programs there, and a resumed run has to cut its steps as the first one did to end in
+    the same bits.
 
     Args:
         size: to begin with.
@@ -85,6 +101,7 @@ class MicroBatch:
     def __init__(self, size: int, most: int, grows: bool) -> None:
         self.size, self.most = min(size, most), most
         self.grows = grows and self.size < most
+        self.shrunk = False
         self.good = 0
 
     def shrink(self) -> bool:
@@ -93,7 +110,18 @@ class MicroBatch:
         if self.size == 1:
             return False
         self.size = -(-self.size // 2)
+        self.shrunk = True
         return True
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        kept = state.stateful_callbacks
+        if isinstance(kept, dict) and NAME in kept and kept[NAME]["size"] < self.size:
+            self.size, self.grows, self.shrunk = kept[NAME]["size"], False, True
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self.shrunk:
+            assert isinstance(state.stateful_callbacks, dict)
+            state.stateful_callbacks[NAME] = {"size": self.size}
 
     def grow(self, resting: int, peak: int, room: int) -> bool:
         """After a step that fitted: double the size if it has fitted often enough and twice as much would fit too.

@@ -14,10 +14,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from bitsandbytes.functional import GlobalPageManager
 from bitsandbytes.optim import GlobalOptimManager
 from peft import PeftModel
 from torch import Tensor
 from transformers import TrainerCallback, TrainerState, set_seed
+from transformers.integrations import get_reporting_integration_callbacks
 
 from calrec_lite.errors import InputError, RunError
 from calrec_lite.files import atomic_path, write_json
@@ -42,6 +44,7 @@ def train_run(run: Run) -> None:
     Raises:
         InputError, RunError: as described at what they name; the run can be started again.
     """
+    _check_reporters(run.recipe.optim.report_to)
     for i, folder in enumerate(run.stages):
         if folder.done:
             print(f"stage {folder.folder.name}: done already")
@@ -50,6 +53,15 @@ def train_run(run: Run) -> None:
             merge_adapter(stage_origin(run, i)[0], folder.adapter, folder.merged)
         else:
             _train_stage(run, i)
+
+
+def _check_reporters(names: list[str]) -> None:
+    """Raise InputError for one that transformers does not know, or whose library is not here: before anything runs."""
+    try:
+        for reporter in get_reporting_integration_callbacks(names):
+            reporter()
+    except (ImportError, RuntimeError, ValueError) as error:
+        raise InputError(f"optim.report_to: {' '.join(str(error).split())}") from None
 
 
 def stage_origin(run: Run, index: int) -> tuple[Path, Path | None]:
@@ -130,6 +142,7 @@ def _adapter(run: Run, index: int, rows: Rows, valid: Rows) -> tuple[dict[str, A
 def _free_memory() -> None:
     """Give back what no name holds any more; models and trainers point to themselves in circles."""
     GlobalOptimManager.get_instance().initialize()  # 8-bit optimisers leave the embeddings they skipped in it
+    GlobalPageManager.get_instance().initialize()  # and paged ones their states
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -143,7 +156,7 @@ def _config(run: Run, stage: Stage, folder: StageFolder, model: PeftModel, rows:
     steps = NO_LIMIT if stage.minutes else stage.max_steps or math.ceil((stage.epochs or 1) * per_epoch)
     micro = optim.micro_batch_size
     if micro == "auto":
-        micro = _estimated_micro(run, folder, model, int(rows.length.max()))
+        micro = _estimated_micro(run, folder, model, _row_tokens(run, rows))
     return CALRecConfig(
         output_dir=str(folder.checkpoints),
         objective=run.recipe.loss,
@@ -185,14 +198,21 @@ def _refuse_offload(run: Run, model: PeftModel, rows: Rows) -> None:
     if optim.compile:
         raise InputError("optim.compile: not together with gradient_checkpointing: offload: set one of them otherwise")
     if run.recipe.loss.contrastive:  # else a chunk's graph is gone before the next one's
-        check_offload(model, optim.batch_size, int(rows.length.max()))
+        check_offload(model, optim.batch_size, _row_tokens(run, rows))
 
 
-def _estimated_micro(run: Run, folder: StageFolder, model: PeftModel, longest: int) -> int:
+def _row_tokens(run: Run, rows: Rows) -> int:
+    """The most tokens that a row brings: its own, and those of its item texts in pass A."""
+    loss, text = run.recipe.loss, run.recipe.text
+    texts = min(loss.contrast_per_row or text.max_items, text.max_items) if loss.contrastive else 0
+    return int(rows.length.max()) + texts * text.max_item_tokens
+
+
+def _estimated_micro(run: Run, folder: StageFolder, model: PeftModel, row_tokens: int) -> int:
     """The estimate of the stage's first start: cut as they were then, a resumed run's steps give the same bits."""
     file, optim = folder.folder / "micro_batch.json", run.recipe.optim
     if not file.is_file():
-        rows = auto_micro_batch(model.config, optim.batch_size, longest, optim.gradient_checkpointing, device())
+        rows = auto_micro_batch(model, optim.batch_size, row_tokens, optim.gradient_checkpointing, device())
         write_json(file, {"micro_batch_size": rows})
     return int(json.loads(file.read_text(encoding="utf-8"))["micro_batch_size"])
 
@@ -265,7 +285,7 @@ def _states(towers: Towers, valid: Rows) -> Iterator[Tensor]:
 
 def _check_merge(live: Live, valid: Rows, merged: Path, run: Run) -> dict[str, Any]:
     """Adapter model against merged model: logits on some rows, and the validation loss."""
-    towers = Towers(load_model(merged, run.recipe.base, quantised=False, where=roomy_device(merged)))
+    towers = Towers(load_model(merged, run.recipe.base, quantised=False, where=roomy_device(merged, run.recipe.base)))
     head = live.head.to(towers.head.device)
     before = ((states.to(head.device) @ head.T).cpu() for states in live.states)
     after = ((states @ towers.head.T).cpu() for states in _states(towers, valid))

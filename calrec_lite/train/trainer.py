@@ -1,7 +1,6 @@
 """`CALRecConfig` and `CALRecTrainer`: the mixed objective on `transformers.Trainer`, in TRL's style."""
 
 import math
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -111,14 +110,15 @@ class CALRecTrainer(Trainer):
         self.remove_callback(ProgressCallback)
         self.clock = Clock(args.max_seconds)
         self.add_callback(self.clock)
+        cuda = args.device.type == "cuda"
+        self.micro = MicroBatch(args.micro_batch_size, args.per_device_train_batch_size, args.micro_batch_auto and cuda)
+        self.add_callback(self.micro)
         if not args.disable_tqdm:
             self.add_callback(StageProgress())
         self.towers = Towers(model, args.offload_checkpoints)
         if args.compile_layers:
             self.towers.compile()
         start = int(encoder.start[0])
-        cuda = args.device.type == "cuda"
-        self.micro = MicroBatch(args.micro_batch_size, args.per_device_train_batch_size, args.micro_batch_auto and cuda)
         longest = int(train_dataset.length.max(initial=1))
         at_once = None if cuda else ITEMS_AT_ONCE
         self.collator = Collator(catalogues, args.objective, start, encoder.pad, self.micro.size, longest, at_once)
@@ -130,7 +130,7 @@ class CALRecTrainer(Trainer):
         self._counts: dict[str, float] = dict.fromkeys(("targets", "tokens", "flops", "steps"), 0)
         self._flops = StepFlops(self.towers.decoder, model.config)  # type: ignore[arg-type]
         self._rate: float | None = None
-        self._since = time.perf_counter()
+        self._since = 0.0  # by the clock of training, when the counts began
         self._peak = 0  # of earlier sizes
         self._watch_peak()
 
@@ -165,6 +165,8 @@ class CALRecTrainer(Trainer):
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """One optimiser step's gradient; returns the detached objective. Where memory runs out, it is cut smaller."""
         model.train()
+        if not self._counts["steps"]:
+            self._since = self.clock.seconds
         batch: StepBatch = inputs["step"]
         before = rng_state(self.args.device)
         while True:
@@ -248,7 +250,7 @@ class CALRecTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the loss components and the rates since the last training log; stop on a NaN."""
         if "loss" in logs and self._counts["steps"]:
-            seconds = time.perf_counter() - self._since
+            seconds = self.clock.seconds - self._since
             logs |= {key: float(value) / self._counts["steps"] for key, value in self._sums.items()}
             logs |= {f"{key}_per_second": self._counts[key] / seconds for key in ("targets", "tokens")}
             logs["seconds"] = self.clock.seconds
@@ -256,7 +258,7 @@ class CALRecTrainer(Trainer):
                 self._rate = matmul_rate(self.args.device, self.towers.head.dtype)
             logs["mfu"] = self._counts["flops"] / seconds / self._rate
             logs["memory_bytes"] = self.peak_bytes
-            self._reset()
+            self._sums, self._counts = {}, dict.fromkeys(self._counts, 0)
             if not math.isfinite(logs["loss"]) or not math.isfinite(logs.get("grad_norm", 0.0)):
                 raise RunError(
                     f"the loss is no longer a number at step {self.state.global_step} "
@@ -265,10 +267,6 @@ class CALRecTrainer(Trainer):
                 )
         super().log(logs, start_time)
 
-    def _reset(self) -> None:
-        self._sums, self._counts = {}, dict.fromkeys(self._counts, 0)
-        self._since = time.perf_counter()
-
     def evaluate(  # type: ignore[override]
         self,
         eval_dataset: Rows | None = None,
@@ -276,14 +274,12 @@ class CALRecTrainer(Trainer):
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
         """Validation loss in nats per item under the stage's softmax, over the last item of each row."""
-        started = time.perf_counter()
         rows = eval_dataset or self.eval_dataset
         assert isinstance(rows, Rows)
         nats = validation_loss(self.towers, rows, self.eval_collator, not self.args.disable_tqdm)
         metrics = {f"{metric_key_prefix}_nats_per_item": nats}
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        self._since += time.perf_counter() - started  # the rates are of training alone
         return metrics
 
 

@@ -75,6 +75,7 @@ def test_help_loads_nothing_heavy() -> None:
         (["train", "recipe.yaml", "--set", "text.field='{title}: {value}'"], "no braces but"),
         (["train", "recipe.yaml", "--set", "text.field={title}: {value}"], "a key must be a single word"),
         (["train", "recipe.yaml", "--set", "seed=-1"], "seed"),
+        (["train", "recipe.yaml", "--set", "optim.report_to=[abacus]"], "optim.report_to: abacus is not supported"),
         (["prepare", "recipe.yaml"], "events.csv"),
         (["evaluate", "nowhere"], "no run here"),
         (["report", "nowhere"], "no run here"),
@@ -145,8 +146,13 @@ def test_the_whole_line_by_commands(elsewhere: Path, tiny_folder: Path, monkeypa
     assert run(["compare", "runs/mine", "runs/yours"], monkeypatch) == 0
     assert run(["evaluate", "runs/yours", "--users", "20", "--split", "validation"], monkeypatch) == 0
     capsys.readouterr()
-    assert run(["compare", "runs/mine", "runs/yours"], monkeypatch) == 2
+    validation = "runs/yours/evaluation-validation-20"  # the test users' evaluation is not lost to it
+    assert run(["compare", "runs/mine", validation], monkeypatch) == 2
     assert "different protocols (split: test and validation)" in capsys.readouterr().err
+    assert run(["compare", "runs/yours", "runs/yours"], monkeypatch) == 2
+    assert "name one of each by --pair" in capsys.readouterr().err
+    assert run(["compare", "runs/yours", "runs/yours", "--pair", "base", "final"], monkeypatch) == 0
+    assert "| base -> final |" in capsys.readouterr().out
     assert run(["export", "runs/mine", "--to", "model"], monkeypatch) == 0
     capsys.readouterr()
     assert run(["recommend", "model", "red cup", "blue pen", "-k", "5"], monkeypatch) == 0

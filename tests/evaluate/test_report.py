@@ -15,7 +15,7 @@ import yaml
 
 from calrec_lite.data.domain import Domain
 from calrec_lite.errors import InputError
-from calrec_lite.evaluate.report import write_report
+from calrec_lite.evaluate.report import _strongest, write_report
 from calrec_lite.evaluate.systems import evaluate_run
 from calrec_lite.recipe import resolved
 from calrec_lite.recipe_file import check_recipe
@@ -69,6 +69,15 @@ def test_it_says_what_was_measured(measured: Run) -> None:
     assert measured.domain("other").fingerprint[:16] in page.text
     assert len([tag for tag, _ in page.tags if tag == "svg"]) == 2 + 2 * 8 + 2 * 2
     assert page.tags.count(("tr", {"class": "subject"})) == 1
+
+
+def test_a_models_other_lists_are_no_baseline(measured: Run) -> None:
+    """Lists that a benchmark adds to an evaluation, by rerank say, are not what a model has to beat."""
+    results = json.loads((measured.evaluation / "metrics.json").read_text())
+    perfect = {metric: {"value": 1.0, "low": 1.0, "high": 1.0} for metric in results["systems"]["final"]}
+    systems = {**results["systems"], "rerank": perfect}
+    assert _strongest({"systems": systems}) in ("popularity", "transitions")
+    assert _strongest({"systems": {"base": perfect, "rerank": perfect}}) is None
 
 
 def test_it_holds_the_whole_recipe(measured: Run) -> None:

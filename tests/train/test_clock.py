@@ -58,6 +58,15 @@ def test_the_learning_rate_follows_the_share_of_the_time(schedule: str, share: f
     assert clock.learning_rate(schedule, 0.2, step=12345) == pytest.approx(factor, abs=1e-12)
 
 
+def test_the_learning_rate_knows_of_the_step_under_way() -> None:
+    """The schedule is asked after a step's update and before its end: the second step may not start at a rate of 0."""
+    clock = Clock(10.0)
+    clock.on_train_begin(None, TrainerState(stateful_callbacks={}), TrainerControl())
+    time.sleep(0.05)
+    assert clock.seconds == 0
+    assert clock.learning_rate("linear", 0.5, 1) >= 0.05 / 5
+
+
 def test_no_warmup_and_nothing_but_warmup() -> None:
     clock = Clock(50.0)
     assert clock.learning_rate("cosine", 0.0, 0) == 1

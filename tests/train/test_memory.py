@@ -28,12 +28,17 @@ def trainer(tiny_folder: Path, domain, encoder, catalogue, out: Path, micro: int
         output_dir=str(out),
         objective=loss,
         micro_batch_size=micro,
-        logging_steps=2,
-        save_strategy="no",
         report_to="none",
         disable_tqdm=True,
         use_cpu=True,
-        **{"learning_rate": 1e-2, "per_device_train_batch_size": 8, "max_steps": 4, **options},
+        **{
+            "learning_rate": 1e-2,
+            "per_device_train_batch_size": 8,
+            "max_steps": 4,
+            "logging_steps": 2,
+            "save_strategy": "no",
+            **options,
+        },
     )
     rows = Rows([training_rows(domain, catalogue, encoder, loss)], encoder)
     return CALRecTrainer(model, config, encoder, {domain.name: catalogue}, rows)
@@ -114,6 +119,42 @@ def test_other_errors_are_not_taken_for_it(tiny_folder, domain, encoder, catalog
     own.towers.rows = broken  # type: ignore[method-assign]
     with pytest.raises(RuntimeError, match="shapes"):
         own.train()
+
+
+@pytest.mark.parametrize("said", ["CUDA error: out of memory\nCUDA kernel errors", "CUBLAS_STATUS_ALLOC_FAILED when"])
+def test_lack_of_memory_is_recognised_by_its_words(said: str) -> None:
+    assert out_of_memory(RuntimeError(said))
+    assert not out_of_memory(RuntimeError("CUDA error: an illegal memory access was encountered"))
+
+
+def test_a_resumed_run_is_cut_as_it_came_to(tiny_folder, domain, encoder, catalogue, tmp_path) -> None:
+    """Halved before the checkpoint, it does not run out of memory again, and ends in the same bits."""
+    often = {"save_strategy": "steps", "save_steps": 2, "logging_steps": 1}
+    whole = trainer(tiny_folder, domain, encoder, catalogue, tmp_path, 8, dropout=0.2, **often)
+    fail_above(whole, 2)
+    whole.train()
+    again = trainer(tiny_folder, domain, encoder, catalogue, tmp_path, 8, dropout=0.2, **often)
+    failed = fail_above(again, 2)
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert failed == []
+    assert again.micro.size == 2
+    wanted = weights(whole)
+    assert all(torch.equal(value, wanted[name]) for name, value in weights(again).items())
+
+
+def test_a_resumed_run_goes_on_in_the_epoch_it_was_in(tiny_folder, domain, encoder, catalogue, tmp_path) -> None:
+    """Stopped in its third epoch, with dropout: the rows to come and the masks are those of never having stopped."""
+    settings = {"save_strategy": "steps", "save_steps": 1, "logging_steps": 1, "per_device_train_batch_size": 16}
+    whole = trainer(tiny_folder, domain, encoder, catalogue, tmp_path, 16, dropout=0.2, max_steps=9, **settings)
+    epoch = len(whole.get_train_dataloader())
+    assert 1 < epoch <= 3  # so that nine steps are three epochs or more
+    whole.train()
+    again = trainer(tiny_folder, domain, encoder, catalogue, tmp_path, 16, dropout=0.2, max_steps=9, **settings)
+    again.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{2 * epoch + 1}"))
+    wanted = weights(whole)
+    assert all(torch.equal(value, wanted[name]) for name, value in weights(again).items())
+    losses = [[e["loss"] for e in t.state.log_history if "loss" in e] for t in (whole, again)]
+    assert losses[0] == losses[1]
 
 
 def test_a_cpu_that_has_no_more_memory_is_recognised() -> None:

@@ -36,10 +36,15 @@ def test_log_has_every_component_and_rate(trained: Run) -> None:
     entries = [json.loads(line) for line in trained.log.read_text().splitlines()]
     steps = [(e["stage"], e["step"]) for e in entries if "loss" in e]
     assert steps == [(s, k) for s in ("1-joint", "2-target") for k in (2, 4, 6)]
+    before: dict[str, float] = {}
     for entry in (e for e in entries if "loss" in e):
         for key in ("nig", "tt", "ut", "nats_per_item", "grad_norm", "targets_per_second", "tokens_per_second"):
             assert entry[key] > 0, key
         assert 0 < entry["mfu"] < 1
+        targets = entry["targets_per_second"] * (entry["seconds"] - before.get(entry["stage"], 0.0))
+        assert targets == pytest.approx(round(targets), abs=1e-6)  # of the clock's time: no validation, no start-up
+        assert 8 <= round(targets) <= 8 * 5  # of two steps of four rows
+        before[entry["stage"]] = entry["seconds"]
         assert entry["memory_bytes"] > 1e7
         loss = trained.recipe.loss
         whole = (1 - loss.alpha - loss.beta) * entry["nig"] + loss.alpha * entry["tt"] + loss.beta * entry["ut"]

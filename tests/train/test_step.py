@@ -41,7 +41,8 @@ def model(tiny_folder: Path) -> torch.nn.Module:
 @pytest.fixture(scope="module")
 def rows(encoder: Encoder, catalogue: EncodedCatalogue) -> list[Row]:
     histories = [[0, 1, 2, 3], [5, 2], [7, 8, 1], [9, 4, 3, 2, 1], [2, 6, 5], [11, 12], [3, 2, 9]]
-    return [encoder.row(np.array(h), catalogue.tokens, "shop") for h in histories]
+    users = [0, 1, 2, 3, 3, None, None]  # two windows of one user; two rows of nobody known
+    return [encoder.row(np.array(h), catalogue.tokens, "shop", u) for h, u in zip(histories, users, strict=True)]
 
 
 def collate(rows: list[Row], encoder: Encoder, catalogue: EncodedCatalogue, loss: Loss, micro: int):
@@ -102,7 +103,8 @@ def plain(model, rows: list[Row], encoder: Encoder, catalogue: EncodedCatalogue,
         for i, (row_i, item_i, *v_i) in enumerate(anchors):
             columns = []
             for j, (row_j, item_j, *v_j) in enumerate(anchors):
-                same = loss.mask_same_history and row_i == row_j
+                owners = {rows[row_i].user, rows[row_j].user}
+                same = loss.mask_same_history and (row_i == row_j or (len(owners) == 1 and None not in owners))
                 if i == j or (item_i != item_j and not same):
                     pair = (v_i[which] @ v_j[2], v_j[which] @ v_i[2])[loss.direction == "item_to_user"]
                     columns.append((i == j, pair / loss.tau))
@@ -201,12 +203,17 @@ def test_gradients_of_low_precision_bases_do_not_depend_on_it_either(
 
 
 @needs_compiler
-@pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
+@pytest.mark.parametrize(
+    ("checkpointing", "four_bits"),
+    [(False, False), (True, False), (False, True), (True, True)],
+    ids=["plain", "checkpointing", "NF4", "NF4 checkpointing"],
+)
 def test_compiled_layers_give_the_same_gradients(
-    tiny_folder: Path, rows, encoder, catalogue, plain_loss: Loss, checkpointing: bool
+    tiny_folder: Path, rows, encoder, catalogue, plain_loss: Loss, checkpointing: bool, four_bits: bool
 ) -> None:
     """Dropout too: a compiled layer draws as it would uncompiled."""
-    model = adapted(tiny_folder, 2, checkpointing, lora={"r": 4, "dropout": 0.2}, **FP32)
+    base = FP32 | {"load_in_4bit": four_bits, "lora": {"r": 4, "dropout": 0.2}}
+    model = adapted(tiny_folder, 2, checkpointing, **base)
     batches = [
         collate(rows[:count], encoder, catalogue, plain_loss, micro) for count, micro in ((7, 20), (7, 2), (5, 9))
     ]
