@@ -117,7 +117,7 @@ def sasrec() -> str:
     facts = results("sasrec_beauty")
     epochs = [order["training"]["best_epoch"] for order in (facts, facts["file_order"])]
     said = (
-        f"{machine(facts)}: {facts['training_minutes']} minutes to train on {facts['trained_on']}, one core of it; epoch "
+        f"{machine(facts)}: {facts['training_minutes']} minutes to train on {facts['trained_on']}, one thread; epoch "
         f"{epochs[0]} (in the file's order {epochs[1]}) is the best on validation."
     )
     keys = ("recall@1", "recall@10", "ndcg@10")
