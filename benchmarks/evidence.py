@@ -46,7 +46,6 @@ JOINT = {
     "games": "amazon18_games",
 }
 BASELINES = ["popularity", "last_item", "bm25_last", "transitions", "sasrec", "minilm"]
-SASREC = {"hidden": 128, "batch_size": 128, "epochs": 100}  # of Scientific's validation users; the defaults do as well
 Key = tuple[str, ...]  # of a cell: variant, *stages
 FINAL = ("full", "joint", "target")
 LISTS = {"beam": "final", "rerank": "rerank", "rerank with transitions": "with_transitions"}  # of the final model
@@ -85,7 +84,7 @@ def recipe_values(data: Path, target: str, budget: dict[str, Any], users: int) -
             "eval_every": 200,
         },
         "recommend": {"batch_tokens": 16384},
-        "evaluate": {"domain": target, "users": users, "baselines": BASELINES, "sasrec": SASREC},
+        "evaluate": {"domain": target, "users": users, "baselines": BASELINES},
         "ablate": {**GRID[target], **budget},
     }
 

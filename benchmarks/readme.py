@@ -115,18 +115,23 @@ def evidence_trials() -> str:
 
 def sasrec() -> str:
     facts = results("sasrec_beauty")
-    epochs = [order["training"]["best_epoch"] for order in (facts, facts["file_order"])]
-    said = (
-        f"{machine(facts)}: {facts['training_minutes']} minutes to train on {facts['trained_on']}, one thread; epoch "
-        f"{epochs[0]} (in the file's order {epochs[1]}) is the best on validation."
+    orders = {"drawn": facts, "file": facts["file_order"]}
+    tried = markdown(
+        ["hidden", "rows a step", "rate", "dropout", *(f"validation N@10, {order} order (epoch)" for order in orders)],
+        [
+            [str(options[key]) for key in ("hidden", "batch_size", "learning_rate", "dropout")]
+            + [f"{own['valid_ndcg']:.4f} ({own['best_epoch']})" for own in (o["tried"][i] for o in orders.values())]
+            for i, options in enumerate(one["options"] for one in facts["tried"])
+        ],
     )
+    said = f"{machine(facts)}: {facts['training_minutes']} minutes to train on {facts['trained_on']}, one thread."
     keys = ("recall@1", "recall@10", "ndcg@10")
     lines = [
         [name, *(interval_cell(metrics[key]) for key in keys)]
         for name, metrics in facts["file_order"]["systems"].items()
     ]
     as_filed = markdown(["events of one time as the file has them", "R@1", "R@10", "N@10"], lines)
-    return f"{table(facts)}\n\n{said}\n\n{as_filed}\n"
+    return f"{table(facts)}\n\n{said}\n\n{as_filed}\n\n{tried}\n"
 
 
 def scale() -> str:
