@@ -44,9 +44,8 @@ def evaluate_run(run: Run, trained: bool = True, folder: Path | None = None) -> 
     for name, system in _systems(run, trained):
         print(f"evaluating {name} on {len(cases.users):,} users")
         measured[name] = evaluate_system(system, cases, protocol)
-    with atomic_path(
-        folder or run.evaluation
-    ) as temporary:  # an earlier evaluation is replaced whole, never mixed with
+    # An earlier evaluation is replaced whole, never mixed with.
+    with atomic_path(folder or run.evaluation) as temporary:
         return write_results(temporary, domain, protocol, cases, measured, {"recommend": recipe.recommend.model_dump()})
 
 
