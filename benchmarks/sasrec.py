@@ -47,10 +47,9 @@ def beauty(data: Path, drawn: bool) -> Domain:
 def tuned(domain: Domain, grid: list[recipe.Sasrec]) -> tuple[list[Sasrec], dict[str, Any]]:
     """Each of the settings trained, the best on validation first, and what was found."""
     rankers = [Sasrec(domain, 0, options, exclude_seen=True) for options in grid]
-    best = max(range(len(grid)), key=lambda i: rankers[i].trained["valid_ndcg"])
+    order = sorted(range(len(grid)), key=lambda i: -rankers[i].trained["valid_ndcg"])  # among equals the first
     tried = [{"options": o.model_dump(), **ranker.trained} for o, ranker in zip(grid, rankers, strict=True)]
-    best_first = [rankers[best], *rankers[:best], *rankers[best + 1 :]]
-    return best_first, {"tuned_on": "validation", "tried": tried, "chosen": best}
+    return [rankers[i] for i in order], {"tuned_on": "validation", "tried": tried, "chosen": order[0]}
 
 
 def in_file_order(data: Path) -> dict[str, Any]:
