@@ -124,7 +124,7 @@ def sasrec() -> str:
             for i, options in enumerate(one["options"] for one in facts["tried"])
         ],
     )
-    said = f"{machine(facts)}: {facts['training_minutes']} minutes to train on {facts['trained_on']}, one thread."
+    said = f"{machine(facts)}: {facts['training_minutes']} minutes to train on {facts['trained_on']}."
     keys = ("recall@1", "recall@10", "ndcg@10")
     lines = [
         [name, *(interval_cell(metrics[key]) for key in keys)]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from calrec_lite.cli.options import quiet_libraries
+from calrec_lite.errors import InputError
 
 if TYPE_CHECKING:
     from calrec_lite.train.run import Run
@@ -22,7 +23,8 @@ FOLDER = click.Path(path_type=Path, file_okay=False)
 def evaluate(run: Path, users: int | None, split: str | None, out: Path | None) -> None:
     """Measure a trained RUN, its base and its stages against the baselines, on the same held-out users.
 
-    One of another split, or of fewer users, never replaces the evaluation that is there: it gets a folder of its own.
+    One of another split than the recipe's, or of fewer users than the evaluation that is there, gets a folder of its
+    own: it is neither reported nor exported.
     """
     quiet_libraries()
     from calrec_lite.evaluate.results import table
@@ -31,11 +33,12 @@ def evaluate(run: Path, users: int | None, split: str | None, out: Path | None) 
     from calrec_lite.train.run import Run
 
     opened = Run.open(run)
+    own = opened.recipe.evaluate.split
     changes = {key: value for key, value in (("users", users), ("split", split)) if value}
     if changes:
         options = opened.recipe.evaluate.model_copy(update=changes)
         opened = Run(opened.recipe.model_copy(update={"evaluate": options}), run)
-    folder = _place(opened)
+    folder = _place(opened, own)
     click.echo(table(evaluate_run(opened, folder=folder)))
     written = folder / "metrics.json"
     if out:
@@ -44,14 +47,16 @@ def evaluate(run: Path, users: int | None, split: str | None, out: Path | None) 
     click.echo(f"\n-> {out or written}")
 
 
-def _place(run: "Run") -> Path:
-    """Where an evaluation goes: the run's own place, unless what is there is of another split or of more users."""
+def _place(run: "Run", own: str) -> Path:
+    """Where an evaluation goes: the run's own place, unless of another split than its `own`, or of fewer users."""
     from calrec_lite.evaluate.results import read_metrics
 
-    if not (run.evaluation / "metrics.json").is_file():
-        return run.evaluation
-    there, asked = read_metrics(run.evaluation)["protocol"], run.recipe.evaluate
-    if there["split"] == asked.split and (asked.users is None or asked.users >= there["users"]):
+    asked = run.recipe.evaluate
+    try:
+        there = read_metrics(run.evaluation)["protocol"]
+    except InputError:  # none, or a damaged one, which is made anew
+        there = {"split": own, "users": 0}
+    if asked.split == own == there["split"] and (asked.users is None or asked.users >= there["users"]):
         return run.evaluation
     return run.folder / f"evaluation-{asked.split}-{asked.users or 'all'}"
 

@@ -16,7 +16,7 @@ from calrec_lite.evaluate.results import caption, difference_cell, hardware, int
 from calrec_lite.evaluate.systems import evaluate_run
 from calrec_lite.files import atomic_path, write_json
 from calrec_lite.recipe import Recipe, resolved
-from calrec_lite.train.cells import FULL, Cell, plan
+from calrec_lite.train.cells import FULL, Cell, plan, stage_keys
 from calrec_lite.train.run import FREE, Run
 from calrec_lite.train.stage import train_run
 
@@ -99,8 +99,15 @@ def _run_cell(cell: Cell, folder: Path, cells: Sequence[Cell]) -> None:
         "hardware": hardware(),
         "versions": versions(),
         "recipe": resolved(cell.recipe),
+        "data": {name: run.domain(name).fingerprint for name in _domains(cell)},
     }
     write_json(run.folder / "cell.json", facts)  # last: from here on the cell is finished
+
+
+def _domains(cell: Cell) -> list[str]:
+    """What the cell's result depends on: the target and all that was trained on."""
+    trained = [d for stage in cell.recipe.stages if cell.stages for d in stage.domains]
+    return list(dict.fromkeys([cell.recipe.target, *trained]))
 
 
 def _share_domains(run: Run, folder: Path) -> None:
@@ -114,18 +121,26 @@ def _share_domains(run: Run, folder: Path) -> None:
 def _borrow(cell: Cell, run: Run, folder: Path, cells: Sequence[Cell]) -> None:
     """Copy the stages that another cell has finished: adapter, measures and log."""
     for i, (key, own) in enumerate(zip(cell.keys, run.stages)):
-        # A key is of a whole chain of stages, so an equal one stands at the same place.
-        runs = [Run(other.recipe, folder / other.name) for other in cells if key in other.keys]
-        donor = next((r for r in runs if r.stages[i].metrics.is_file()), None)
-        if donor is None or own.metrics.is_file():
+        if own.metrics.is_file() or not (donor := _donor(key, i, folder, cells)):
             continue
         print(f"stage {own.folder.name}: as trained in cell {donor.recipe.name}")
         _copy_log(donor, run, i)
-        data = {d: run.domain(d).fingerprint for d in run.recipe.stages[i].domains}
+        data = {d: donor.domain(d).fingerprint for d in donor.recipe.stages[i].domains}
         run.note(own.folder.name, "done", data=data, trained_in=donor.recipe.name)
         with atomic_path(own.folder) as temporary:  # last: from here on the stage is done
             theirs = donor.stages[i].folder
             shutil.copytree(theirs, temporary, ignore=shutil.ignore_patterns("merged", "checkpoints", ".*"))
+
+
+def _donor(key: str, index: int, folder: Path, cells: Sequence[Cell]) -> Run | None:
+    """A run that has trained this stage: by the recipe in its folder, for cells may have been planned anew since."""
+    for other in cells:
+        if (folder / other.name / "recipe.yaml").is_file():
+            run = Run.open(folder / other.name)
+            # A key is of a whole chain of stages, so an equal one stands at the same place.
+            if key in stage_keys(run.recipe)[index : index + 1] and run.stages[index].metrics.is_file():
+                return run
+    return None
 
 
 def _copy_log(donor: Run, own: Run, index: int) -> None:
@@ -172,8 +187,7 @@ def summary(recipe: Recipe, folder: Path, cells: Sequence[Cell]) -> dict[str, An
     done = [cell for cell in cells if _finished(cell, folder)]
     evaluated = {cell.name: compare.Run.open(folder / cell.name / "evaluation") for cell in done}
     first = next(iter(evaluated.values())).results
-    if len({run.results["domain"]["fingerprint"] for run in evaluated.values()}) > 1:
-        raise InputError(f"{folder}: the data has changed since the first cells were measured; remove that folder")
+    _refuse_changed_data(done, evaluated, folder)
     ranks = {cell.name: evaluated[cell.name].ranks(_system(cell))[1] for cell in done}
     copies = evaluated[done[0].name].copies(_system(done[0]))  # of the targets, which all cells share
     every = [stage.name for stage in recipe.stages]
@@ -201,6 +215,7 @@ def summary(recipe: Recipe, folder: Path, cells: Sequence[Cell]) -> dict[str, An
         "date": time.strftime("%Y-%m-%d"),
         "domain": first["domain"],
         "protocol": first["protocol"],
+        "recommend": first["recommend"],
         "full": every,
         "budget": {"steps": recipe.ablate.steps, "minutes": recipe.ablate.minutes},
         "cells": {"finished": len(done), "planned": len(cells)},
@@ -209,6 +224,20 @@ def summary(recipe: Recipe, folder: Path, cells: Sequence[Cell]) -> dict[str, An
         "versions": versions(),
         "hardware": hardware(),  # of who wrote this; each cell has its own
     }
+
+
+def _refuse_changed_data(done: Sequence[Cell], evaluated: dict[str, compare.Run], folder: Path) -> None:
+    """Raises InputError unless all cells were trained on, and measured by, the same data."""
+    known: dict[str, str] = {}
+    for cell in done:
+        facts = json.loads((folder / cell.name / "cell.json").read_text(encoding="utf-8"))
+        measured = evaluated[cell.name].results["domain"]
+        for name, fingerprint in {**facts.get("data", {}), measured["name"]: measured["fingerprint"]}.items():
+            if known.setdefault(name, fingerprint) != fingerprint:
+                raise InputError(
+                    f"{folder}: the data of `{name}` has changed since the first cells were measured; "
+                    "restore the files, or remove that folder"
+                )
 
 
 def _system(cell: Cell) -> str:

@@ -11,8 +11,9 @@ import pyarrow.compute as pc
 
 from calrec_lite.errors import InputError
 from calrec_lite.evaluate.metrics import METRICS, Copies, Difference, Ranks, paired_bootstrap
-from calrec_lite.evaluate.results import caption, difference_cell, markdown, read_metrics, read_rankings
+from calrec_lite.evaluate.results import caption, difference_cell, made_by, markdown, read_metrics, read_rankings
 
+MEND = "evaluate both on the same prepared domain"
 # These say how users were drawn and how wide the intervals are. What they led to, the users, is compared itself.
 DRAW = ("seed", "bootstrap")
 
@@ -60,8 +61,8 @@ def compare(a: Path, b: Path, pairs: Sequence[tuple[str, str]] = ()) -> dict[str
         pairs: compare these too: (a system of `a`, a system of `b`).
 
     Returns:
-        What both share (`domain`, and the `protocol` of `a`) and `comparisons`: a list of
-        {a, b, metrics: {metric: {difference, low, high, p}}}.
+        What both share (`domain`, and the `protocol` of `a`), `recommend`: how each made its models' lists, and
+        `comparisons`: a list of {a, b, metrics: {metric: {difference, low, high, p}}}.
 
     Raises:
         InputError: the two differ in data, protocol or users, lack a system of `pairs`, or leave nothing to compare.
@@ -76,6 +77,7 @@ def compare(a: Path, b: Path, pairs: Sequence[tuple[str, str]] = ()) -> dict[str
     return {
         "domain": run_a.results["domain"],
         "protocol": run_a.results["protocol"],
+        "recommend": [run.results.get("recommend") for run in (run_a, run_b)],
         "comparisons": [
             {"a": of_a, "b": of_b, "metrics": _differences(run_a, of_a, run_b, of_b)} for of_a, of_b in chosen
         ],
@@ -92,7 +94,11 @@ def comparison_table(comparison: dict[str, Any]) -> str:
         ]
         for pair in comparison["comparisons"]
     ]
-    return f"{markdown(head, rows)}\n\nb minus a, paired bootstrap. {caption(comparison)}"
+    # Lists of one recipe need be said once.
+    lists = list(dict.fromkeys(made_by(recommend) for recommend in comparison["recommend"] if recommend))
+    made = f" Models' lists by {', of b by '.join(lists)}." if lists else ""
+    shared = caption({**comparison, "recommend": None})
+    return f"{markdown(head, rows)}\n\nb minus a, paired bootstrap. {shared}{made}"
 
 
 def _differences(a: Run, of_a: str, b: Run, of_b: str) -> dict[str, Difference]:
@@ -105,18 +111,23 @@ def _differences(a: Run, of_a: str, b: Run, of_b: str) -> dict[str, Difference]:
             "evaluate both with the same seed and number of users"
         )
     protocol = a.results["protocol"]
-    copies = a.copies(of_a)  # b has the same: it is the same data and users
+    copies, of_b_copies = a.copies(of_a), b.copies(of_b)
+    if copies is not None and of_b_copies is not None and not np.array_equal(copies, of_b_copies):
+        raise InputError(f"{a.folder} and {b.folder} know different copies of the same items: {MEND}")
     return paired_bootstrap(ranks_a, ranks_b, protocol["bootstrap"], protocol["seed"], protocol["mrr_cut"], copies)
 
 
 def _refuse_unlike(a: Run, b: Run) -> None:
     prints = [run.results["domain"]["fingerprint"] for run in (a, b)]
-    if prints[0] != prints[1]:
-        raise InputError(
-            f"{a.folder} and {b.folder} measured different data (fingerprints {prints[0][:12]} and {prints[1][:12]}): "
-            "evaluate both on the same prepared domain"
-        )
     of_a, of_b = a.results["protocol"], b.results["protocol"]
+    if prints[0] != prints[1]:
+        seeds = ""
+        if of_a["seed"] != of_b["seed"]:
+            seeds = f"; `seed` {of_a['seed']} and {of_b['seed']}, which is part of the data: training has `optim.seed`"
+        raise InputError(
+            f"{a.folder} and {b.folder} measured different data (fingerprints {prints[0][:12]} and {prints[1][:12]}"
+            f"{seeds}): {MEND}"
+        )
     for key in sorted((of_a.keys() | of_b.keys()) - set(DRAW)):
         if of_a.get(key) != of_b.get(key):
             raise InputError(

@@ -13,8 +13,8 @@ from calrec_lite.recommend.candidates import Candidates
 from calrec_lite.recommend.recommender import Recommender, batches
 from calrec_lite.recommend.strategies import Users
 
-FUSION = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0)
-TRANSITIONS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
+FUSION = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0)
+TRANSITIONS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from calrec_lite import __version__
 from calrec_lite.data.domain import Domain
 from calrec_lite.data.report import describe
+from calrec_lite.errors import InputError
 from calrec_lite.evaluate.compare import compare
 from calrec_lite.evaluate.examples import examples
 from calrec_lite.evaluate.metrics import METRICS
@@ -43,11 +44,13 @@ def write_report(run: Run, reasons: bool = True) -> Path:
         reasons: recommend to the example users once more, to say why each item is in their lists.
 
     Raises:
-        InputError: the run has no evaluation, or its prepared domains are gone.
+        InputError: the run has no evaluation, or one of other data than its recipe's; or its prepared domains are gone.
     """
     results = read_metrics(run.evaluation)
     names = dict.fromkeys([run.recipe.target, *(d for stage in run.recipe.stages for d in stage.domains)])
     domains = [Domain.open(run.folder / "domains" / name) for name in names]
+    if results["domain"]["fingerprint"] != domains[0].fingerprint:
+        raise InputError(f"{run.evaluation}: not of the data of `{domains[0].name}` as it is now; evaluate again")
     subject = "final" if "final" in results["systems"] else "base"
     users, note = examples(run, domains[0], subject, results["protocol"]["split"], USERS, reasons)
     page = {

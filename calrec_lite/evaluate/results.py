@@ -181,15 +181,20 @@ def caption(results: Mapping[str, Any]) -> str:
     if tied is not None:
         ties = f"{tied:.1%} of targets tied in time (order drawn by the seed)"
     lists = results.get("recommend")
-    made = "" if lists is None else f", models' lists by `{lists['strategy']}`"
-    if lists and lists["strategy"] == "rerank":
-        made += f" (fusion {lists['fusion']:g}, transitions {lists['transitions']:g})"
+    made = f", models' lists by {made_by(lists)}" if lists else ""
     return (
         f"{domain['name']} ({domain['fingerprint'][:12]}), {protocol['split']}, "
         f"{protocol.get('holdout', 'leave-one-out')}, full catalogue of {protocol['items']:,} items ({same}), "
         f"{protocol['users']:,} users, {ties}, {seen}, MRR cut at {protocol['mrr_cut']}{made}; "
         f"[95% bootstrap interval over users], seed {protocol['seed']}."
     )
+
+
+def made_by(recommend: Mapping[str, Any]) -> str:
+    """How a model's lists were made, in a few words."""
+    if recommend["strategy"] != "rerank":
+        return f"`{recommend['strategy']}`"
+    return f"`rerank` (fusion {recommend['fusion']:g}, transitions {recommend['transitions']:g})"
 
 
 def markdown(head: list[str], rows: list[list[str]]) -> str:

@@ -150,7 +150,11 @@ def _model_index(name: str, results: dict[str, Any]) -> dict[str, Any]:
         "results": [
             {
                 "task": {"type": "other", "name": "Sequential recommendation"},
-                "dataset": {"type": domain["name"], "name": f"{domain['name']} {domain['fingerprint'][:12]}"},
+                "dataset": {
+                    "type": domain["name"],
+                    "name": f"{domain['name']} {domain['fingerprint'][:12]}",
+                    "split": results["protocol"]["split"],
+                },
                 "metrics": metrics,
             }
         ],

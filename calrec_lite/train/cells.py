@@ -92,6 +92,7 @@ def _each_and_all(stages: tuple[str, ...]) -> list[tuple[str, ...]]:
 def _untouched(recipe: Recipe) -> Recipe:
     values = _shared(recipe)
     values["name"] = "untouched"
+    values["evaluate"]["base"] = True
     return check_recipe(values)
 
 

@@ -7,15 +7,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from calrec_lite.data.domain import Domain
 from calrec_lite.data.prepare import prepare_to
 from calrec_lite.errors import InputError
 from calrec_lite.files import write_json
 from calrec_lite.model.base import base_folder, load_tokenizer
 from calrec_lite.recipe import Recipe, require_domain, resolved
-from calrec_lite.recipe_file import check_recipe, save_resolved
+from calrec_lite.recipe_file import load_recipe, save_resolved
 from calrec_lite.text.encoding import EncodedCatalogue, Encoder, encode_catalogue
 
 
@@ -79,12 +77,11 @@ class Run:
 
     @classmethod
     def open(cls, folder: Path) -> "Run":
-        """An existing run. Raises InputError if the folder holds none."""
-        try:
-            values = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise InputError(f"{folder}: no run here (no recipe.yaml); runs lie under runs/NAME") from None
-        return cls(check_recipe(values), folder)
+        """An existing run. Raises InputError if the folder holds none, or its recipe is no recipe any more."""
+        file = folder / "recipe.yaml"
+        if not file.is_file():
+            raise InputError(f"{folder}: no run here (no recipe.yaml); runs lie under runs/NAME")
+        return cls(load_recipe(file), folder)
 
     @property
     def _recipe_file(self) -> Path:

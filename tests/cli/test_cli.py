@@ -111,6 +111,14 @@ def test_what_the_user_got_wrong_is_one_line_and_exit_2(
     assert not list(elsewhere.rglob("*.tmp"))
 
 
+def test_a_runs_recipe_that_was_damaged(elsewhere: Path, monkeypatch, capsys) -> None:
+    for damage in (b"name: [", b"\xff\xfe"):
+        Path("runs/x").mkdir(parents=True, exist_ok=True)
+        Path("runs/x/recipe.yaml").write_bytes(damage)
+        assert run(["report", "runs/x"], monkeypatch) == 2
+        assert "recipe.yaml: not valid YAML" in capsys.readouterr().err
+
+
 def test_dry_run_prints_a_recipe_that_is_one(elsewhere: Path, monkeypatch, capsys) -> None:
     assert run(["train", "recipe.yaml", "--set", "seed=7", "--dry-run"], monkeypatch) == 0
     (elsewhere / "resolved.yaml").write_text(capsys.readouterr().out)
@@ -140,11 +148,17 @@ def test_the_whole_line_by_commands(elsewhere: Path, tiny_folder: Path, monkeypa
     assert "16 items" in capsys.readouterr().out
     for name in ("mine", "yours"):
         assert run(["train", "recipe.yaml", *settings, "--set", f"name={name}"], monkeypatch) == 0
+        first = ["evaluate", f"runs/{name}", "--users", "10", "--split", "validation"]
+        assert run(first, monkeypatch) == 0  # not in the place of the recipe's own split, though it is the first
+        assert not Path("runs", name, "evaluation").exists()
         assert run(["evaluate", f"runs/{name}", "--users", "20", "--out", f"{name}.json"], monkeypatch) == 0
     assert "| final" in capsys.readouterr().out
     assert set(json.loads((elsewhere / "mine.json").read_text())["systems"]) >= {"base", "final", "transitions"}
     assert run(["compare", "runs/mine", "runs/yours"], monkeypatch) == 0
     assert run(["evaluate", "runs/yours", "--users", "20", "--split", "validation"], monkeypatch) == 0
+    Path("runs/yours/evaluation/rankings.parquet").unlink()  # half an evaluation is made again
+    assert run(["compare", "runs/mine", "runs/yours"], monkeypatch) == 2
+    assert run(["evaluate", "runs/yours", "--users", "20"], monkeypatch) == 0
     capsys.readouterr()
     validation = "runs/yours/evaluation-validation-20"  # the test users' evaluation is not lost to it
     assert run(["compare", "runs/mine", validation], monkeypatch) == 2

@@ -1,6 +1,7 @@
 """An ablation on the tiny model: shared stages once, resumed after a kill, seeds, and the table."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +188,39 @@ def test_another_protocol_measures_again_without_training(
     assert "rows of" not in said  # what a stage says when it trains
     with pytest.raises(InputError, match="another recipe"):
         ablate(recipe({**two_stages, "loss": {"tau": 0.1}}), folder.parent)
+
+
+def test_a_stage_of_another_recipe_is_not_borrowed(two_stages: dict[str, Any], tmp_path: Path) -> None:
+    """One of two cells that share a stage is removed after the recipe has changed: the other one's stage is not its."""
+    grid = {"seeds": [0], "stages": [["joint"], ["joint", "target"]], "variants": {}, "steps": None, "minutes": None}
+    ablate(recipe(two_stages, **grid), tmp_path)
+    folder = tmp_path / "tiny-ablation"
+    cooler = recipe({**two_stages, "loss": {**two_stages.get("loss", {}), "tau": 0.2}}, **grid)
+    with pytest.raises(InputError, match="another recipe"):
+        ablate(cooler, tmp_path)
+    shutil.rmtree(folder / f"{FULL}.seed0")
+    ablate(cooler, tmp_path, [f"{FULL}.seed0"])
+    alone = Run.start(Run.open(folder / f"{FULL}.seed0").recipe, tmp_path / "alone")
+    train_run(alone)
+    one, two = (
+        load_file(run.stages[0].adapter / "adapter_model.safetensors")
+        for run in (Run.open(folder / f"{FULL}.seed0"), alone)
+    )
+    assert all(torch.equal(one[k], two[k]) for k in one)
+
+
+def test_data_that_changed_between_cells_is_an_error(two_stages: dict[str, Any], tmp_path: Path) -> None:
+    """Of a domain that is trained on and not measured, too."""
+    grid = recipe(two_stages, seeds=[0], stages=[["joint"], ["joint", "target"]], variants={})
+    ablate(grid, tmp_path)
+    folder = tmp_path / "tiny-ablation"
+    file = folder / "full.joint.seed0" / "cell.json"
+    facts = json.loads(file.read_text())
+    assert set(facts["data"]) == {"shop", "other"}
+    facts["data"]["other"] = "0" * 64
+    file.write_text(json.dumps(facts))
+    with pytest.raises(InputError, match="the data of `other` has changed"):
+        ablate(grid, tmp_path)
 
 
 def test_the_table(ablated: Any) -> None:

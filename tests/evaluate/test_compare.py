@@ -54,6 +54,27 @@ def test_compare_credits_copies_as_the_table_does(make_domain: Any, tmp_path: Pa
         assert pair[metric]["difference"] == pytest.approx(of_b - of_a)
 
 
+def test_copies_are_part_of_what_is_compared(make_domain: Any, tmp_path: Path) -> None:
+    expected = Protocol(duplicates="expected", bootstrap=50)
+    for name, copies in (("a", {0: 2}), ("b", {1: 2})):
+        write(tmp_path / name, make_domain(SEQUENCES, 30, copies=copies), ["popularity"], expected)
+    with pytest.raises(InputError, match="know different copies of the same items"):
+        compare(tmp_path / "a", tmp_path / "b")
+
+
+def test_how_lists_were_made_is_said(make_domain: Any, tmp_path: Path) -> None:
+    domain = make_domain(SEQUENCES, 30)
+    cases = build_cases(domain, "test", None, 0)
+    rerank = {"strategy": "rerank", "fusion": 5.0, "transitions": 0.5}
+    for name, recommend in (("a", {"strategy": "beam"}), ("b", rerank)):
+        systems = {"final": evaluate_system(BASELINES["popularity"](domain, 0), cases, PROTOCOL)}
+        write_results(tmp_path / name, domain, PROTOCOL, cases, systems, {"recommend": recommend})
+    text = comparison_table(compare(tmp_path / "a", tmp_path / "b"))
+    assert text.endswith("Models' lists by `beam`, of b by `rerank` (fusion 5, transitions 0.5).")
+    text = comparison_table(compare(tmp_path / "a", tmp_path / "a", [("final", "final")]))
+    assert text.endswith("Models' lists by `beam`.")
+
+
 def test_compare_within_one_folder(make_domain: Any, tmp_path: Path) -> None:
     write(tmp_path, make_domain(SEQUENCES, 30), ["popularity", "transitions"])
     assert len(compare(tmp_path, tmp_path, [("popularity", "transitions")])["comparisons"]) == 1
@@ -72,8 +93,11 @@ def test_compare_refuses_what_is_unlike(make_domain: Any, tmp_path: Path) -> Non
     # Were the fingerprint forged, the way of holding out would still tell them apart.
     times = np.concatenate([np.arange(len(items)) for items in SEQUENCES])
     write(tmp_path / "time", make_domain(SEQUENCES, 30, times=times, cuts=(2, 3)), ["popularity"])
-    with pytest.raises(InputError, match="different data"):
+    write(tmp_path / "seed", make_domain(SEQUENCES, 30, "e" * 64), ["popularity"], Protocol(seed=1, bootstrap=50))
+    with pytest.raises(InputError, match=r"different data \(fingerprints f{12} and e{12}\)"):
         compare(tmp_path / "a", tmp_path / "data")
+    with pytest.raises(InputError, match=r"`seed` 0 and 1, which is part of the data"):
+        compare(tmp_path / "a", tmp_path / "seed")
     with pytest.raises(InputError, match=r"different protocols \(split: test and validation\)"):
         compare(tmp_path / "a", tmp_path / "split")
     with pytest.raises(InputError, match=r"different protocols \(duplicates: canonical and expected\)"):

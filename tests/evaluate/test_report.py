@@ -139,6 +139,14 @@ def test_without_weights_it_says_why_there_are_no_reasons(measured: Run, tmp_pat
     assert "Stage 1-joint" in page.text
 
 
+def test_an_evaluation_of_other_data_is_not_reported(measured: Run, tmp_path: Path) -> None:
+    shutil.copytree(measured.folder, tmp_path / "run")
+    shop = Domain.open(tmp_path / "run" / "domains" / "shop")
+    Domain("other", shop.catalogue, shop.sequences, shop.info).save(tmp_path / "run" / "domains" / "other")
+    with pytest.raises(InputError, match="not of the data of `other` as it is now; evaluate again"):
+        write_report(Run.open(tmp_path / "run"))
+
+
 def test_a_run_without_an_evaluation(two_stages: dict[str, Any], tmp_path: Path) -> None:
     run = Run.start(check_recipe(two_stages), tmp_path)
     with pytest.raises(InputError, match="make one with `calrec-lite evaluate`"):

@@ -104,6 +104,11 @@ def test_epochs_are_divided_evenly() -> None:
     assert [s.max_steps for s in cells["full.joint.target.seed0"].stages] == [10, 10]
 
 
+def test_the_untouched_base_is_measured_where_the_recipe_leaves_it_out() -> None:
+    cells = plan(recipe(evaluate={"base": False}))
+    assert {cell.name: cell.recipe.evaluate.base for cell in cells if not cell.stages} == {"untouched": True}
+
+
 def test_seeds_are_of_training_alone() -> None:
     cells = plan(recipe({"seeds": [3, 4], "variants": {}, "crossed": [], "stages": [[], ["target"]]}, seed=7))
     assert [cell.name for cell in cells] == [
