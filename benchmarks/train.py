@@ -124,7 +124,7 @@ def probe(options: argparse.Namespace) -> None:
     system = build(row, bench, batch, MICRO, options.runs / "probe", longest[1])
     before = peak_bytes(system.trainer.args.device)
     rows = longest[0] if system.rows is bench.every else longest[1]
-    for _ in range(2 if batch <= 16 else 1):
+    for _ in range(2):  # the optimiser's states are there from the second step on
         list(system.steps(rows))
     print(json.dumps({"peak_bytes": peak_bytes(system.trainer.args.device), "before_first_step": before}))
 

@@ -26,7 +26,7 @@ from calrec_lite.model.base import add_adapter, base_folder, device
 from calrec_lite.model.towers import Towers
 from calrec_lite.recipe import Base, Lora, Loss
 from calrec_lite.recipe_file import load_recipe
-from calrec_lite.text.batch import ITEMS_AT_ONCE, Collator, StepBatch
+from calrec_lite.text.batch import ITEMS_AT_ONCE, Collator
 from calrec_lite.text.encoding import EncodedCatalogue, Row
 from calrec_lite.text.trie import Trie
 from calrec_lite.train.flops import StepFlops, matmul_rate
@@ -156,16 +156,16 @@ def ours(
     if compiled:
         towers.compile()
     collator = Collator({"random": catalogue}, loss, 1, 0, micro, None, at_once)
-    batch = collator(made).to(where)  # offload's pinned memory is had in a step of all rows
-    few = batch if offload else collator(made[: max(micro, rows // WARM)]).to(where)
+    batch = collator(made)
+    few = made if offload else made[: max(micro, rows // WARM)]  # offload's pinned memory is had in a step of all rows
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
 
-    def step(batch: StepBatch) -> None:
-        two_tower_step(towers, batch, loss, lambda scalar: scalar.backward())
+    def step(rows: list[Row]) -> None:  # with the tensors' making, as in TRL's below
+        two_tower_step(towers, collator(rows).to(where), loss, lambda scalar: scalar.backward())
         optimizer.step()
         optimizer.zero_grad()
 
-    facts = timed(partial(step, batch), where, 1, batch.tokens, partial(step, few))
+    facts = timed(partial(step, made), where, 1, batch.tokens, partial(step, few))
     rate = matmul_rate(where, torch.bfloat16)
     mfu = StepFlops(towers.decoder, config)(batch) / facts["seconds_a_step"] / rate
     return {**facts, "micro_batch_size": micro, "targets": batch.targets, "mfu": mfu, "matmul_rate": rate}

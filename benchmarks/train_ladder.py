@@ -13,7 +13,6 @@ from torch.utils.data import DataLoader
 
 from calrec_lite.model.losses import vocabulary_nll
 from calrec_lite.model.towers import RowStates, Towers
-from calrec_lite.recipe import Loss
 from calrec_lite.text.batch import Chunk, Collator, StepBatch
 from calrec_lite.train.step import StepLoss, _whole
 from calrec_lite.train.trainer import CALRecTrainer, _step
@@ -22,8 +21,8 @@ from calrec_lite.train.trainer import CALRecTrainer, _step
 class FullHead(Towers):
     """Logits of every position, as a causal LM gives them."""
 
-    def rows(self, chunk: Chunk, loss: Loss, likelihood: bool = True) -> RowStates:
-        plain = super().rows(chunk, loss, likelihood=False)
+    def rows(self, chunk: Chunk, likelihood: bool = True) -> RowStates:
+        plain = super().rows(chunk, likelihood=False)
         if not likelihood:
             return plain
         hidden = self.last  # (B, T, D)

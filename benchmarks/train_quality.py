@@ -3,11 +3,13 @@
 Turns are interleaved, so that all see the same machine. The state of each is on disk after every turn, and a run that
 was stopped goes on there. Only training counts as minutes: weights are kept at each age, and measured after all of it,
 on another machine if they are copied there. One learning rate for all, constant after a warm-up.
+
+All are scored alike, with F's prior and scale of the logits, which any model can be given when it is used. What A and E
+come to without them, as they were trained, is in the file beside it (`as_trained`).
 """
 
 import argparse
 import time
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -94,29 +96,35 @@ class Student:
 
 
 def measured(student: Student, users: int) -> dict[str, Any]:
-    """Validation loss over the catalogue's items, and lists for test users, with the prior the row was trained with."""
+    """Validation loss over the catalogue's items and lists for test users; as it was trained, the loss alone."""
     bench, run = student.bench, student.bench.run
-    loss = LOSSES.get(student.name, Loss(softmax="vocabulary"))
-    catalogue = bench.catalogue(loss)
-    over_items = Loss(alpha=0, beta=0, targets="last", softmax="catalogue")
-    rows = Rows([validation_rows(bench.domain, catalogue, bench.encoder, users, SEED)], bench.encoder)
-    collator = Collator({bench.domain.name: catalogue}, over_items, int(bench.encoder.start[0]), bench.encoder.pad, 8)
     model = student.system.trainer.model
     layers = [m for m in model.modules() if isinstance(m, LoraLayer)]
     casting = layers[0].cast_input_dtype_enabled
     towers = Towers(model)  # turns the casts off
-    nats = validation_loss(towers, rows, collator, progress=False)
+    facts: dict[str, Any] = {"nats_per_item": nats(towers, bench, LOSSES["F"], users)}
+    if student.name != "F":
+        facts["as_trained"] = {"nats_per_item": nats(towers, bench, Loss(softmax="vocabulary"), users)}
     cases, ids = build_cases(bench.domain, "test", users, SEED), bench.domain.catalogue.ids
-    recommender = Recommender(towers, bench.encoder, catalogue, ids, run.recipe.recommend)
+    recommender = Recommender(towers, bench.encoder, bench.catalogue(LOSSES["F"]), ids, run.recipe.recommend)
     ranks = evaluate_system(recommender, cases, Protocol(users=users)).ranks
     model.train()
     for layer in layers:
         layer.cast_input_dtype_enabled = casting
-    return {"nats_per_item": nats, "ndcg@10": summarise(ranks, 2000, SEED)["ndcg@10"], "users": users, **student.state}
+    return {**facts, "ndcg@10": summarise(ranks, 2000, SEED)["ndcg@10"], "users": users, **student.state}
+
+
+def nats(towers: Towers, bench: Bench, scored_as: Loss, users: int) -> float:
+    """Nats an item of validation users over the catalogue, with the prior and the scale of a loss."""
+    catalogue = bench.catalogue(scored_as)
+    over_items = Loss(alpha=0, beta=0, targets="last", softmax="catalogue")
+    rows = Rows([validation_rows(bench.domain, catalogue, bench.encoder, users, SEED)], bench.encoder)
+    collator = Collator({bench.domain.name: catalogue}, over_items, int(bench.encoder.start[0]), bench.encoder.pad, 8)
+    return validation_loss(towers, rows, collator, progress=False)
 
 
 def run(results: Any, options: argparse.Namespace) -> None:
-    """Train all rows in turns, then measure each at each age; at 0 it is the untouched base."""
+    """Train all rows in turns, then measure each at each age, the oldest first; at 0 all are the untouched base."""
     ages = sorted({0.0, *(float(m) for m in options.quality_minutes.split(","))})
     bench = Bench("scientific", "bf16", options.data, options.runs)
     folder = options.runs / "quality"
@@ -124,9 +132,11 @@ def run(results: Any, options: argparse.Namespace) -> None:
     some = np.random.default_rng(SEED).permutation(len(bench.last))[:MOST]
     students = [Student(name, bench, folder, some) for name in ROWS]
     grow(students, ages)
-    for age, student in product(ages, students):
-        student.load(student.file(age))
-        results.part("quality", f"{student.name} {age:g}", lambda s=student: measured(s, options.users))
+    for age in reversed(ages):
+        for student in students if age else students[:1]:
+            student.load(student.file(age))
+            name = student.name if age else "untouched"
+            results.part("quality", f"{name} {age:g}", lambda s=student: measured(s, options.users))
 
 
 def grow(students: list[Student], ages: list[float]) -> None:

@@ -82,13 +82,15 @@ def _memory(values: dict[str, Any]) -> str:
 
 def _quality(values: dict[str, Any]) -> str:
     lines = [
-        "| minutes of training | row | targets seen | validation nats an item | NDCG@10 [95%] |",
-        "|--:|---|--:|--:|--:|",
+        "| minutes of training | row | targets seen | validation nats an item | as trained | NDCG@10 [95%] |",
+        "|--:|---|--:|--:|--:|--:|",
     ]
-    for name, f in values.get("quality", {}).items():
-        row, _, minutes = name.partition(" ")
+    named = [(*name.split(" "), facts) for name, facts in values.get("quality", {}).items()]
+    for row, minutes, f in sorted(named, key=lambda part: (float(part[1]), part[0])):
+        own = f.get("as_trained", f)["nats_per_item"]  # F is scored as it was trained
         lines.append(
-            f"| {minutes} | {row} | {f['targets']:,} | {f['nats_per_item']:.2f} | {interval_cell(f['ndcg@10'])} |"
+            f"| {minutes} | {row} | {f['targets']:,} | {f['nats_per_item']:.2f} | {own:.2f} "
+            f"| {interval_cell(f['ndcg@10'])} |"
         )
     return "\n".join(lines) if len(lines) > 2 else ""
 

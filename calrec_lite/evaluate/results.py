@@ -182,6 +182,8 @@ def caption(results: Mapping[str, Any]) -> str:
         ties = f"{tied:.1%} of targets tied in time (order drawn by the seed)"
     lists = results.get("recommend")
     made = f", models' lists by {made_by(lists)}" if lists else ""
+    if results.get("quantised"):
+        made += ", models quantised as in training (too large for the GPU)"
     return (
         f"{domain['name']} ({domain['fingerprint'][:12]}), {protocol['split']}, "
         f"{protocol.get('holdout', 'leave-one-out')}, full catalogue of {protocol['items']:,} items ({same}), "

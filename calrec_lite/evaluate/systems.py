@@ -11,7 +11,7 @@ from calrec_lite.evaluate.protocol import Protocol, Ranker, SystemResult, build_
 from calrec_lite.evaluate.results import write_results
 from calrec_lite.evaluate.sasrec import Sasrec
 from calrec_lite.files import atomic_path
-from calrec_lite.model.base import load_model, roomy_device
+from calrec_lite.model.base import load_model, placement
 from calrec_lite.model.towers import Towers
 from calrec_lite.recipe import Recipe
 from calrec_lite.recommend.recommender import Recommender
@@ -40,13 +40,15 @@ def evaluate_run(run: Run, trained: bool = True, folder: Path | None = None) -> 
     domain = run.domain(recipe.target)
     protocol = Protocol.of(recipe)
     cases = build_cases(domain, protocol.split, protocol.users, protocol.seed)
+    # All models of a run are of one size.
+    made = {"recommend": recipe.recommend.model_dump(), "quantised": placement(run.base, recipe.base)[0]}
     measured: dict[str, SystemResult] = {}
     for name, system in _systems(run, trained):
         print(f"evaluating {name} on {len(cases.users):,} users")
         measured[name] = evaluate_system(system, cases, protocol)
     # An earlier evaluation is replaced whole, never mixed with.
     with atomic_path(folder or run.evaluation) as temporary:
-        return write_results(temporary, domain, protocol, cases, measured, {"recommend": recipe.recommend.model_dump()})
+        return write_results(temporary, domain, protocol, cases, measured, made)
 
 
 def _systems(run: Run, trained: bool) -> Iterator[tuple[str, Ranker]]:
@@ -80,7 +82,7 @@ def open_recommender(run: Run, folder: Path, transitions: bool = False) -> Recom
     """
     recipe = run.recipe
     base = recipe.base.model_copy(update={"attention": "sdpa"})  # a tree of continuations needs a mask of its own
-    towers = Towers(load_model(folder, base, quantised=False, where=roomy_device(folder, base)))
+    towers = Towers(load_model(folder, base, *placement(folder, base)))
     name, domain = recipe.target, run.domain(recipe.target)
     counted = Transitions.of(domain) if transitions or recipe.recommend.counts_transitions else None
     ids = domain.catalogue.ids

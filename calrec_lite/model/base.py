@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
 from safetensors.torch import load_file
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -89,12 +91,19 @@ def device() -> torch.device:
     return torch.device("cpu")
 
 
-def roomy_device(folder: Path, base: Base) -> torch.device:
-    """Where the full weights of a folder go: the GPU if they fit in `base.dtype` beside what is on it, else the CPU."""
+def placement(folder: Path, base: Base) -> tuple[bool, torch.device]:
+    """How the full weights of a folder are loaded to be used: whether quantised, and where.
+
+    On the GPU as they are where they fit in `base.dtype` beside what is on it; else as they are quantised in training;
+    else, for a base that is not, on the CPU.
+    """
     gpu = device()
     if gpu.type == "cpu" or torch.cuda.mem_get_info(gpu)[0] > 1.3 * loaded_bytes(folder, base):
-        return gpu
-    return torch.device("cpu")
+        return False, gpu
+    if base.load_in_4bit or base.load_in_8bit:
+        print(f"{folder}: too large for the GPU in {base.dtype}, so quantised as in training")
+        return True, gpu
+    return False, torch.device("cpu")
 
 
 def loaded_bytes(folder: Path, base: Base) -> int:
@@ -196,7 +205,21 @@ def add_adapter(
             adapted = get_peft_model(model, config)
     except ValueError as error:
         raise InputError(f"base.lora: {' '.join(str(error).split())[:200]}") from None
+    _require_linear(adapted)
     for parameter in adapted.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     return adapted
+
+
+def _require_linear(adapted: PeftModel) -> None:
+    """Raise InputError where something else than linear layers of the decoder was adapted: it could not be merged."""
+    causal: Any = adapted.get_base_model()
+    head = causal.get_output_embeddings()
+    for name, layer in adapted.named_modules():
+        if isinstance(layer, LoraLayer) and (layer is head or not isinstance(layer.get_base_layer(), nn.Linear)):
+            kind = "the LM head" if layer is head else f"a {type(layer.get_base_layer()).__name__}"
+            raise InputError(
+                f"base.lora.targets: {name.removeprefix('base_model.model.')} is {kind}; only linear layers of the "
+                "decoder can be adapted and merged: name those, or take another base"
+            )

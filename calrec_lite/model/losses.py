@@ -6,13 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from calrec_lite.recipe import Loss
 from calrec_lite.text.batch import Chunk, Forks
 
 HEAD_ENTRIES = 1 << 24  # logits held at once: 64 MB in fp32, whatever the vocabulary
 
 
-def generation_loss(hidden: Tensor, head: Tensor, chunk: Chunk, loss: Loss) -> Tensor:
+def generation_loss(hidden: Tensor, head: Tensor, chunk: Chunk) -> Tensor:
     """Sum (not mean) over the chunk's supervised positions of -log P(token | everything before it), in nats.
 
     Args:
@@ -21,14 +20,14 @@ def generation_loss(hidden: Tensor, head: Tensor, chunk: Chunk, loss: Loss) -> T
 
     The caller divides by the positions of the whole optimiser step. With `softmax: catalogue` the
     probability is over the children of the trie's fork and positions without a fork cost nothing;
-    `vocabulary_weight` adds so much of the loss over the vocabulary.
+    the chunk's `vocabulary_weight` adds so much of the loss over the vocabulary.
     """
     flat = hidden.flatten(0, 1)  # (B * T, D)
     if chunk.forks is None:
         return vocabulary_nll(flat[chunk.positions], head, chunk.labels).sum()
     total = catalogue_nll(flat[chunk.forks.positions], head, chunk.forks).sum()
-    if loss.vocabulary_weight:
-        total = total + loss.vocabulary_weight * vocabulary_nll(flat[chunk.positions], head, chunk.labels).sum()
+    if chunk.vocabulary_weight:
+        total = total + chunk.vocabulary_weight * vocabulary_nll(flat[chunk.positions], head, chunk.labels).sum()
     return total
 
 
@@ -79,11 +78,42 @@ def catalogue_nll(states: Tensor, head: Tensor, forks: Forks) -> Tensor:
     They are scaled down (`loss.logit_scale`): a language model is far surer of words than it can be of purchases.
 
     Args:
-        states: (F, D) the state that decides each fork. head: (V, D).
+        states: (F, D) the state that decides each fork. head: (V, D), frozen: it gets no gradient.
     """
-    logits = (states @ head[forks.tokens].T).float()  # (F, U)
-    entries = forks.logit_scale * logits[forks.entry_fork, forks.entry_token] + forks.entry_bias  # (E,)
-    return segment_logsumexp(entries, forks.entry_fork, len(states)) - entries[forks.chosen]
+    return _ForkLoss.apply(states, head[forks.tokens], forks)
+
+
+class _ForkLoss(torch.autograd.Function):
+    """As `_HeadLoss`: a slice of forks at a time, its gradient taken there and then, for a large catalogue's forks have
+    children all over the vocabulary."""
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, children: Tensor, forks: Forks) -> Tensor:
+        nll = states.new_empty(len(states), dtype=torch.float32)
+        pull = torch.empty_like(states) if ctx.needs_input_grad[0] else None  # (F, D)
+        size = max(1, HEAD_ENTRIES // max(1, len(children)))
+        for at in range(0, len(states), size):
+            end = min(len(states), at + size)
+            first, last = int(forks.entry_ptr[at]), int(forks.entry_ptr[end])
+            fork, token = forks.entry_fork[first:last] - at, forks.entry_token[first:last]
+            chosen = forks.chosen[at:end] - first
+            logits = (states[at:end] @ children.T).float()  # (S, U)
+            entries = forks.logit_scale * logits[fork, token] + forks.entry_bias[first:last]  # (E,)
+            total = segment_logsumexp(entries, fork, end - at)
+            nll[at:end] = total - entries[chosen]
+            if pull is not None:
+                share = (entries - total[fork]).exp_()
+                share[chosen] -= 1
+                of_logits = logits.zero_().index_put_((fork, token), forks.logit_scale * share)
+                torch.mm(of_logits.to(children.dtype), children, out=pull[at:end])
+        if pull is not None:
+            ctx.save_for_backward(pull)
+        return nll
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        (pull,) = ctx.saved_tensors
+        return (gradient.unsqueeze(1) * pull).to(pull.dtype), None, None
 
 
 def segment_logsumexp(values: Tensor, segment: Tensor, n: int) -> Tensor:

@@ -18,7 +18,6 @@ from transformers import Cache
 
 from calrec_lite.errors import InputError
 from calrec_lite.model.losses import generation_loss
-from calrec_lite.recipe import Loss
 from calrec_lite.text.batch import Chunk, ItemChunk
 
 RECOMPILE_LIMIT = 64  # one row or many, with and without gradients, checkpointed: kinds of call, each compiled once
@@ -133,14 +132,14 @@ class Towers:
         """Where what is saved for the backward pass goes."""
         return save_on_cpu(pin_memory=self.head.device.type == "cuda") if self.offload else nullcontext()
 
-    def rows(self, chunk: Chunk, loss: Loss, likelihood: bool = True) -> RowStates:
+    def rows(self, chunk: Chunk, likelihood: bool = True) -> RowStates:
         """Pass B; without `likelihood` the vectors alone, and a loss of zero."""
         with self._saving():
-            return self._rows(chunk, loss, likelihood)
+            return self._rows(chunk, likelihood)
 
-    def _rows(self, chunk: Chunk, loss: Loss, likelihood: bool) -> RowStates:
+    def _rows(self, chunk: Chunk, likelihood: bool) -> RowStates:
         hidden = self.states(chunk.ids)
-        nll = generation_loss(hidden, self.head, chunk, loss) if likelihood else hidden.new_zeros((), dtype=torch.float)
+        nll = generation_loss(hidden, self.head, chunk) if likelihood else hidden.new_zeros((), dtype=torch.float)
         if not len(chunk.anchor_row):
             empty = hidden.new_zeros(0, hidden.shape[-1], dtype=torch.float32)
             return RowStates(nll, empty, empty)

@@ -48,6 +48,7 @@ class Forks(OnDevice):
         positions: (F,) index into the flattened (B * T) states of the state that decides.
         tokens: (U,) distinct child tokens.
         entry_fork, entry_token: (E,) for each child of each fork: its fork (0..F-1), its column in `tokens`.
+        entry_ptr: (F + 1,) where each fork's children begin; with the host, so that slicing waits for no device.
         entry_bias: (E,) what is added to its logit, once that is multiplied by `logit_scale`.
         chosen: (F,) the entry that is taken.
     """
@@ -56,6 +57,7 @@ class Forks(OnDevice):
     tokens: Tensor
     entry_fork: Tensor
     entry_token: Tensor
+    entry_ptr: np.ndarray
     entry_bias: Tensor
     chosen: Tensor
     logit_scale: float
@@ -71,6 +73,7 @@ class Chunk(OnDevice):
         forks: decisions in the trie; None where the loss is over the vocabulary only.
         anchor_row: (A,) row of each contrasted target.
         anchor_start, anchor_end: (A,) its text; the history span is what stands before it.
+        vocabulary_weight: of a token's loss over the vocabulary beside a fork's: both are means over the step.
     """
 
     ids: Tensor
@@ -80,6 +83,7 @@ class Chunk(OnDevice):
     anchor_row: Tensor
     anchor_start: Tensor
     anchor_end: Tensor
+    vocabulary_weight: float = 0.0
 
 
 @dataclass
@@ -164,17 +168,21 @@ class Collator:
         items = [item_chunk(part, self.start, self.pad) for part in _parts(texts, most)]
         vocabulary = self.loss.softmax == "vocabulary"
         whole = vocabulary or self.loss.vocabulary_weight > 0
+        supervised = max(1, sum(len(c.labels if vocabulary or c.forks is None else c.forks.chosen) for c in chunks))
+        positions = sum(len(c.labels) for c in chunks if whole or c.forks is None)
+        for chunk in chunks:  # the step divides by forks, this loss is a mean over tokens (METHOD 3)
+            chunk.vocabulary_weight = self.loss.vocabulary_weight * supervised / max(1, positions)
         lengths = np.array([len(r.tokens) for r in rows] + [len(t) + 1 for t in texts], np.int64)
         return StepBatch(
             chunks=chunks,
             items=items,
             anchor_item=torch.from_numpy(anchor_item),
             negatives=torch.from_numpy(negatives),
-            supervised=max(1, sum(len(c.labels if vocabulary or c.forks is None else c.forks.chosen) for c in chunks)),
+            supervised=supervised,
             targets=sum(len(self.targets(r)) for r in rows),
             tokens=int(lengths.sum()),
             attended=int((lengths * (lengths + 1) // 2).sum()),
-            vocabulary_positions=sum(len(c.labels) for c in chunks if whole or c.forks is None),
+            vocabulary_positions=positions,
             fork_entries=sum(len(c.forks.entry_fork) for c in chunks if c.forks is not None),
             at_once=len(chunks) == 1 and sum(i.ids.numel() for i in items) <= budget,
             rows=rows,
@@ -212,13 +220,16 @@ class Collator:
                 positions.append(b * width + where - 1)
                 labels.append(row.tokens[where])
             anchors += [(b, row.starts[k], row.ends[k]) for k in self.anchors(row)]
-        anchor = np.array(anchors, np.int64).reshape(-1, 3)
+        columns = np.array(anchors, np.int64).reshape(-1, 3).T.copy()
+        anchor_row, anchor_start, anchor_end = map(torch.from_numpy, columns)
         return Chunk(
             torch.from_numpy(ids),
             torch.from_numpy(np.concatenate(positions)),
             torch.from_numpy(np.concatenate(labels)),
             self._forks(rows, width) if self.loss.softmax == "catalogue" else None,
-            *map(torch.from_numpy, np.ascontiguousarray(anchor.T)),
+            anchor_row,
+            anchor_start,
+            anchor_end,
         )
 
     def _forks(self, rows: Sequence[Row], width: int) -> Forks:
@@ -268,14 +279,15 @@ def fork_tensors(catalogue: EncodedCatalogue, before: np.ndarray, items: np.ndar
     forks = trie.owner[edges]
     entries, entry_fork = gather_ranges(trie.ptr[forks], trie.ptr[forks + 1])
     tokens, entry_token = np.unique(trie.token[entries], return_inverse=True)
-    begin = np.cumsum(trie.ptr[forks + 1] - trie.ptr[forks]) - (trie.ptr[forks + 1] - trie.ptr[forks])
+    begin = np.concatenate([[0], np.cumsum(trie.ptr[forks + 1] - trie.ptr[forks])])  # (F + 1,)
     return Forks(
         positions=torch.from_numpy(before[target] + trie.depth[forks]),
         tokens=torch.from_numpy(tokens),
         entry_fork=torch.from_numpy(entry_fork),
         entry_token=torch.from_numpy(entry_token),
+        entry_ptr=begin,
         entry_bias=torch.from_numpy(catalogue.bias[entries]),
-        chosen=torch.from_numpy(begin + edges - trie.ptr[forks]),
+        chosen=torch.from_numpy(begin[:-1] + edges - trie.ptr[forks]),
         logit_scale=catalogue.logit_scale,
     )
 

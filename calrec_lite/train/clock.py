@@ -7,6 +7,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 NAME = "Clock"  # under which checkpoints keep the time
+FIRST = 0.1  # share of the learning rate that warm-up begins with: one step may be all there is time for
 
 
 class Clock(TrainerCallback):
@@ -31,7 +32,7 @@ class Clock(TrainerCallback):
         running = 0.0 if self._since is None else time.perf_counter() - self._since
         share = min(1.0, (self.seconds + running) / self.limit)
         if share < warmup:
-            return share / warmup
+            return max(FIRST, share / warmup)
         left = (1 - share) / (1 - warmup) if warmup < 1 else 1.0
         return {"linear": left, "cosine": (1 - math.cos(math.pi * left)) / 2}.get(schedule, 1.0)
 

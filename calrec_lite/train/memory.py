@@ -1,11 +1,14 @@
 """How many rows fit in memory at once: what a step will need, before it is run, and what it turned out to need."""
 
+import sys
+from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
 from accelerate.utils.memory import should_reduce_batch_size
 from peft import PeftModel
+from peft.tuners.lora import LoraLayer
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from calrec_lite.errors import InputError
@@ -24,11 +27,17 @@ def activation_bytes(model: PeftModel, checkpointing: bool | str) -> int:
     the inputs are in RAM.
     """
     text, width = model.config.get_text_config(), _width(model)
-    hidden, inner, layers = text.hidden_size, text.intermediate_size, text.num_hidden_layers
+    hidden, layers = text.hidden_size, text.num_hidden_layers
+    inner = getattr(text, "intermediate_size", None) or _widest(model)
     layer = width * (10 * hidden + 5 * inner) + 8 * hidden
     if checkpointing == "offload":
         return layer
     return layers * width * hidden + layer if checkpointing else layers * layer
+
+
+def _widest(model: PeftModel) -> int:
+    """Inputs of the widest adapted layer: of an MLP's second one, whatever a config calls it."""
+    return max(m.in_features or 0 for m in model.modules() if isinstance(m, LoraLayer))
 
 
 def _width(model: PeftModel) -> int:
@@ -44,7 +53,7 @@ def check_offload(model: PeftModel, batch_size: int, row_tokens: int) -> None:
     """
     text = model.config.get_text_config()
     needed = _width(model) * text.hidden_size * text.num_hidden_layers * batch_size * row_tokens
-    free = psutil.virtual_memory().available
+    free = free_ram()
     if torch.cuda.is_available():  # pinned by a stage before, and used again
         free += torch.cuda.host_memory_stats().get("allocated_bytes.current", 0)
     if needed > free:
@@ -58,7 +67,24 @@ def free_bytes(device: torch.device) -> int:
     """Memory that can still be taken on the device."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return psutil.virtual_memory().available
+    return free_ram()
+
+
+def free_ram(group: Path = Path("/sys/fs/cgroup")) -> int:
+    """RAM that can still be taken: by the machine, and by the control group that a container or a job runs in."""
+    free = psutil.virtual_memory().available
+    for most, used, cache in (
+        ("memory.max", "memory.current", "inactive_file"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"),
+    ):
+        try:
+            statistics = dict(line.split() for line in (group / most).with_name("memory.stat").read_text().splitlines())
+            # Files that were read are given back before anything else is.
+            held = int((group / used).read_text()) - int(statistics[cache])
+            free = min(free, int((group / most).read_text()) - held)
+        except (OSError, ValueError, KeyError):  # another version of it, no group, or no limit ("max")
+            continue
+    return max(0, free)
 
 
 def auto_micro_batch(
@@ -115,8 +141,10 @@ class MicroBatch(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         kept = state.stateful_callbacks
-        if isinstance(kept, dict) and NAME in kept and kept[NAME]["size"] < self.size:
-            self.size, self.grows, self.shrunk = kept[NAME]["size"], False, True
+        if isinstance(kept, dict) and NAME in kept:
+            size = int(kept[NAME]["size"])
+            self.size = size if self.grows else min(size, self.size)  # an estimate had grown before it was too much
+            self.grows, self.shrunk = False, True
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self.shrunk:
@@ -144,6 +172,9 @@ def peak_bytes(device: torch.device) -> int:
     """The most memory this process has held so far: on the GPU, or resident in RAM."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "win32":
+        return psutil.Process().memory_info().peak_wset
     import resource
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak

@@ -23,7 +23,7 @@ from transformers.integrations import get_reporting_integration_callbacks
 
 from calrec_lite.errors import InputError, RunError
 from calrec_lite.files import atomic_path, write_json
-from calrec_lite.model.base import add_adapter, device, load_adapter_weights, load_model, roomy_device
+from calrec_lite.model.base import add_adapter, device, load_adapter_weights, load_model, placement
 from calrec_lite.model.merge import merge_adapter, parity
 from calrec_lite.model.towers import Towers
 from calrec_lite.recipe import Base, Stage
@@ -209,12 +209,17 @@ def _row_tokens(run: Run, rows: Rows) -> int:
 
 
 def _estimated_micro(run: Run, folder: StageFolder, model: PeftModel, row_tokens: int) -> int:
-    """The estimate of the stage's first start: cut as they were then, a resumed run's steps give the same bits."""
+    """The estimate of the stage's first start: cut as they were then, a resumed run's steps give the same bits.
+
+    Made anew where `gradient_checkpointing` was changed since.
+    """
     file, optim = folder.folder / "micro_batch.json", run.recipe.optim
-    if not file.is_file():
+    known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    if known.get("gradient_checkpointing") != optim.gradient_checkpointing:
         rows = auto_micro_batch(model, optim.batch_size, row_tokens, optim.gradient_checkpointing, device())
-        write_json(file, {"micro_batch_size": rows})
-    return int(json.loads(file.read_text(encoding="utf-8"))["micro_batch_size"])
+        known = {"micro_batch_size": rows, "gradient_checkpointing": optim.gradient_checkpointing}
+        write_json(file, known)
+    return int(known["micro_batch_size"])
 
 
 def _train(trainer: CALRecTrainer, valid: Rows, folder: StageFolder) -> dict[str, Any]:
@@ -284,13 +289,15 @@ def _states(towers: Towers, valid: Rows) -> Iterator[Tensor]:
 
 
 def _check_merge(live: Live, valid: Rows, merged: Path, run: Run) -> dict[str, Any]:
-    """Adapter model against merged model: logits on some rows, and the validation loss."""
-    towers = Towers(load_model(merged, run.recipe.base, quantised=False, where=roomy_device(merged, run.recipe.base)))
+    """Adapter model against merged model, as `placement` loads it: logits on some rows, and the validation loss."""
+    quantised, where = placement(merged, run.recipe.base)
+    towers = Towers(load_model(merged, run.recipe.base, quantised, where))
     head = live.head.to(towers.head.device)
     before = ((states.to(head.device) @ head.T).cpu() for states in live.states)
     after = ((states @ towers.head.T).cpu() for states in _states(towers, valid))
     facts = asdict(parity(before, after))
-    return {"parity": facts, "valid_nats_merged": validation_loss(towers, valid, live.collator)}
+    nats = validation_loss(towers, valid, live.collator)
+    return {"parity": facts, "valid_nats_merged": nats, "merged_quantised": quantised}
 
 
 def _check_handover(collator: Collator, valid: Rows, run: Run, index: int, facts: dict[str, Any]) -> dict[str, Any]:
@@ -301,7 +308,7 @@ def _check_handover(collator: Collator, valid: Rows, run: Run, index: int, facts
     base = run.recipe.base
     handover = run.recipe.stages[index + 1].handover if index + 1 < len(run.stages) else None
     requantised = facts["valid_nats_merged"]
-    if base.load_in_4bit or base.load_in_8bit:
+    if (base.load_in_4bit or base.load_in_8bit) and not facts["merged_quantised"]:
         requantised = validation_loss(Towers(load_model(run.stages[index].merged, base)), valid, collator)
     started = {"continue": facts["valid_nats_after"], "merge": requantised, None: facts["valid_nats_merged"]}
     measured = {"valid_nats_requantised": requantised, "valid_nats_handed_on": started[handover]}

@@ -55,7 +55,7 @@ def _separate(towers: Towers, batch: StepBatch, loss: Loss, weight: float, backw
     nll = torch.zeros((), device=batch.anchor_item.device)
     zero = nll.clone()
     for chunk in batch.chunks:
-        own = towers.rows(chunk, loss).nll
+        own = towers.rows(chunk).nll
         if backward:
             backward(weight * own)
         nll = nll + own.detach()
@@ -64,7 +64,7 @@ def _separate(towers: Towers, batch: StepBatch, loss: Loss, weight: float, backw
 
 def _whole(towers: Towers, batch: StepBatch, loss: Loss, weight: float, backward: Backward | None) -> StepLoss:
     """One graph of all chunks."""
-    rows = [towers.rows(chunk, loss) for chunk in batch.chunks]
+    rows = [towers.rows(chunk) for chunk in batch.chunks]
     texts = torch.cat([towers.items(part) for part in batch.items])
     tt, ut = _terms(torch.cat([r.user for r in rows]), torch.cat([r.target for r in rows]), texts, batch, loss)
     nll = torch.stack([r.nll for r in rows]).sum()
@@ -76,9 +76,9 @@ def _whole(towers: Towers, batch: StepBatch, loss: Loss, weight: float, backward
 def _cached(towers: Towers, batch: StepBatch, loss: Loss, weight: float, backward: Backward | None) -> StepLoss:
     *replayed, kept = batch.chunks
     with torch.no_grad():  # the likelihood is computed where it is needed: with its graph
-        rows, row_rng = _recorded(lambda c: towers.rows(c, loss, likelihood=backward is None), replayed)
+        rows, row_rng = _recorded(lambda c: towers.rows(c, likelihood=backward is None), replayed)
         items, item_rng = _recorded(towers.items, batch.items)
-    last = towers.rows(kept, loss)
+    last = towers.rows(kept)
     user = torch.cat([r.user for r in rows] + [last.user.detach()]).requires_grad_()
     target = torch.cat([r.target for r in rows] + [last.target.detach()]).requires_grad_()
     texts = torch.cat(items).requires_grad_()
@@ -95,7 +95,7 @@ def _cached(towers: Towers, batch: StepBatch, loss: Loss, weight: float, backwar
         del last  # its graph has to be gone before the next one is built
         for chunk, state, pull in zip(replayed, row_rng, pulls):
             set_rng_state(state)
-            again = towers.rows(chunk, loss)
+            again = towers.rows(chunk)
             backward(_surrogate(again, pull, weight))
             nll = nll + again.nll.detach()
             del again

@@ -113,6 +113,7 @@ class CALRecTrainer(Trainer):
         cuda = args.device.type == "cuda"
         self.micro = MicroBatch(args.micro_batch_size, args.per_device_train_batch_size, args.micro_batch_auto and cuda)
         self.add_callback(self.micro)
+        self.add_callback(Intervals())
         if not args.disable_tqdm:
             self.add_callback(StageProgress())
         self.towers = Towers(model, args.offload_checkpoints)
@@ -302,6 +303,13 @@ def validation_loss(towers: Towers, rows: Rows, collator: Collator, progress: bo
 
 def _step(collator: Collator, rows: list[Row]) -> dict[str, StepBatch]:
     return {"step": collator(rows)}
+
+
+class Intervals(TrainerCallback):
+    """How often is logged, saved and validated: as it is asked now, not as in the checkpoint that is resumed."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        state.compute_steps(args, state.max_steps)
 
 
 class StageProgress(TrainerCallback):

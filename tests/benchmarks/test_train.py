@@ -130,11 +130,13 @@ def test_quality_goes_on_where_it_stopped(bench: Bench, tmp_path: Path, monkeypa
                 done[key] = measure()
 
     train_quality.run(Results(), SimpleNamespace(**{**vars(options), "quality_minutes": "0.02"}))
-    assert set(done) == {f"{row} {age}" for row in "AEF" for age in ("0", "0.02")}
+    assert set(done) == {"untouched 0", *(f"{row} 0.02" for row in "AEF")}
     train_quality.run(Results(), options)
     for row in "AEF":
-        assert done[f"{row} 0.04"]["steps"] > done[f"{row} 0.02"]["steps"] > 0 == done[f"{row} 0"]["steps"]
-        assert done[f"{row} 0.04"]["nats_per_item"] != done[f"{row} 0"]["nats_per_item"]
+        assert done[f"{row} 0.04"]["steps"] > done[f"{row} 0.02"]["steps"] > 0 == done["untouched 0"]["steps"]
+        assert done[f"{row} 0.04"]["nats_per_item"] != done["untouched 0"]["nats_per_item"]
+    assert {name for name, facts in done.items() if "as_trained" not in facts} == {"F 0.02", "F 0.04"}
+    assert all(f["as_trained"]["nats_per_item"] != f["nats_per_item"] for f in done.values() if "as_trained" in f)
     assert "NDCG" in table({"quality": done})
 
 

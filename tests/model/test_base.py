@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, OPTConfig, OPTForCausalLM
 
 from calrec_lite.errors import InputError, RunError
-from calrec_lite.model.base import load_model, loaded_bytes
-from calrec_lite.recipe import Base
+from calrec_lite.model import base as base_module
+from calrec_lite.model.base import add_adapter, load_model, loaded_bytes, placement
+from calrec_lite.recipe import Base, Lora
+from calrec_lite.train.memory import activation_bytes
 
 
 @pytest.mark.parametrize(
@@ -48,3 +50,46 @@ def test_a_base_that_memory_has_no_room_for_says_what_to_do(tiny_folder: Path, m
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", full)
     with pytest.raises(RunError, match="out of memory while .* set base.load_in_4bit: true"):
         load_model(tiny_folder, Base(model=str(tiny_folder), load_in_4bit=False))
+
+
+@pytest.mark.parametrize(
+    ("four_bits", "free", "placed"),
+    [(True, 2.0, (False, "cuda")), (True, 1.2, (True, "cuda")), (False, 1.2, (False, "cpu"))],
+    ids=["room", "no room, quantised in training", "no room"],
+)
+def test_what_does_not_fit_on_the_gpu_is_quantised_as_in_training(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, four_bits: bool, free: float, placed: tuple[bool, str]
+) -> None:
+    base = Base(model=str(tiny_folder), load_in_4bit=four_bits)
+    needed = loaded_bytes(tiny_folder, base)
+    monkeypatch.setattr(base_module, "device", lambda: torch.device("cuda", 0))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (int(free * needed), 4 * needed))
+    quantised, where = placement(tiny_folder, base)
+    assert (quantised, where.type) == placed
+
+
+@pytest.mark.parametrize(
+    ("targets", "said"),
+    [(["q_proj", "embed_tokens"], "embed_tokens is a Embedding"), (["q_proj", "lm_head"], "lm_head is the LM head")],
+    ids=["embeddings", "head"],
+)
+def test_what_cannot_be_merged_is_refused_before_it_is_trained(
+    tiny_folder: Path, targets: list[str], said: str
+) -> None:
+    base = Base(model=str(tiny_folder), dtype="float32", load_in_4bit=False, lora=Lora(r=4, targets=targets))
+    with pytest.raises(InputError, match=said):
+        add_adapter(load_model(tiny_folder, base), base)
+
+
+def test_layers_that_are_not_linear_are_refused_before_training() -> None:
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=50, n_embd=16, n_layer=1, n_head=2))
+    with pytest.raises(InputError, match="h.0.attn.c_attn is a Conv1D; only linear layers"):
+        add_adapter(model, Base(model="gpt2", load_in_4bit=False))
+
+
+def test_the_estimate_knows_an_mlp_by_its_layers() -> None:
+    """Configs have different names for its width, if any."""
+    config = OPTConfig(vocab_size=50, hidden_size=16, ffn_dim=48, num_hidden_layers=2, num_attention_heads=2)
+    config.word_embed_proj_dim = 16
+    base = Base(model="opt", load_in_4bit=False)
+    assert activation_bytes(add_adapter(OPTForCausalLM(config), base), False) == 2 * (4 * (10 * 16 + 5 * 48) + 8 * 16)

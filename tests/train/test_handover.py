@@ -10,8 +10,11 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+import calrec_lite.evaluate.systems as systems_module
 import calrec_lite.train.stage as stage_module
 from calrec_lite.errors import InputError
+from calrec_lite.evaluate.results import table
+from calrec_lite.evaluate.systems import evaluate_run
 from calrec_lite.export.bundle import export_adapter
 from calrec_lite.model.base import load_model
 from calrec_lite.recipe import Base
@@ -33,6 +36,24 @@ def test_4bit_base_trains_and_merges_onto_the_original(tiny_folder: Path, data: 
     prefix = "base_model.model.model.layers.0.self_attn.q_proj"
     delta = (32 / 4) * first[f"{prefix}.lora_B.weight"] @ first[f"{prefix}.lora_A.weight"]
     torch.testing.assert_close(weights(run.stages[0].merged)[key], weights(tiny_folder)[key] + delta)
+
+
+def test_a_merged_model_that_does_not_fit_on_the_gpu_is_measured_quantised(
+    tiny_folder: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by an 8B model on a card of 12 GB; only where it is loaded is pretended. The table says so."""
+    quantised = values(tiny_folder, data, load_in_4bit=True)
+    runs = {}
+    for name, placed in (("whole", False), ("large", True)):
+        for module in (stage_module, systems_module):
+            monkeypatch.setattr(module, "placement", lambda *_, placed=placed: (placed, torch.device("cpu")))
+        runs[name] = Run.start(check_recipe({**quantised, "name": name}), tmp_path)
+        train_run(runs[name])
+    whole, large = (runs[name].stage_metrics()["2-target"] for name in ("whole", "large"))
+    assert (whole["merged_quantised"], large["merged_quantised"]) == (False, True)
+    assert whole["valid_nats_merged"] != whole["valid_nats_requantised"]
+    assert large["valid_nats_merged"] == large["valid_nats_requantised"] == whole["valid_nats_requantised"]
+    assert "models quantised as in training" in table(evaluate_run(runs["large"]))
 
 
 @pytest.mark.parametrize("four_bits", [False, True], ids=["full", "nf4"])

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import TrainerControl, TrainerState
 
 from calrec_lite.errors import InputError, RunError
 from calrec_lite.model.base import add_adapter, load_model
@@ -13,7 +14,7 @@ from calrec_lite.recipe import Base, Lora, Loss
 from calrec_lite.text.batch import Collator
 from calrec_lite.text.encoding import encode_catalogue
 from calrec_lite.text.rows import Rows, training_rows
-from calrec_lite.train.memory import MicroBatch, check_offload, out_of_memory
+from calrec_lite.train.memory import MicroBatch, check_offload, free_ram, out_of_memory, peak_bytes
 from calrec_lite.train.trainer import CALRecConfig, CALRecTrainer
 from tests.conftest import make_domain
 
@@ -155,6 +156,62 @@ def test_a_resumed_run_goes_on_in_the_epoch_it_was_in(tiny_folder, domain, encod
     assert all(torch.equal(value, wanted[name]) for name, value in weights(again).items())
     losses = [[e["loss"] for e in t.state.log_history if "loss" in e] for t in (whole, again)]
     assert losses[0] == losses[1]
+
+
+def test_a_resumed_run_logs_and_saves_as_asked_now(tiny_folder, domain, encoder, catalogue, tmp_path) -> None:
+    """What may be changed between two starts is not taken from the checkpoint."""
+    first = trainer(tiny_folder, domain, encoder, catalogue, tmp_path, 8, save_strategy="steps", save_steps=2)
+    first.train()
+    often = {"save_strategy": "steps", "save_steps": 1, "logging_steps": 1, "max_steps": 6}
+    again = trainer(tiny_folder, domain, encoder, catalogue, tmp_path, 8, **often)
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert [entry["step"] for entry in again.state.log_history if "loss" in entry] == [2, 3, 4, 5, 6]
+    assert {p.name for p in tmp_path.glob("checkpoint-*")} >= {"checkpoint-3", "checkpoint-5"}
+
+
+@pytest.mark.parametrize(("started", "most", "grows", "size"), [(4, 16, True, 4), (2, 16, True, 4), (8, 8, False, 4)])
+def test_a_resumed_estimate_does_not_grow_into_what_was_too_much(
+    started: int, most: int, grows: bool, size: int
+) -> None:
+    """Grown from 4 to 8 and halved again: whatever the new start estimates, it is 4, for good."""
+    state = TrainerState(stateful_callbacks={"MicroBatch": {"size": 4}})
+    micro = MicroBatch(started, most, grows)
+    micro.on_train_begin(None, state, TrainerControl())
+    for _ in range(3 * MicroBatch.AFTER):
+        assert not micro.grow(0, 1, 1000)
+    assert micro.size == size
+    by_hand = MicroBatch(2, 16, grows=False)
+    by_hand.on_train_begin(None, state, TrainerControl())
+    assert by_hand.size == 2
+
+
+def write_group(folder: Path, values: dict[str, str]) -> Path:
+    for name, text in values.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    return folder
+
+
+def test_free_ram_is_that_of_the_container(tmp_path: Path) -> None:
+    """In both versions of control groups; files in its page cache can be given back."""
+    machine = free_ram(tmp_path / "none")
+    second = {"memory.max": "1000000\n", "memory.current": "700000\n", "memory.stat": "anon 5\ninactive_file 200000\n"}
+    assert free_ram(write_group(tmp_path / "v2", second)) == 500_000
+    assert free_ram(write_group(tmp_path / "full", {**second, "memory.current": "2000000\n"})) == 0
+    unlimited = free_ram(write_group(tmp_path / "max", {**second, "memory.max": "max\n"}))
+    assert unlimited == pytest.approx(machine, rel=0.2)
+    first = {
+        "memory/memory.limit_in_bytes": "1000000\n",
+        "memory/memory.usage_in_bytes": "700000\n",
+        "memory/memory.stat": "total_inactive_file 100000\n",
+    }
+    assert free_ram(write_group(tmp_path / "v1", first)) == 400_000
+
+
+def test_the_peak_is_in_bytes_on_a_mac_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = peak_bytes(torch.device("cpu"))
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert peak_bytes(torch.device("cpu")) == pytest.approx(here / 1024, rel=0.1)
 
 
 def test_a_cpu_that_has_no_more_memory_is_recognised() -> None:

@@ -141,9 +141,13 @@ def test_an_estimate_is_kept_for_a_restart(tiny_folder: Path, data: Path, tmp_pa
     file = run.stages[0].folder / "micro_batch.json"
     assert json.loads(file.read_text())["micro_batch_size"] == 4
     run.stages[0].metrics.unlink()
-    file.write_text('{"micro_batch_size": 3}')
+    file.write_text('{"micro_batch_size": 3, "gradient_checkpointing": false}')
     train_run(Run.open(run.folder))
     assert run.stage_metrics()["1-target"]["micro_batch_size"] == 3
+    run.stages[0].metrics.unlink()
+    recipe["optim"]["gradient_checkpointing"] = True  # as advised where memory lacked: another estimate
+    train_run(Run.start(check_recipe(recipe), tmp_path))
+    assert json.loads(file.read_text()) == {"micro_batch_size": 4, "gradient_checkpointing": True}
 
 
 @needs_compiler

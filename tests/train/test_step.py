@@ -1,5 +1,6 @@
 """The step against a slow, plain re-implementation of METHOD 3, 5 and 5b, and against itself cut differently."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from calrec_lite.data.domain import Domain
 from calrec_lite.errors import InputError
+from calrec_lite.model import losses
 from calrec_lite.model.base import add_adapter, load_model
 from calrec_lite.model.towers import Towers
 from calrec_lite.recipe import Base, Lora, Loss
@@ -145,6 +147,32 @@ def test_the_catalogue_softmax_is_one_over_all_items(model, rows, encoder, catal
         torch.testing.assert_close(got.nats_per_item, expected, rtol=1e-5, atol=1e-5)
         nats.append(got.nats_per_item)
     assert float(torch.stack(nats).neg().exp().sum()) == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("entries", [1, 40, 1 << 24])
+def test_forks_are_scored_a_slice_at_a_time(rows, encoder, catalogue, monkeypatch, entries: int) -> None:
+    """Loss and gradient against autograd over all forks at once, with a prior and a scale."""
+    monkeypatch.setattr(losses, "HEAD_ENTRIES", entries)
+    loss = Loss(alpha=0, beta=0, softmax="catalogue")
+    forks = collate(rows, encoder, catalogue, loss, 100).chunks[0].forks
+    draw = torch.Generator().manual_seed(0)
+    forks = replace(forks, entry_bias=torch.randn(len(forks.entry_fork), generator=draw), logit_scale=0.3)
+    head = torch.randn(len(encoder.tokenizer), 16, generator=draw)
+    states = torch.randn(len(forks.positions), 16, generator=draw, requires_grad=True)
+    weight = torch.rand(len(states), generator=draw)
+    entries_ = 0.3 * (states @ head.T)[forks.positions.new_tensor(forks.entry_fork), forks.tokens[forks.entry_token]]
+    expected = torch.stack(
+        [
+            (own := (entries_ + forks.entry_bias)[forks.entry_fork == f]).logsumexp(0)
+            - own[forks.chosen[f] - int(forks.entry_ptr[f])]
+            for f in range(len(states))
+        ]
+    )
+    (wanted,) = torch.autograd.grad(weight @ expected, states)
+    got = losses.catalogue_nll(states, head, forks)
+    (gradient,) = torch.autograd.grad(weight @ got, states)
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(gradient, wanted, rtol=1e-5, atol=1e-5)
 
 
 def forks_of(catalogue: EncodedCatalogue, item: int) -> int:
@@ -301,7 +329,7 @@ def test_offload_leaves_nothing_that_grows_with_the_rows(checkpointed, rows, enc
         kept[offload] = []
         towers = Towers(checkpointed, offload)
         with torch.autograd.graph.saved_tensors_hooks(lambda t, here=offload: kept[here].append(t) or t, lambda t: t):
-            towers.rows(chunk, plain_loss)
+            towers.rows(chunk)
     width = checkpointed.config.hidden_size
     assert sum(t.shape == (*chunk.ids.shape, width) for t in kept[False]) >= 2
     assert kept[True] == []
@@ -442,16 +470,19 @@ def test_contrast_per_row_takes_the_latest_targets(rows, encoder, catalogue, pla
     assert batch.chunks[0].anchor_end.tolist() == [int(r.ends[-1]) for r in batch.rows]
 
 
-def test_vocabulary_weight_mixes(model, rows, encoder, catalogue) -> None:
+@pytest.mark.parametrize("micro", [2, 100])
+def test_vocabulary_weight_adds_so_much_of_the_mean_over_tokens(model, rows, encoder, catalogue, micro: int) -> None:
+    """However many forks and tokens the items have, and however the step is cut."""
     quiet = Loss(alpha=0, beta=0, softmax="catalogue")
-    values = {}
-    for weight in (0.0, 0.5, 1.0):
-        loss = quiet.model_copy(update={"vocabulary_weight": weight})
-        values[weight] = two_tower_step(
-            Towers(model), collate(rows, encoder, catalogue, loss, 100), loss, None
-        ).nats_per_item
-    assert values[0.5] - values[0.0] == pytest.approx(float(values[1.0] - values[0.5]), rel=1e-4)
-    assert values[0.5] > values[0.0]
+
+    def value(**changes) -> float:
+        loss = quiet.model_copy(update=changes)
+        return float(two_tower_step(Towers(model), collate(rows, encoder, catalogue, loss, micro), loss, None).loss)
+
+    over_tokens = value(softmax="vocabulary")
+    for weight in (0.5, 1.0):
+        mixed = value(vocabulary_weight=weight)
+        assert mixed - value() == pytest.approx(weight * over_tokens, rel=1e-5)
 
 
 def test_one_epoch_on_a_ring_learns_it(tiny_folder: Path, domain: Domain, encoder, catalogue) -> None:
