@@ -328,7 +328,13 @@ def rerank_table(results: dict[str, Any]) -> str:
         f"In the model's place MiniLM, zero-shot, with transitions and popularity, weights by validation: {said}. N@10 "
         f"of the final model with transitions minus that: {difference_cell(other['final_minus']['ndcg@10'])}."
     )
-    head = ["final model by `strategy: rerank`, weights by validation", "R@1", "R@10", "N@10", "MRR"]
+    head = [
+        "final model by `strategy: rerank`, weights by validation",
+        "R@1",
+        "R@10",
+        "N@10",
+        f"MRR@{results['protocol']['mrr_cut']}",
+    ]
     beside = [
         [name, *(difference_cell(by[name]["ndcg@10"]) for by in results["final_minus_baselines"].values())]
         for name in results["baselines"]

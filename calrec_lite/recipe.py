@@ -147,7 +147,8 @@ class Loss(Section):
         0.2, description="with softmax: catalogue, the head's logits are multiplied by this before the prior is added"
     )
     vocabulary_weight: Annotated[float, Field(ge=0)] = Field(
-        0.0, description="with softmax: catalogue, so much of the vocabulary loss is added to L_NIG"
+        0.0,
+        description="with softmax: catalogue, so much of the vocabulary loss (a mean over tokens) is added to L_NIG",
     )
 
     @model_validator(mode="after")
