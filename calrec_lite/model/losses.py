@@ -40,7 +40,16 @@ def vocabulary_nll(states: Tensor, head: Tensor, labels: Tensor) -> Tensor:
     return _HeadLoss.apply(states, head, labels)
 
 
-class _HeadLoss(torch.autograd.Function):
+class _Known(torch.autograd.Function):
+    """A loss whose gradient at its states is known in the forward pass, and saved there."""
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        (pull,) = ctx.saved_tensors
+        return (gradient.unsqueeze(1) * pull).to(pull.dtype), None, None  # a weight in bf16 would be off by up to .4%
+
+
+class _HeadLoss(_Known):
     """The gradient at the states is (softmax - one-hot) @ head, known as soon as the loss is: two products, not three.
 
     Keeping logits for the backward pass would cost P * V, computing them again a third product.
@@ -63,11 +72,6 @@ class _HeadLoss(torch.autograd.Function):
             ctx.save_for_backward(pull)
         return nll
 
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
-        (pull,) = ctx.saved_tensors
-        return (gradient.unsqueeze(1) * pull).to(pull.dtype), None, None  # a weight in bf16 would be off by up to .4%
-
 
 def catalogue_nll(states: Tensor, head: Tensor, forks: Forks) -> Tensor:
     """(F,) -log P(child taken | children of the fork).
@@ -83,7 +87,7 @@ def catalogue_nll(states: Tensor, head: Tensor, forks: Forks) -> Tensor:
     return _ForkLoss.apply(states, head[forks.tokens], forks)
 
 
-class _ForkLoss(torch.autograd.Function):
+class _ForkLoss(_Known):
     """As `_HeadLoss`: a slice of forks at a time, its gradient taken there and then, for a large catalogue's forks have
     children all over the vocabulary."""
 
@@ -109,11 +113,6 @@ class _ForkLoss(torch.autograd.Function):
         if pull is not None:
             ctx.save_for_backward(pull)
         return nll
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
-        (pull,) = ctx.saved_tensors
-        return (gradient.unsqueeze(1) * pull).to(pull.dtype), None, None
 
 
 def segment_logsumexp(values: Tensor, segment: Tensor, n: int) -> Tensor:
