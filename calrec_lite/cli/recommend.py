@@ -52,6 +52,8 @@ def recommend(
         raise InputError("recommend: give titles (oldest first), or --users FILE")
     if users and not out:
         raise InputError("recommend: --users needs --out FILE")
+    if out and not users:
+        raise InputError("recommend: --out is for --users FILE; the lists of titles are shown")
     if engine == "vllm" and quantised:
         raise InputError("--engine vllm: not together with --4bit")
     lists: dict[str, Any] = {name: _lines(name, path) for name, path in (("allow", allow), ("deny", deny)) if path}

@@ -10,7 +10,7 @@ import torch
 from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import nn
 from transformers import (
@@ -80,8 +80,13 @@ def _unpack_gguf(path: Path, name: str) -> Path:
 
 
 def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """The tokenizer of a local model folder."""
-    return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
+    """The tokenizer of a local model folder. Raises InputError where there is none."""
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{folder}: has no tokenizer that can be loaded: {' '.join(str(error).split())[:300]}"
+        ) from None
 
 
 def device() -> torch.device:
@@ -150,13 +155,13 @@ def load_model(folder: Path, base: Base, quantised: bool = True, where: torch.de
             trust_remote_code=base.trust_remote_code,
             local_files_only=True,
         )
-    except (ImportError, ValueError) as error:
+    except (ImportError, ValueError, OSError, SafetensorError) as error:
         said = " ".join(str(error).split())[:300]
         raise InputError(f"base: {base.model} with attention: {base.attention} cannot be loaded: {said}") from None
     except torch.OutOfMemoryError:
         raise RunError(
-            f"out of memory while {folder} was loaded: free the GPU, or set base.load_in_4bit: true under another "
-            "`name`, and start the run again"
+            f"out of memory while {folder} was loaded: free the GPU, or load it in 4 bits (`recommend --4bit`; a run: "
+            "base.load_in_4bit: true under another `name`)"
         ) from None
     model.config.use_cache = False
     return model

@@ -24,7 +24,8 @@ def beam_search(
     Best first: of each user's partial items those go first that promise the most probable item, which is guessed
     from their probability and from how popular the most popular item below them is. A partial item is at least as
     probable as any item it can become, so once k items are certain, what is less probable than the k-th of them is
-    dropped; when nothing is left, the list is exact. After 2 x `beams` continued ones a user's search ends where it is.
+    dropped. After 2 x `beams` continued ones a user's search ends where it is, and no more are kept than may still be
+    continued: the list is exact where none of those that were left out would have become one of the k.
     All users take a step together, chains of tokens without a fork are one forward, and an item that is certain
     costs nothing more. Each user gets k items wherever so many are allowed.
 

@@ -74,6 +74,8 @@ class Bulk:
         self._part = out.with_name(f"{out.name}.part")
         self._rejects_part = out.with_name(f"{self.rejects.name}.part")
         self._state = out.with_name(f"{out.name}.state.json")
+        if users.resolve() in (out.resolve(), self.rejects.resolve()):
+            raise InputError(f"--out {out}: would replace the histories of --users; give it another name")
         stat = users.stat()
         self._identity = {
             "input": [users.name, stat.st_size, stat.st_mtime_ns],
@@ -121,7 +123,8 @@ class Bulk:
             raise InputError(f"{self._state}: no unfinished run to go on with ({error}); {anew}") from None
         if short:
             raise InputError(f"{self._state}: the files of the unfinished run were cut short; {anew}")
-        other = [key for key in self._identity if begun.get(key) != self._identity[key]]
+        keys = dict.fromkeys([*self._identity, *begun])  # one may have an option that the other has not
+        other = [key for key in keys if begun.get(key) != self._identity.get(key)]
         if other:
             raise InputError(f"{self._state}: an unfinished run with another {', another '.join(other)}; {anew}")
         return done

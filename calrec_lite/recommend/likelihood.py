@@ -11,7 +11,7 @@ from calrec_lite.recommend.paths import Paths
 from calrec_lite.recommend.tree import PromptTree
 from calrec_lite.text.trie import Trie, gather_ranges
 
-BLOCK = 256  # items scored in one forward when a whole catalogue is
+BLOCK = 256  # items of a user scored in one forward: its mask grows with the square of their tokens
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,12 @@ def item_logprobs(tree: PromptTree, trie: Trie, paths: Paths, items: Sequence[np
         items: for each user some catalogue indices.
     """
     root = paths.hang_root(tree)
-    return _below_root(tree, trie, paths, items, root)
+    most = max(map(len, items), default=0)
+    blocks = [
+        _below_root(tree, trie, paths, [own[at : at + BLOCK] for own in items], root)
+        for at in range(0, max(1, most), BLOCK)
+    ]
+    return [np.concatenate(own) for own in zip(*blocks, strict=True)]
 
 
 @torch.no_grad()

@@ -62,10 +62,10 @@ class Paths(OnDevice):
         In fp32: logits in bf16 are multiples of 1/16, which makes ties of items that are none.
         """
         distinct, column = torch.unique(self.token[edges], return_inverse=True)
-        logits = states.float() @ head[distinct].float().T  # (n, distinct)
+        own = _chosen_logits(states, head[distinct], column, parent)
         if self.score == "vocabulary":
-            return logits[parent, column] - _vocabulary_logsumexp(states, head)[parent]
-        entries = self.logit_scale * logits[parent, column] + self.bias[edges]
+            return own - _vocabulary_logsumexp(states, head)[parent]
+        entries = self.logit_scale * own + self.bias[edges]
         return entries - segment_logsumexp(entries, parent, len(states))[parent]
 
     def rest_logprobs(self, states: Tensor, head: Tensor, lengths: Tensor, tokens: Tensor) -> Tensor:
@@ -93,6 +93,19 @@ class Paths(OnDevice):
         lengths, tokens = torch.full((users, 1), len(self.root), device=device), self.root.repeat(users)
         states = tree.extend(torch.zeros_like(lengths), lengths, tokens)
         return total + self.rest_logprobs(states, head, lengths.squeeze(1), tokens)
+
+
+def _chosen_logits(states: Tensor, children: Tensor, column: Tensor, parent: Tensor) -> Tensor:
+    """(C,) in fp32: logits (n, distinct) at (`parent`, `column`), `parent` ascending; some rows exist at a time."""
+    size = max(1, HEAD_ENTRIES // max(1, len(children)))
+    wide = children.float().T
+    cuts = torch.arange(0, len(states) + size, size, device=parent.device)
+    ends = torch.searchsorted(parent, cuts).tolist()
+    parts = [
+        (states[at : at + size].float() @ wide)[parent[first:last] - at, column[first:last]]
+        for at, first, last in zip(range(0, len(states), size), ends, ends[1:])
+    ]
+    return torch.cat(parts) if parts else wide.new_zeros(0)
 
 
 def _vocabulary_logsumexp(states: Tensor, head: Tensor) -> Tensor:

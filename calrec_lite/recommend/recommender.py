@@ -7,9 +7,10 @@ from itertools import chain
 from pathlib import Path
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
-from calrec_lite.errors import InputError
+from calrec_lite.errors import InputError, RunError
 from calrec_lite.model.base import load_model, load_tokenizer
 from calrec_lite.model.towers import Towers
 from calrec_lite.recipe import Base, Recommend
@@ -234,10 +235,20 @@ class Recommender:
                         row &= self._mask(own)
                     row[barred[u]] = False
                 batch = Users([prompts[u] for u in users], [texts[u] for u in users], [known[u] for u in users])
-                made = self.strategies.rank(batch, allowed, k)
+                made = self._made(batch, allowed, k)
                 out |= zip(users, made)
                 bar.update(len(users))
         return [out[u] for u in range(len(prompts))]
+
+    def _made(self, users: Users, allowed: np.ndarray, k: int) -> list[Ranked]:
+        try:
+            return self.strategies.rank(users, allowed, k)
+        except torch.OutOfMemoryError:
+            raise RunError(
+                f"out of memory with {len(users.prompts)} users at once: set recommend.batch_tokens lower than "
+                f"{self.options.batch_tokens} (in the recipe; of an export, in calrec.json), ask for fewer items, or "
+                "load in 4 bits (--4bit)"
+            ) from None
 
 
 def _refuse_text(names: object, what: str) -> None:

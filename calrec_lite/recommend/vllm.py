@@ -86,14 +86,10 @@ class Drawing:
         ]
         given = [vllm.TokensPrompt(prompt_token_ids=p.tolist()) for p in prompts]
         return [
-            [as_sample(text.token_ids, text.cumulative_logprob) for text in answer.outputs]
+            # With the token that ended a text, as our own sampler gives it: it may hold a last "!" too.
+            [Sample(list(text.token_ids), text.cumulative_logprob) for text in answer.outputs]
             for answer in self.llm.generate(given, asked, use_tqdm=False)
         ]
-
-
-def as_sample(tokens: Sequence[int], logprob: float) -> Sample:
-    """A completion as our own sampler gives it: with the token that ended it, which may hold a last "!" too."""
-    return Sample(list(tokens), logprob)
 
 
 def prompt_seed(seed: int, prompt: Tokens) -> int:

@@ -48,7 +48,7 @@ def test_a_base_that_memory_has_no_room_for_says_what_to_do(tiny_folder: Path, m
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", full)
-    with pytest.raises(RunError, match="out of memory while .* set base.load_in_4bit: true"):
+    with pytest.raises(RunError, match="out of memory while .* in 4 bits .* base.load_in_4bit: true"):
         load_model(tiny_folder, Base(model=str(tiny_folder), load_in_4bit=False))
 
 

@@ -9,7 +9,8 @@ from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 from calrec_lite.data.domain import Catalogue
 from calrec_lite.model.towers import Towers
-from calrec_lite.recommend import beam
+from calrec_lite.recommend import beam, likelihood
+from calrec_lite.recommend import paths as paths_module
 from calrec_lite.recommend.beam import STEPS, beam_search
 from calrec_lite.recommend.likelihood import catalogue_logprobs, item_logprobs
 from calrec_lite.recommend.paths import Paths
@@ -38,9 +39,20 @@ def test_every_item_is_scored_exactly_in_one_forward(
     np.testing.assert_allclose(catalogue_logprobs(tree, catalogue.trie, paths), wanted, atol=4e-4)
 
 
+@pytest.mark.parametrize(("block", "entries"), [(256, 1 << 24), (2, 40)], ids=["at once", "in parts"])
 def test_some_items_are_scored_as_among_all(
-    towers: Towers, prompts: list, encoder: Encoder, catalogue: EncodedCatalogue, paths: Paths, exact: Exact
+    towers: Towers,
+    prompts: list,
+    encoder: Encoder,
+    catalogue: EncodedCatalogue,
+    paths: Paths,
+    exact: Exact,
+    monkeypatch: pytest.MonkeyPatch,
+    block: int,
+    entries: int,
 ) -> None:
+    monkeypatch.setattr(likelihood, "BLOCK", block)
+    monkeypatch.setattr(paths_module, "HEAD_ENTRIES", entries)
     some = [np.array([3, 17, 4]), np.array([29]), np.empty(0, np.int64), np.array([0, 1])]
     found = item_logprobs(PromptTree(towers, prompts, encoder.pad), catalogue.trie, paths, some)
     for prompt, items, scores in zip(prompts, some, found):

@@ -175,6 +175,13 @@ def test_another_input_model_or_k_is_not_gone_on_with(users: Path, tmp_path: Pat
         Bulk(users, out, {**OPTIONS, "k": 4}, BLOCK)
     with pytest.raises(InputError, match="another model, another block"):
         Bulk(users, out, {**OPTIONS, "model": "x"}, BLOCK + 1)
+    less = tmp_path / "less.jsonl"
+    with pytest.raises(KeyboardInterrupt):
+        Bulk(users, less, {**OPTIONS, "deny": "x"}, BLOCK).run(Popular(domain, 3, KeyboardInterrupt), progress=False)
+    with pytest.raises(InputError, match="another deny"):
+        Bulk(users, less, OPTIONS, BLOCK)
+    with pytest.raises(InputError, match="would replace the histories"):
+        Bulk(users, users, OPTIONS, BLOCK)
     users.write_bytes(users.read_bytes() + b"\n{}")
     with pytest.raises(InputError, match="another input"):
         Bulk(users, out, OPTIONS, BLOCK)

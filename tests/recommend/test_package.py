@@ -5,8 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from calrec_lite.errors import InputError
+from calrec_lite.errors import InputError, RunError
 from calrec_lite.recommend import Recommender
 from calrec_lite.recommend.package import CATALOGUE, NAME, open_package
 from tests.recommend.conftest import Exact, cosines
@@ -88,3 +89,25 @@ def test_a_catalogue_without_items_or_in_another_encoding_is_named(package: Path
     (package / CATALOGUE).write_text('{"id": "é", "fields": {"Title": "thé"}}\n', encoding="latin-1")
     with pytest.raises(InputError, match="not UTF-8"):
         open_package(package)
+
+
+@pytest.mark.parametrize("damage", ["missing", "a pointer of git LFS"])
+def test_an_export_without_whole_weights_is_one_line(package: Path, damage: str) -> None:
+    weights = package / "model.safetensors"
+    weights.unlink()
+    if damage != "missing":
+        weights.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    with pytest.raises(InputError, match="cannot be loaded") as caught:
+        Recommender.from_pretrained(package)
+    assert "\n" not in str(caught.value)
+
+
+def test_memory_that_lacks_says_what_to_lower(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = Recommender.from_pretrained(package)
+
+    def full(*arguments: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(made.strategies, "rank", full)
+    with pytest.raises(RunError, match="out of memory with 1 users at once: set recommend.batch_tokens lower than"):
+        made.recommend([HISTORY])

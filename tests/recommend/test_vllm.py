@@ -1,8 +1,10 @@
 """What lies around vLLM: completions to samples to lists, and the clear word where it is absent or of no use."""
 
 import importlib.util
-from collections.abc import Sequence
+import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,35 +17,57 @@ from calrec_lite.recipe import Recommend
 from calrec_lite.recommend import Recommender
 from calrec_lite.recommend.package import fingerprint
 from calrec_lite.recommend.sample import Sample
-from calrec_lite.recommend.vllm import as_sample, prompt_seed, vllm_recommender
-from calrec_lite.text.encoding import EncodedCatalogue, Encoder, Tokens
+from calrec_lite.recommend.vllm import Drawing, prompt_seed, vllm_recommender
+from calrec_lite.text.encoding import EncodedCatalogue, Encoder
 
 HISTORIES = [["red cup", "blue pen"], [], ["a title nobody knows"]]
 OPTIONS = Recommend(strategy="sample", samples=6, temperature=0.7)
 
 
-def test_recorded_completions_give_the_lists_of_our_own_sampler(
-    tiny_folder: Path, domain: Domain, encoder: Encoder, catalogue: EncodedCatalogue
+class Engine:
+    """`vllm.LLM` as it is called here: our own sampler answers, and what it was asked is kept."""
+
+    def __init__(self, answers: dict[tuple[int, ...], list[Sample]]) -> None:
+        self.answers, self.asked = answers, list[tuple[list[int], SimpleNamespace]]()
+
+    def generate(self, prompts: list[Any], parameters: list[SimpleNamespace], use_tqdm: bool) -> list[SimpleNamespace]:
+        self.asked += [(p["prompt_token_ids"], own) for p, own in zip(prompts, parameters, strict=True)]
+        texts = [self.answers[tuple(p["prompt_token_ids"])] for p in prompts]
+        made = [[SimpleNamespace(token_ids=tuple(s.tokens), cumulative_logprob=s.logprob) for s in t] for t in texts]
+        return [SimpleNamespace(outputs=outputs) for outputs in made]
+
+
+@pytest.fixture
+def stub(monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM's two plain classes: it needs a GPU, and is not installed where tests run."""
+    module = ModuleType("vllm")
+    module.SamplingParams = SimpleNamespace  # type: ignore[attr-defined]
+    module.TokensPrompt = dict  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "vllm", module)
+
+
+def test_what_vllm_is_asked_and_how_its_answers_become_lists(
+    tiny_folder: Path, domain: Domain, encoder: Encoder, catalogue: EncodedCatalogue, stub: None
 ) -> None:
-    towers = Towers(AutoModelForCausalLM.from_pretrained(tiny_folder))
     ids = domain.catalogue.ids
-    ours = Recommender(towers, encoder, catalogue, ids, OPTIONS, seed=3)
-    ended = set()
-
-    def recorded(prompts: Sequence[Tokens]) -> list[list[Sample]]:
-        """Real token ids in the form vLLM gives them: the token that ended a text is the last one."""
-        texts = [[(tuple(s.tokens), s.logprob) for s in own] for own in ours.strategies.draw(prompts)]
-        ended.update(tokens[-1] in encoder.stops for own in texts for tokens, _ in own)
-        return [[as_sample(tokens, logprob) for tokens, logprob in own] for own in texts]
-
-    other = Recommender(None, encoder, catalogue, ids, OPTIONS, seed=3, draw=recorded)
+    ours = Recommender(
+        Towers(AutoModelForCausalLM.from_pretrained(tiny_folder)), encoder, catalogue, ids, OPTIONS, seed=3
+    )
+    prompts = [encoder.prompt(ours._tokens(h, [ours.find(t) for t in h])) for h in HISTORIES]
+    samples = ours.strategies.draw(prompts)
+    engine = Engine({tuple(p.tolist()): own for p, own in zip(prompts, samples, strict=True)})
+    most = max(map(len, catalogue.tokens))
+    draw = Drawing(engine, OPTIONS, 3, encoder.stops, most, room=most + max(map(len, prompts)))
+    other = Recommender(None, encoder, catalogue, ids, OPTIONS, seed=3, draw=draw)
     assert other.recommend(HISTORIES, 5) == ours.recommend(HISTORIES, 5)
-    assert True in ended
-
-
-def test_the_token_that_ended_a_text_is_kept(encoder: Encoder) -> None:
-    assert as_sample((5, 6, encoder.newline), -1.5) == Sample([5, 6, encoder.newline], -1.5)
-    assert as_sample((), 0.0) == Sample([], 0.0)
+    assert any(s.tokens[-1] in encoder.stops for own in samples for s in own)  # the token that ended a text is kept
+    for prompt, own in engine.asked:
+        assert own.seed == prompt_seed(3, np.array(prompt))
+        assert (own.n, own.temperature, own.max_tokens, own.logprobs) == (6, 0.7, most, 0)
+        assert (own.stop_token_ids, own.ignore_eos, own.detokenize) == (encoder.stops.tolist(), True, False)
+    draw.room -= 1
+    with pytest.raises(InputError, match=rf"a history of \d+ tokens; .* room for {draw.room}"):
+        other.recommend(HISTORIES, 5)
 
 
 def test_seeds_of_neighbours_do_not_meet() -> None:
