@@ -71,7 +71,7 @@ def _find(name: str, beside: Path | None) -> Path:
 
 def _read(path: Path, lines: dict[Path_, str], seen: tuple[Path, ...]) -> Any:
     """The values of a file merged over those it extends; `lines` learns where each key stands."""
-    if path in seen:
+    if path.resolve() in seen:
         raise InputError(f"{path}: extends itself by way of {' -> '.join(map(str, seen))}")
     try:
         own_lines: dict[Path_, str] = {}
@@ -87,7 +87,7 @@ def _read(path: Path, lines: dict[Path_, str], seen: tuple[Path, ...]) -> Any:
         raise InputError(f"{path}: extends: give a file name or a list of them")
     merged: Any = {}
     for parent in parents:
-        merged = _merge(merged, _read(_find(parent, path.parent), lines, (*seen, path)))
+        merged = _merge(merged, _read(_find(parent, path.parent), lines, (*seen, path.resolve())))
     lines.update(own_lines)
     return _merge(merged, values)
 

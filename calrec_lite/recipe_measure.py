@@ -40,6 +40,8 @@ class Holdout(Section):
     def _order(self) -> "Holdout":
         if type(self.valid_from) is type(self.test_from) and self.valid_from >= self.test_from:  # type: ignore[operator]
             raise ValueError(f"valid_from ({self.valid_from}) must be earlier than test_from ({self.test_from})")
+        if self.by != "time" and (self.valid_from, self.test_from) != (0.8, 0.9):
+            raise ValueError("valid_from and test_from need `by: time`; with leave_one_out they would do nothing")
         return self
 
 

@@ -158,6 +158,7 @@ def test_dates_of_a_time_split_are_read_and_written_back(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("a", "b", "said"),
     [
+        ("{valid_from: 2018-01-01, test_from: 2018-06-30}", "{}", "valid_from and test_from need `by: time`"),
         ("{by: leave_one_out}", BY_DATE, "domains.a.holdout: must be as that of `b`, which is held out by time"),
         ("{by: time}", "{by: time}", "domains.b.holdout: give dates where several domains are trained on"),
         ("{}", "{by: time, valid_from: 0.9, test_from: 0.8}", "valid_from (0.9) must be earlier than test_from (0.8)"),

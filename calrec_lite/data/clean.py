@@ -1,6 +1,7 @@
 """Item values as they stand in raw files -> one line of plain text each."""
 
 import html
+import math
 import re
 import unicodedata
 from typing import Any
@@ -52,6 +53,8 @@ def _flat(value: Any) -> list[str]:
         value = list(value.values())
     if isinstance(value, (list, tuple)):
         return [text for part in value for text in _flat(part)]
+    if isinstance(value, float) and not math.isfinite(value):
+        return []
     if isinstance(value, float) and value.is_integer():  # a column of years with gaps reads as 1995.0
         value = int(value)
     return [str(value)]

@@ -6,8 +6,9 @@ The steps, in this order:
     item and time (without times nothing can be told from a repeated purchase, so nothing is dropped);
  2. drop events of items without a record, and of items without text;
  3. merge items with the same text into one canonical item;
- 4. order each user's events by time, ties by a seeded hash of user, item and time (never by id or by the input's
-    order, which in public files leaks what came first); without times by the input's order;
+ 4. order each user's events by time (to the microsecond, where a file is so exact), ties by a seeded hash of user, item
+    and time (never by id or by the input's order, which in public files leaks what came first); where repeats are
+    dropped, of the text, so that items of one text in one basket stand together; without times by the input's order;
  5. drop repeats of the previous item (if asked for), users below `min_user_events` and items below `min_item_events`,
     again and again until nothing changes;
  6. number the items that are left by their text: this is the catalogue;
@@ -101,7 +102,7 @@ def _prepare(name: str, spec: recipe.Domain, seed: int, files: dict[str, Path], 
         dropped: Dropped = {}
         _drop_unusable(connection, raw, dropped)
         merged = _merge_texts(connection, raw)
-        timed = _order(connection, seed)
+        timed = _order(connection, seed, spec.drop_repeats)
         _core(connection, spec, dropped)
         catalogue = _catalogue(connection, raw) if _count(connection) else None
         _cap(connection, spec, seed, dropped)
@@ -153,7 +154,7 @@ def _drop_unusable(connection: duckdb.DuckDBPyConnection, raw: Raw, dropped: Dro
     """Steps 1 and 2, on `events`."""
     text = " || ".join(f"f{i}" for i in range(len(raw.labels))) or "''"
     connection.execute(
-        "CREATE TABLE rows AS SELECT user, item, time, row FROM events;"
+        "CREATE TABLE rows AS SELECT user, item, time, fine, row FROM events;"
         "DROP TABLE events; ALTER TABLE rows RENAME TO events;"
         f"CREATE TABLE silent AS SELECT item FROM items WHERE {text} = ''"
     )
@@ -180,16 +181,16 @@ def _merge_texts(connection: duckdb.DuckDBPyConnection, raw: Raw) -> int:
     return _count(connection, "count(*) - count(DISTINCT text)", "texts")
 
 
-def _order(connection: duckdb.DuckDBPyConnection, seed: int) -> bool:
+def _order(connection: duckdb.DuckDBPyConnection, seed: int, drop_repeats: bool) -> bool:
     """Make `kept` (user, item, time, position) from `events`, item being a text's number; True if there are times."""
     # md5, not DuckDB's own hash, which may change from version to version.
-    tie = f"md5(concat_ws(chr(31), {seed}, name, item, time))"
+    tie = f"md5(concat_ws(chr(31), {seed}, name, {'text' if drop_repeats else 'item'}, time))"
     timed = _count(connection, "count(time)", "events") > 0
     connection.execute(
         "CREATE TABLE users AS SELECT name, row_number() OVER (ORDER BY name) - 1 AS user "
         "FROM (SELECT DISTINCT user AS name FROM events);"
         "CREATE TABLE kept AS SELECT users.user, text AS item, time, "
-        f"row_number() OVER (ORDER BY users.user, {f'time, {tie}' if timed else 'row'}) AS position "
+        f"row_number() OVER (ORDER BY users.user, {f'time, fine, {tie}' if timed else 'row'}) AS position "
         "FROM events JOIN users ON name = events.user JOIN texts USING (item);"
         "DROP TABLE events"
     )

@@ -1,6 +1,7 @@
 """A recipe's raw files -> two tables in DuckDB, the same for every format.
 
-    events  user VARCHAR, item VARCHAR, time BIGINT (unix seconds) or NULL, row BIGINT (order of the input)
+    events  user VARCHAR, item VARCHAR, time BIGINT (unix seconds) or NULL, fine BIGINT (the same in microseconds),
+            row BIGINT (order of the input)
     items   item VARCHAR, row BIGINT, f0 VARCHAR, f1 ... one column for each label, "" where there is no value;
             one row an item, only items that have events
 
@@ -39,6 +40,11 @@ SECONDS = (
     f"CASE WHEN abs({NUMBER}) >= {MILLISECONDS} THEN TRY_CAST(floor({NUMBER} / 1000) AS BIGINT) "
     f"WHEN {NUMBER} IS NOT NULL THEN TRY_CAST(floor({NUMBER}) AS BIGINT) "
     "ELSE TRY_CAST(floor(epoch(TRY_CAST(said AS TIMESTAMPTZ))) AS BIGINT) END"
+)
+MICROSECONDS = (  # they order what happened within a second
+    f"CASE WHEN abs({NUMBER}) >= {MILLISECONDS} THEN TRY_CAST(floor({NUMBER} * 1000) AS BIGINT) "
+    f"WHEN {NUMBER} IS NOT NULL THEN TRY_CAST(floor({NUMBER} * 1000000) AS BIGINT) "
+    "ELSE epoch_us(TRY_CAST(said AS TIMESTAMPTZ)) END"
 )
 SHOP = {"Title": ["title"], "Category": ["category", "categories"], "Brand": ["brand"], "Price": ["price"]}  # [S]
 FILMS = {"Title": ["title", "movie_title"], "Year": ["release_year"], "Genres": ["genres", "class"]}
@@ -95,9 +101,11 @@ def read(connection: duckdb.DuckDBPyConnection, spec: recipe.Domain, interaction
     ids = _id_columns(table, spec.columns, names)
     fields = _fields(source, spec.fields, names.fields)
     rows = _read_events(connection, table, ids, [] if items else list(fields.values()))
+    id_column = ids.item
     if items:
         usual = [spec.columns.item, *names.item] if spec.columns.item else names.item
-        _read_records(connection, source, source.find("the item id", None, usual), list(fields.values()))
+        id_column = source.find("the item id", None, usual)
+        _read_records(connection, source, id_column, list(fields.values()))
         if not _count(connection, "records"):
             example = connection.execute("SELECT min(item) FROM events").fetchall()[0][0]
             raise InputError(f"{items}: has no record of any item in {interactions.name}, such as `{example}`")
@@ -109,7 +117,7 @@ def read(connection: duckdb.DuckDBPyConnection, spec: recipe.Domain, interaction
         )
     records = _count(connection, "records")
     # JSON values come as JSON, but for a column that is the item id as well.
-    decode = [source.kind == "json" and (items is not None or column != ids.item) for column in fields.values()]
+    decode = [source.kind == "json" and column != id_column for column in fields.values()]
     emptied = _clean(connection, fields, names.tidy, decode)
     rare = {} if spec.fields else _leave_out_rare(connection, list(fields))
     labels = [label for label in fields if label not in rare]
@@ -159,7 +167,7 @@ def _read_events(connection: duckdb.DuckDBPyConnection, table: Table, ids: _Ids,
     if ids.time:
         types[ids.time] = f"VARCHAR{brackets}"
         columns.append(f"CAST({quoted(ids.time)} AS VARCHAR{brackets}) AS said")
-    columns += [f"{quoted(text)} AS t{i}" for i, text in enumerate(texts)]
+    columns += [f"{table.value(text)} AS t{i}" for i, text in enumerate(texts)]
     with table.reading():
         connection.execute(
             f"CREATE TABLE source AS SELECT row_number() OVER () AS line, {', '.join(columns)} FROM {table.scan(types)}"
@@ -169,7 +177,8 @@ def _read_events(connection: duckdb.DuckDBPyConnection, table: Table, ids: _Ids,
         _unnest(connection, table, beside)
     connection.execute(
         f"CREATE TABLE events AS SELECT nullif(trim(user), '') AS user, nullif(trim(item), '') AS item, "
-        f"{SECONDS if ids.time else 'CAST(NULL AS BIGINT)'} AS time, {'row' if lists else 'line'} AS row"
+        f"{SECONDS if ids.time else 'CAST(NULL AS BIGINT)'} AS time, "
+        f"{MICROSECONDS if ids.time else 'CAST(NULL AS BIGINT)'} AS fine, {'row' if lists else 'line'} AS row"
         f"{''.join(f', t{i}' for i in range(len(texts)))} FROM source"
     )
     if ids.time:
@@ -220,7 +229,7 @@ def _read_records(connection: duckdb.DuckDBPyConnection, table: Table, item: str
     if table.is_list(item):
         raise InputError(f"{table.path}: column `{item}` holds lists, but a row has one item")
     types = dict.fromkeys(texts, "JSON") | {item: "VARCHAR"}
-    values = ", ".join(f"{quoted(text)} AS t{i}" for i, text in enumerate(texts))
+    values = ", ".join(f"{table.value(text)} AS t{i}" for i, text in enumerate(texts))
     with table.reading():
         connection.execute(
             f"CREATE TABLE records AS SELECT * FROM (SELECT nullif(trim(CAST({quoted(item)} AS VARCHAR)), '') AS item, "

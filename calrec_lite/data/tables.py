@@ -1,6 +1,6 @@
 """One raw file as a DuckDB relation: CSV, TSV, JSON lines, Parquet and RecBole's atomic files, gzipped or not.
 
-Nothing about a file is guessed from a sample of its rows but the columns of JSON lines (its first 20,000 lines):
+Nothing about a file is guessed from a sample of its rows (of JSON lines the columns are looked for in all of them):
 DuckDB's own CSV sniffer silently skips rows that it takes for a preamble, so the header is read here.
 """
 
@@ -51,6 +51,14 @@ class Table:
     def is_list(self, column: str) -> bool:
         """Whether the column holds a list in each row."""
         return self.columns[column].endswith("[]")
+
+    def value(self, column: str) -> str:
+        """A column's values in SQL: of 32-bit floats the short decimal that was meant, not the long one of 64 bits."""
+        kind = self.columns[column]
+        if not kind.startswith("FLOAT"):
+            return quoted(column)
+        brackets = kind.removeprefix("FLOAT")
+        return f"CAST(CAST({quoted(column)} AS VARCHAR{brackets}) AS DOUBLE{brackets})"
 
     def scan(self, types: dict[str, str]) -> str:
         """A FROM clause with at least the columns `types`, read as those types where the file itself has none."""

@@ -15,6 +15,8 @@ from calrec_lite.recommend.transitions import Transitions
 from calrec_lite.train.run import Run
 from calrec_lite.train.stage import stage_origin
 
+PLACES = {"_name_or_path", "name_or_path", "tokenizer_file", "special_tokens_map_file"}
+
 
 def export_run(run: Run, to: Path) -> Path:
     """Write weights, tokenizer, config, an explicit generation config, calrec.json, the catalogue and the card.
@@ -30,6 +32,7 @@ def export_run(run: Run, to: Path) -> Path:
     _refuse_foreign(to)
     with atomic_path(to) as temporary:
         shutil.copytree(merged, temporary)
+        _without_places(temporary)
         _explicit_generation(temporary, run)
         try:
             write_sentence_files(temporary, run.encoder)
@@ -63,7 +66,19 @@ def export_adapter(run: Run, to: Path) -> Path:
     return to
 
 
+def _without_places(folder: Path) -> None:
+    """Take out what older versions of transformers wrote of where a base lay on its maker's machine."""
+    for name in ("config.json", "tokenizer_config.json"):
+        file = folder / name
+        values = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        if PLACES & values.keys():
+            kept = {key: value for key, value in values.items() if key not in PLACES}
+            file.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
 def _refuse_foreign(to: Path) -> None:
+    if Path.cwd().is_relative_to(to.resolve()):
+        raise InputError(f"{to}: is the folder you are in; name one inside it")
     if to.is_dir() and any(to.iterdir()) and not (to / "calrec.json").is_file():
         raise InputError(f"{to}: is there and is no earlier export; name another folder")
 

@@ -1,6 +1,5 @@
 """The model card: README.md with Hub metadata, rendered from facts on disk."""
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,8 @@ from typing import Any
 import yaml
 
 from calrec_lite import __version__
-from calrec_lite.evaluate.results import table
+from calrec_lite.errors import InputError
+from calrec_lite.evaluate.results import read_metrics, table
 from calrec_lite.recipe import Recipe, resolved
 from calrec_lite.train.run import Run
 
@@ -38,7 +38,7 @@ def render_card(run: Run, adapter: bool = False) -> str:
         f"A sequential recommender for `{domain.name}` ({len(domain.catalogue):,} items), finetuned from `{base}` by "
         f"the method of CALRec with calrec-lite {__version__}. "
         f"Licence of the base: {recipe.base.license or 'see there'}.",
-        _USE_ADAPTER.format(base=base) if adapter else _USE,
+        *([] if not recipe.export.catalogue else [_USE_ADAPTER.format(base=base) if adapter else _USE]),
         "## Results",
         table(results) if results else "Not evaluated yet: run `calrec-lite evaluate` and export again.",
         "## Stages",
@@ -46,7 +46,7 @@ def render_card(run: Run, adapter: bool = False) -> str:
         "## Data",
         _data(run),
         "## Limits",
-        _LIMITS,
+        f"{_LIMITS} {_NEW_ITEMS}" if recipe.export.catalogue else f"{_LIMITS} {_NO_CATALOGUE}",
         "## Recipe",
         f"```yaml\n{yaml.safe_dump(_public_recipe(recipe), sort_keys=False, allow_unicode=True)}```",
     ]
@@ -69,6 +69,9 @@ def _public_recipe(recipe: Recipe) -> dict[str, Any]:
     values["base"]["model"] = _public(values["base"]["model"])
     for domain in values["domains"].values():
         domain |= {key: _public(domain[key]) for key in ("interactions", "items") if domain[key]}
+    values["evaluate"]["minilm"]["model"] = _public(values["evaluate"]["minilm"]["model"])
+    for changes in values["ablate"]["variants"].values():
+        changes |= {key: _public(changes[key]) for key in ("base.model",) if key in changes}
     return values
 
 
@@ -99,14 +102,22 @@ _USE_ADAPTER = (
 
 _LIMITS = (
     "It recommends items of this catalogue only, learnt from past choices with whatever bias they hold; it was "
-    "measured offline on held-out choices, which is not the same as being useful to a person. An item that is not in "
-    "`catalogue.jsonl` can be added there as text without training, but is then as rare as an item nobody took."
+    "measured offline on held-out choices, which is not the same as being useful to a person."
 )
+_NEW_ITEMS = (
+    "An item that is not in `catalogue.jsonl` can be added there as text without training, but is then as rare as an "
+    "item nobody took."
+)
+_NO_CATALOGUE = "The catalogue is not part of this export: put its `catalogue.jsonl` beside `calrec.json` to use it."
 
 
 def _results(run: Run) -> dict[str, Any] | None:
-    file = run.evaluation / "metrics.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    """The run's evaluation; None where there is no whole one, or it is of other data than the recipe's target."""
+    try:
+        results = read_metrics(run.evaluation)
+    except InputError:
+        return None
+    return results if results["domain"]["fingerprint"] == run.domain(run.recipe.target).fingerprint else None
 
 
 def _stages(stages: dict[str, Any]) -> str:

@@ -95,6 +95,10 @@ def choose_files(folder: Path) -> Upload:
     sizes = {name: path.stat().st_size for name, path in files.items() if _matches(name, _ALLOWED)}
     missing = [name for name in ("calrec.json", "README.md") if name not in sizes]
     missing += [] if {"config.json", "adapter_config.json"} & sizes.keys() else ["config.json"]
+    if "config.json" in sizes and "adapter_config.json" not in sizes:
+        missing += [name for name in ("tokenizer.json",) if name not in sizes]
+        sharded = any("-of-" in name for name in sizes)
+        missing += ["model.safetensors.index.json"] if sharded and "model.safetensors.index.json" not in sizes else []
     missing += [] if any(name.endswith(".safetensors") for name in sizes) else ["*.safetensors"]
     if missing:
         raise InputError(f"{folder}: is no export: lacks {', '.join(missing)}; write one by `calrec-lite export RUN`")

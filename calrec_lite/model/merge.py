@@ -90,10 +90,12 @@ def merge_adapter(
 def _shards(base: Path) -> list[Path]:
     """The files transformers loads: Mistral's and others' folders hold the same weights again in another format."""
     index = base / "model.safetensors.index.json"
-    if not index.is_file():
-        return [base / "model.safetensors"]
-    names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-    return [base / name for name in sorted(set(names))]
+    names = {"model.safetensors"}
+    if index.is_file():
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    if missing := sorted(name for name in names if not (base / name).is_file()):
+        raise InputError(f"{base}: lacks {', '.join(missing)}; download the base again, with its safetensors")
+    return [base / name for name in sorted(names)]
 
 
 def _module(key: str) -> str:

@@ -86,7 +86,7 @@ def test_help_loads_nothing_heavy() -> None:
         (["recommend", "nowhere", "a title", "--allow", "none.txt"], "--allow none.txt: cannot be read"),
         (["recommend", "nowhere", "a title", "--deny", "recipe.yaml", "--engine", "vllm", "--4bit"], "not together"),
         (["merge", "here", "there", "to"], "no config.json"),
-        (["compare", "a", "b"], "a"),
+        (["compare", "a", "b"], "a: no run here"),
         (["ablate", "recipe.yaml", "--set", "ablate.steps=5", "--set", "ablate.minutes=5"], "steps or minutes"),
         (["ablate", "recipe.yaml", "--cell", "typo", "--dry-run"], "no cell typo; there are: untouched, full."),
         (["ablate", "recipe.yaml", "--set", "ablate.variants={a: {loss.alfa: 1}}"], "there is no such key"),

@@ -27,6 +27,7 @@ from calrec_lite.data.clean import is_given, plain, tidy_amazon, tidy_movielens
         (1995.0, "1995"),
         (19.5, "19.5"),
         (None, ""),
+        (float("nan"), ""),
         ([], ""),
         ("<br>", ""),
     ],

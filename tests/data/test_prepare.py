@@ -155,6 +155,25 @@ def test_ties_are_shuffled_by_the_seed_alone(shop: Shop) -> None:
     assert other.fingerprint != first.fingerprint
 
 
+@pytest.mark.parametrize("unit", ["milliseconds", "seconds", "dates"])
+def test_what_happened_within_a_second_keeps_its_order(shop: Shop, unit: str) -> None:
+    items = [f"i{i:02}" for i in range(20)]
+    at = {
+        "milliseconds": lambda i: 1588687728000 + 45 * i,
+        "seconds": lambda i: f"{1588687728 + 0.045 * i:.3f}",
+        "dates": lambda i: f"2020-05-05T14:08:48.{45 * i:03}Z",
+    }[unit]
+    domain = shop([("u", item, at(i)) for i, item in enumerate(items)], {item: f"Item {item}" for item in items})
+    assert domain.sequences.of(0).tolist() == list(range(20))
+    assert set(domain.sequences.times.tolist()) == {1588687728}
+
+
+def test_items_of_one_text_in_one_basket_are_one_where_repeats_are_dropped(shop: Shop) -> None:
+    titles = {f"milk{n}": "Milk" for n in range(9)} | {f"b{n}": f"Bread {n}" for n in range(9)}
+    domain = shop([("u", item, 7) for item in titles], titles, drop_repeats=True)
+    assert sorted(histories(domain)["u"]) == sorted(["Milk", *(f"Bread {n}" for n in range(9))])
+
+
 def test_a_cap_on_events_keeps_the_latest_and_the_whole_catalogue(shop: Shop) -> None:
     events = [("u", item, time) for time, item in enumerate("abcde")] + [("v", "a", 1)]
     domain = shop(events, max_user_events=2)

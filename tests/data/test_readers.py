@@ -47,6 +47,23 @@ def test_a_list_of_titles_is_enough(tmp_path: Path) -> None:
     assert domain.info["dropped"]["no user or item"] == {"events": 1}
 
 
+def test_the_id_of_an_items_file_may_be_text_too(tmp_path: Path) -> None:
+    """In JSON, where other values are decoded: `007` is no number."""
+    events = write(tmp_path / "e.csv", "user,asin\nu,007\nu,1e5\n")
+    items = write(tmp_path / "i.jsonl", json_lines([{"asin": "007", "title": "Tea"}, {"asin": "1e5", "title": "Cup"}]))
+    domain = made(events, items, columns={"item": "asin"}, fields={"Title": "title", "Id": "asin"})
+    assert domain.catalogue.fields == [{"Title": "Cup", "Id": "1e5"}, {"Title": "Tea", "Id": "007"}]
+
+
+def test_prices_of_32_bits_and_gaps_in_parquet(tmp_path: Path) -> None:
+    price = pa.array([19.99, float("nan"), 5.0], pa.float32())
+    pq.write_table(
+        pa.table({"item": ["a", "b", "c"], "title": ["A", "B", "C"], "price": price}), tmp_path / "i.parquet"
+    )
+    domain = made(write(tmp_path / "e.csv", EVENTS), tmp_path / "i.parquet")
+    assert [fields.get("Price", "") for fields in domain.catalogue.fields] == ["19.99", "", "5"]
+
+
 def test_lists_of_items_times_and_texts_are_read_side_by_side(tmp_path: Path) -> None:
     record = {
         "user": "u",

@@ -240,3 +240,15 @@ def test_a_killed_merge_looks_unfinished_and_the_next_one_clears_it_away(tiny_fo
     assert not left.exists()
     assert all(folder.is_dir() for folder in spared)
     assert AutoModelForCausalLM.from_pretrained(merged).config.tie_word_embeddings
+
+
+@pytest.mark.parametrize("index", [False, True])
+def test_a_base_without_its_safetensors_is_one_line(tiny_folder: Path, tmp_path: Path, index: bool) -> None:
+    trained(tiny_folder, tmp_path / "adapter")
+    base = shutil.copytree(tiny_folder, tmp_path / "base")
+    (base / "model.safetensors").unlink()
+    if index:
+        (base / "model.safetensors.index.json").write_text('{"weight_map": {"x": "model-00001-of-00002.safetensors"}}')
+    with pytest.raises(InputError, match="lacks model.*safetensors; download the base again"):
+        merge_adapter(base, tmp_path / "adapter", tmp_path / "to")
+    assert not (tmp_path / "to").exists()

@@ -22,8 +22,10 @@ from calrec_lite.evaluate.fusion import FUSION, tune_fusion
 from calrec_lite.evaluate.metrics import ndcg_at, ranks_from_lists
 from calrec_lite.evaluate.protocol import build_cases
 from calrec_lite.evaluate.systems import open_recommender
-from calrec_lite.export.bundle import export_adapter, export_run
+from calrec_lite.export.bundle import _without_places, export_adapter, export_run
+from calrec_lite.export.card import render_card
 from calrec_lite.model.merge import merge_adapter
+from calrec_lite.recipe import resolved
 from calrec_lite.recipe_file import check_recipe
 from calrec_lite.recommend import Recommender
 from calrec_lite.text.template import Template
@@ -132,6 +134,48 @@ def test_an_export_holds_no_path_of_this_machine(trained: Run, exported: tuple[d
     card = (folder / "README.md").read_text()
     assert not re.search(r"(?<![\w:/])/\w", card), "an absolute path"
     assert "interactions: shop.csv\n" in card
+
+
+def test_places_that_others_wrote_down_are_taken_out(trained: Run, tmp_path: Path) -> None:
+    """What transformers 4 kept in a base's files, another encoder's folder, another base of an ablation."""
+    (tmp_path / "config.json").write_text('{"_name_or_path": "/home/alice/llama", "model_type": "llama"}')
+    (tmp_path / "tokenizer_config.json").write_text('{"name_or_path": "/home/alice", "tokenizer_file": "/home/x.json"}')
+    _without_places(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text()) == {"model_type": "llama"}
+    assert json.loads((tmp_path / "tokenizer_config.json").read_text()) == {}
+    plain = resolved(trained.recipe)
+    plain["evaluate"]["minilm"]["model"] = "/home/alice/MiniLM"
+    plain["ablate"] |= {"variants": {"other": {"base.model": "/home/alice/other", "loss.tau": 0.1}}, "crossed": []}
+    card = render_card(Run(check_recipe(plain), trained.folder))
+    assert "alice" not in card
+    assert "base.model: other" in card
+
+
+def test_a_card_shows_no_evaluation_of_other_data(trained: Run, tmp_path: Path) -> None:
+    folder = shutil.copytree(trained.folder, tmp_path / "run")
+    run = Run.open(folder)
+    assert "model-index" in render_card(run)
+    file = folder / "evaluation" / "metrics.json"
+    results = json.loads(file.read_text())
+    file.write_text(json.dumps({**results, "domain": {"name": "other", "fingerprint": "0" * 64}}))
+    assert "Not evaluated yet" in render_card(run)
+    assert "model-index" not in render_card(run)
+    file.write_text("{")
+    assert "Not evaluated yet" in render_card(run)
+
+
+def test_a_card_without_a_catalogue_does_not_tell_to_use_one(trained: Run) -> None:
+    options = trained.recipe.export.model_copy(update={"catalogue": False})
+    card = render_card(Run(trained.recipe.model_copy(update={"export": options}), trained.folder))
+    assert "from_pretrained" not in card
+    assert "The catalogue is not part of this export" in card
+
+
+def test_an_export_never_replaces_the_folder_one_is_in(trained: Run, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for to in (Path("."), tmp_path):
+        with pytest.raises(InputError, match="is the folder you are in"):
+            export_run(trained, to)
 
 
 def test_sentence_transformers_opens_an_export(trained: Run, exported: tuple[dict, Path]) -> None:
