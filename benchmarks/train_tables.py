@@ -87,9 +87,10 @@ def _quality(values: dict[str, Any]) -> str:
     ]
     named = [(*name.split(" "), facts) for name, facts in values.get("quality", {}).items()]
     for row, minutes, f in sorted(named, key=lambda part: (float(part[1]), part[0])):
-        own = f.get("as_trained", f)["nats_per_item"]  # F is scored as it was trained
+        as_trained = f if row == "F" else f.get("as_trained")  # F is scored as it was trained
+        own = f"{as_trained['nats_per_item']:.2f}" if as_trained else "-"
         lines.append(
-            f"| {minutes} | {row} | {f['targets']:,} | {f['nats_per_item']:.2f} | {own:.2f} "
+            f"| {minutes} | {row} | {f['targets']:,} | {f['nats_per_item']:.2f} | {own} "
             f"| {interval_cell(f['ndcg@10'])} |"
         )
     return "\n".join(lines) if len(lines) > 2 else ""

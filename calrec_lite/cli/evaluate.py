@@ -48,15 +48,17 @@ def evaluate(run: Path, users: int | None, split: str | None, out: Path | None) 
 
 
 def _place(run: "Run", own: str) -> Path:
-    """Where an evaluation goes: the run's own place, unless of another split than its `own`, or of fewer users."""
+    """Where an evaluation goes: the run's own place, unless of another split than its `own` or of fewer users."""
     from calrec_lite.evaluate.results import read_metrics
 
     asked = run.recipe.evaluate
     try:
-        there = read_metrics(run.evaluation)["protocol"]
+        there = read_metrics(run.evaluation)
+        same = there["domain"]["fingerprint"] == run.domain(run.recipe.target).fingerprint
+        kept = there["protocol"]["users"] if same and there["protocol"]["split"] == own else 0
     except InputError:  # none, or a damaged one, which is made anew
-        there = {"split": own, "users": 0}
-    if asked.split == own == there["split"] and (asked.users is None or asked.users >= there["users"]):
+        kept = 0
+    if asked.split == own and (asked.users is None or asked.users >= kept):
         return run.evaluation
     return run.folder / f"evaluation-{asked.split}-{asked.users or 'all'}"
 

@@ -40,7 +40,8 @@ from calrec_lite.errors import InputError
 
 __all__ = ["describe", "prepare", "prepare_to"]
 
-FORMAT = 1  # raise it when the same files and options come to give another domain
+FORMAT = 1  # of fingerprints
+VERSION = 2  # raise it when the same files and options come to give another domain
 LOCATIONS = {"interactions", "items"}
 RESHAPING = ("drop_repeats", "min_user_events", "min_item_events", "max_users", "max_user_events")
 Dropped = dict[str, dict[str, int]]
@@ -93,7 +94,7 @@ def _open_if_same(name: str, source_key: str, folder: Path) -> Domain | None:
 def _source_key(spec: recipe.Domain, seed: int, files: dict[str, Path]) -> str:
     options = spec.model_dump(mode="json", exclude=LOCATIONS)
     hashes = {role: file_sha256(path) for role, path in files.items()}
-    return _sha256_json([FORMAT, options, seed, hashes])
+    return _sha256_json([VERSION, options, seed, hashes])
 
 
 def _prepare(name: str, spec: recipe.Domain, seed: int, files: dict[str, Path], source_key: str) -> Domain:
@@ -161,7 +162,8 @@ def _drop_unusable(connection: duckdb.DuckDBPyConnection, raw: Raw, dropped: Dro
     dropped["no user or item"] = {"events": _delete(connection, "user IS NULL OR item IS NULL")}
     if _count(connection, "count(time)", "events"):
         dropped["no time"] = {"events": _delete(connection, "time IS NULL")}
-        first = "SELECT min(row) FROM events GROUP BY user, item, time"
+        order = "row_number() OVER (PARTITION BY user, item, time ORDER BY fine, row)"
+        first = f"SELECT row FROM events QUALIFY {order} = 1"
         dropped["same user, item and time"] = {"events": _delete(connection, f"row NOT IN ({first})")}
     for reason, condition in {
         "item without record": "item NOT IN (SELECT item FROM items)",

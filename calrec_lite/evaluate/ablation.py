@@ -135,11 +135,13 @@ def _borrow(cell: Cell, run: Run, folder: Path, cells: Sequence[Cell]) -> None:
 def _donor(key: str, index: int, folder: Path, cells: Sequence[Cell]) -> Run | None:
     """A run that has trained this stage: by the recipe in its folder, for cells may have been planned anew since."""
     for other in cells:
-        if (folder / other.name / "recipe.yaml").is_file():
+        try:
             run = Run.open(folder / other.name)
-            # A key is of a whole chain of stages, so an equal one stands at the same place.
-            if key in stage_keys(run.recipe)[index : index + 1] and run.stages[index].metrics.is_file():
-                return run
+        except InputError:  # not begun, or of no use any more
+            continue
+        # A key is of a whole chain of stages, so an equal one stands at the same place.
+        if key in stage_keys(run.recipe)[index : index + 1] and run.stages[index].metrics.is_file():
+            return run
     return None
 
 
@@ -215,7 +217,8 @@ def summary(recipe: Recipe, folder: Path, cells: Sequence[Cell]) -> dict[str, An
         "date": time.strftime("%Y-%m-%d"),
         "domain": first["domain"],
         "protocol": first["protocol"],
-        "recommend": first["recommend"],
+        "recommend": first.get("recommend"),
+        "quantised": any(run.results.get("quantised") for run in evaluated.values()),
         "full": every,
         "budget": {"steps": recipe.ablate.steps, "minutes": recipe.ablate.minutes},
         "cells": {"finished": len(done), "planned": len(cells)},

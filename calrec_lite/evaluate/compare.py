@@ -61,7 +61,7 @@ def compare(a: Path, b: Path, pairs: Sequence[tuple[str, str]] = ()) -> dict[str
         pairs: compare these too: (a system of `a`, a system of `b`).
 
     Returns:
-        What both share (`domain`, and the `protocol` of `a`), `recommend`: how each made its models' lists, and
+        What both share (`domain`, and the `protocol` of `a`), `lists`: how each made its models' lists, in words, and
         `comparisons`: a list of {a, b, metrics: {metric: {difference, low, high, p}}}.
 
     Raises:
@@ -77,7 +77,7 @@ def compare(a: Path, b: Path, pairs: Sequence[tuple[str, str]] = ()) -> dict[str
     return {
         "domain": run_a.results["domain"],
         "protocol": run_a.results["protocol"],
-        "recommend": [run.results.get("recommend") for run in (run_a, run_b)],
+        "lists": [made_by(run.results) for run in (run_a, run_b)],
         "comparisons": [
             {"a": of_a, "b": of_b, "metrics": _differences(run_a, of_a, run_b, of_b)} for of_a, of_b in chosen
         ],
@@ -94,11 +94,9 @@ def comparison_table(comparison: dict[str, Any]) -> str:
         ]
         for pair in comparison["comparisons"]
     ]
-    # Lists of one recipe need be said once.
-    lists = list(dict.fromkeys(made_by(recommend) for recommend in comparison["recommend"] if recommend))
-    made = f" Models' lists by {', of b by '.join(lists)}." if lists else ""
-    shared = caption({**comparison, "recommend": None})
-    return f"{markdown(head, rows)}\n\nb minus a, paired bootstrap. {shared}{made}"
+    lists = dict.fromkeys(comparison["lists"])  # the same need be said once
+    notes = f"b minus a, paired bootstrap. {caption(comparison)} Models' lists by {', of b by '.join(lists)}."
+    return f"{markdown(head, rows)}\n\n{notes}"
 
 
 def _differences(a: Run, of_a: str, b: Run, of_b: str) -> dict[str, Difference]:

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from calrec_lite.data.domain import Domain, Split
-from calrec_lite.errors import InputError
+from calrec_lite.errors import InputError, RunError
 from calrec_lite.evaluate.results import read_rankings
 from calrec_lite.evaluate.systems import open_recommender
 from calrec_lite.train.run import Run
@@ -54,7 +54,7 @@ def examples(
         try:
             whys = _reasons(run, system, histories)
             note = "The reasons are of a second pass over the same histories; its rounding may differ a little."
-        except InputError as error:
+        except (InputError, RunError) as error:
             note = f"Lists without reasons: {error}."
     return [
         Example(

@@ -10,7 +10,7 @@ from tqdm import tqdm
 from calrec_lite.evaluate.metrics import Ranks, ndcg_at, ranks_from_lists, recall_at
 from calrec_lite.evaluate.protocol import Cases
 from calrec_lite.recommend.candidates import Candidates
-from calrec_lite.recommend.recommender import Recommender, batches
+from calrec_lite.recommend.recommender import Recommender, batches, lists_in_memory
 from calrec_lite.recommend.strategies import Users
 
 FUSION = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0)
@@ -64,7 +64,8 @@ def all_candidates(recommender: Recommender, cases: Cases, exclude_seen: bool) -
             for row, history in zip(allowed, histories, strict=True):
                 row[history] = not exclude_seen
             batch = Users([prompts[u] for u in users], [[texts[i] for i in h] for h in histories], histories)
-            made = strategies.candidates(batch, allowed, transitions=strategies.transitions)
+            with lists_in_memory(len(users), recommender.options):
+                made = strategies.candidates(batch, allowed, transitions=strategies.transitions)
             found |= zip(users, made, strict=True)
             bar.update(len(users))
     return [found[u] for u in range(len(prompts))]

@@ -180,10 +180,7 @@ def caption(results: Mapping[str, Any]) -> str:
     ties = "no times: events in the file's order"
     if tied is not None:
         ties = f"{tied:.1%} of targets tied in time (order drawn by the seed)"
-    lists = results.get("recommend")
-    made = f", models' lists by {made_by(lists)}" if lists else ""
-    if results.get("quantised"):
-        made += ", models quantised as in training (too large for the GPU)"
+    made = f", models' lists by {made_by(results)}" if results.get("recommend") else ""
     return (
         f"{domain['name']} ({domain['fingerprint'][:12]}), {protocol['split']}, "
         f"{protocol.get('holdout', 'leave-one-out')}, full catalogue of {protocol['items']:,} items ({same}), "
@@ -192,11 +189,15 @@ def caption(results: Mapping[str, Any]) -> str:
     )
 
 
-def made_by(recommend: Mapping[str, Any]) -> str:
-    """How a model's lists were made, in a few words."""
-    if recommend["strategy"] != "rerank":
-        return f"`{recommend['strategy']}`"
-    return f"`rerank` (fusion {recommend['fusion']:g}, transitions {recommend['transitions']:g})"
+def made_by(results: Mapping[str, Any]) -> str:
+    """How the models' lists of an evaluation were made, in a few words."""
+    recommend = results.get("recommend")
+    if not recommend:
+        return "an unknown strategy"
+    made = f"`{recommend['strategy']}`"
+    if recommend["strategy"] == "rerank":
+        made += f" (fusion {recommend['fusion']:g}, transitions {recommend['transitions']:g})"
+    return f"{made}, quantised as in training (too large for the GPU)" if results.get("quantised") else made
 
 
 def markdown(head: list[str], rows: list[list[str]]) -> str:

@@ -11,11 +11,12 @@ from calrec_lite.evaluate.protocol import Protocol, Ranker, SystemResult, build_
 from calrec_lite.evaluate.results import write_results
 from calrec_lite.evaluate.sasrec import Sasrec
 from calrec_lite.files import atomic_path
-from calrec_lite.model.base import load_model, placement
+from calrec_lite.model.base import Placement, load_model, placement
 from calrec_lite.model.towers import Towers
 from calrec_lite.recipe import Recipe
 from calrec_lite.recommend.recommender import Recommender
 from calrec_lite.recommend.transitions import Transitions
+from calrec_lite.train.memory import free_memory
 from calrec_lite.train.run import Run
 
 BASELINE_NAMES = (*BASELINES, "minilm", "sasrec")
@@ -40,29 +41,32 @@ def evaluate_run(run: Run, trained: bool = True, folder: Path | None = None) -> 
     domain = run.domain(recipe.target)
     protocol = Protocol.of(recipe)
     cases = build_cases(domain, protocol.split, protocol.users, protocol.seed)
-    # All models of a run are of one size.
-    made = {"recommend": recipe.recommend.model_dump(), "quantised": placement(run.base, recipe.base)[0]}
+    # Once for all models, which are of one size: with another one in memory the answer might be another.
+    placed = placement(run.base, recipe.base)
+    made = {"recommend": recipe.recommend.model_dump(), "quantised": placed[0]}
     measured: dict[str, SystemResult] = {}
-    for name, system in _systems(run, trained):
+    for name, system in _systems(run, trained, placed):
         print(f"evaluating {name} on {len(cases.users):,} users")
         measured[name] = evaluate_system(system, cases, protocol)
+        del system
+        free_memory()  # before the next one is loaded
     # An earlier evaluation is replaced whole, never mixed with.
     with atomic_path(folder or run.evaluation) as temporary:
         return write_results(temporary, domain, protocol, cases, measured, made)
 
 
-def _systems(run: Run, trained: bool) -> Iterator[tuple[str, Ranker]]:
+def _systems(run: Run, trained: bool, placed: Placement) -> Iterator[tuple[str, Ranker]]:
     """Each system as it is needed, so that one model is in memory at a time."""
     options = run.recipe.evaluate
     domain = run.domain(run.recipe.target)
     for name in options.baselines:
         yield name, build_baseline(name, domain, run.recipe)
     if options.base:
-        yield "base", open_recommender(run, run.base)
+        yield "base", open_recommender(run, run.base, placed=placed)
     last = len(run.stages)
     for i, stage in enumerate(run.stages if trained else [], 1):
         if i == last or options.every_stage:
-            yield "final" if i == last else f"stage{i}", open_recommender(run, stage.merged)
+            yield "final" if i == last else f"stage{i}", open_recommender(run, stage.merged, placed=placed)
 
 
 def build_baseline(name: str, domain: Domain, recipe: Recipe) -> Ranker:
@@ -74,15 +78,16 @@ def build_baseline(name: str, domain: Domain, recipe: Recipe) -> Ranker:
     return BASELINES[name](domain, recipe.seed)
 
 
-def open_recommender(run: Run, folder: Path, transitions: bool = False) -> Recommender:
+def open_recommender(run: Run, folder: Path, transitions: bool = False, placed: Placement | None = None) -> Recommender:
     """A recommender over the run's target domain with full weights from `folder`.
 
     Args:
         transitions: count what followed what even where the recipe's lists do without it.
+        placed: how the weights are loaded; default: as `placement` says of them.
     """
     recipe = run.recipe
     base = recipe.base.model_copy(update={"attention": "sdpa"})  # a tree of continuations needs a mask of its own
-    towers = Towers(load_model(folder, base, *placement(folder, base)))
+    towers = Towers(load_model(folder, base, *(placed or placement(folder, base))))
     name, domain = recipe.target, run.domain(recipe.target)
     counted = Transitions.of(domain) if transitions or recipe.recommend.counts_transitions else None
     ids = domain.catalogue.ids

@@ -78,7 +78,7 @@ def _without_places(folder: Path) -> None:
 
 def _refuse_foreign(to: Path) -> None:
     if Path.cwd().is_relative_to(to.resolve()):
-        raise InputError(f"{to}: is the folder you are in; name one inside it")
+        raise InputError(f"{to}: is or holds the folder you are in; name another one")
     if to.is_dir() and any(to.iterdir()) and not (to / "calrec.json").is_file():
         raise InputError(f"{to}: is there and is no earlier export; name another folder")
 

@@ -31,6 +31,7 @@ _LOADED = (
     *("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json", "[0-9]_*/config.json"),
 )
 _ALLOWED = (*_LOADED, *TERMS, "model*.gguf")
+_TOKENIZERS = {"tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt"}  # any of them makes one
 _MEND_TOKEN = "log in with `hf auth login`, or set HF_TOKEN to a token with write access"
 _PAUSES = (1.0, 4.0)  # seconds before a broken commit is tried again; huggingface_hub itself repeats broken PUTs
 _PASSING = (408, 409, 412, 429)  # client errors that go away by themselves
@@ -96,7 +97,7 @@ def choose_files(folder: Path) -> Upload:
     missing = [name for name in ("calrec.json", "README.md") if name not in sizes]
     missing += [] if {"config.json", "adapter_config.json"} & sizes.keys() else ["config.json"]
     if "config.json" in sizes and "adapter_config.json" not in sizes:
-        missing += [name for name in ("tokenizer.json",) if name not in sizes]
+        missing += [] if _TOKENIZERS & sizes.keys() else ["tokenizer.json"]
         sharded = any("-of-" in name for name in sizes)
         missing += ["model.safetensors.index.json"] if sharded and "model.safetensors.index.json" not in sizes else []
     missing += [] if any(name.endswith(".safetensors") for name in sizes) else ["*.safetensors"]

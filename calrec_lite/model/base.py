@@ -27,6 +27,7 @@ from calrec_lite.data.checksum import file_sha256
 from calrec_lite.data.sources import fetch, snapshot
 from calrec_lite.errors import InputError, RunError
 from calrec_lite.files import BESIDE_WEIGHTS, atomic_path, cache_folder
+from calrec_lite.model.merge import shards
 from calrec_lite.recipe import Base
 
 
@@ -96,8 +97,11 @@ def device() -> torch.device:
     return torch.device("cpu")
 
 
-def placement(folder: Path, base: Base) -> tuple[bool, torch.device]:
-    """How the full weights of a folder are loaded to be used: whether quantised, and where.
+Placement = tuple[bool, torch.device]  # whether quantised, and where
+
+
+def placement(folder: Path, base: Base) -> Placement:
+    """How the full weights of a folder are loaded to be used.
 
     On the GPU as they are where they fit in `base.dtype` beside what is on it; else as they are quantised in training;
     else, for a base that is not, on the CPU.
@@ -114,7 +118,7 @@ def placement(folder: Path, base: Base) -> tuple[bool, torch.device]:
 def loaded_bytes(folder: Path, base: Base) -> int:
     """Bytes of a folder's full weights in `base.dtype`, in whatever dtype they are stored."""
     numbers = 0
-    for file in folder.glob("*.safetensors"):
+    for file in shards(folder):
         with safe_open(file, "pt") as weights:
             numbers += sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
     return numbers * int(getattr(torch, base.dtype).itemsize)

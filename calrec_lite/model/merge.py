@@ -70,8 +70,8 @@ def merge_adapter(
     config = json.loads((base / "config.json").read_text(encoding="utf-8"))
     if "quantization_config" in config:
         raise InputError(f"{base}: the base's own weights are quantised; merge onto the unquantised original")
-    shards = _shards(base)
-    present = {_module(key): entry["shape"] for shard in shards for key, entry in _header(shard)[0].items()}
+    files = shards(base)
+    present = {_module(key): entry["shape"] for shard in files for key, entry in _header(shard)[0].items()}
     missing = sorted(key for key, d in deltas.items() if present.get(key) != [d.b.shape[0], d.a.shape[1]])
     if missing:
         raise InputError(
@@ -82,13 +82,17 @@ def merge_adapter(
         temporary.mkdir()
         copy_matching(base, temporary, (*BESIDE_WEIGHTS, "*.py"))
         with tqdm(total=len(present), desc="merge", unit="tensor", disable=not progress) as bar:
-            for shard in shards:
+            for shard in files:
                 _write_shard(shard, temporary / shard.name, deltas, onto, bar)
     return len(deltas)
 
 
-def _shards(base: Path) -> list[Path]:
-    """The files transformers loads: Mistral's and others' folders hold the same weights again in another format."""
+def shards(base: Path) -> list[Path]:
+    """The files transformers loads: Mistral's and others' folders hold the same weights again in another format.
+
+    Raises:
+        InputError: one of them is not there.
+    """
     index = base / "model.safetensors.index.json"
     names = {"model.safetensors"}
     if index.is_file():

@@ -1,6 +1,7 @@
 """`Recommender`: histories in, ranked lists of real items out."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
@@ -235,20 +236,23 @@ class Recommender:
                         row &= self._mask(own)
                     row[barred[u]] = False
                 batch = Users([prompts[u] for u in users], [texts[u] for u in users], [known[u] for u in users])
-                made = self._made(batch, allowed, k)
+                with lists_in_memory(len(users), self.options):
+                    made = self.strategies.rank(batch, allowed, k)
                 out |= zip(users, made)
                 bar.update(len(users))
         return [out[u] for u in range(len(prompts))]
 
-    def _made(self, users: Users, allowed: np.ndarray, k: int) -> list[Ranked]:
-        try:
-            return self.strategies.rank(users, allowed, k)
-        except torch.OutOfMemoryError:
-            raise RunError(
-                f"out of memory with {len(users.prompts)} users at once: set recommend.batch_tokens lower than "
-                f"{self.options.batch_tokens} (in the recipe; of an export, in calrec.json), ask for fewer items, or "
-                "load in 4 bits (--4bit)"
-            ) from None
+
+@contextmanager
+def lists_in_memory(users: int, options: Recommend) -> Iterator[None]:
+    """Where memory lacks for so many users at once, a RunError that says what to set."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise RunError(
+            f"out of memory with {users} users at once: set recommend.batch_tokens lower than {options.batch_tokens} "
+            "(in the recipe; of an export, in calrec.json), ask for fewer items, or load in 4 bits (--4bit)"
+        ) from None
 
 
 def _refuse_text(names: object, what: str) -> None:

@@ -1,5 +1,6 @@
 """How many rows fit in memory at once: what a step will need, before it is run, and what it turned out to need."""
 
+import gc
 import sys
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,8 @@ from typing import Any
 import psutil
 import torch
 from accelerate.utils.memory import should_reduce_batch_size
+from bitsandbytes.functional import GlobalPageManager
+from bitsandbytes.optim import GlobalOptimManager
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from transformers import TrainerCallback, TrainerControl, TrainerState
@@ -71,7 +74,7 @@ def free_bytes(device: torch.device) -> int:
 
 
 def free_ram(group: Path = Path("/sys/fs/cgroup")) -> int:
-    """RAM that can still be taken: by the machine, and by the control group that a container or a job runs in."""
+    """RAM that can still be taken: of the machine's, and of what a container may have."""
     free = psutil.virtual_memory().available
     for most, used, cache in (
         ("memory.max", "memory.current", "inactive_file"),
@@ -85,6 +88,15 @@ def free_ram(group: Path = Path("/sys/fs/cgroup")) -> int:
         except (OSError, ValueError, KeyError):  # another version of it, no group, or no limit ("max")
             continue
     return max(0, free)
+
+
+def free_memory() -> None:
+    """Give back what no name holds any more; models and trainers point to themselves in circles."""
+    GlobalOptimManager.get_instance().initialize()  # 8-bit optimisers leave the embeddings they skipped in it
+    GlobalPageManager.get_instance().initialize()  # and paged ones their states
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def auto_micro_batch(

@@ -1,6 +1,5 @@
 """One stage: base -> adapter -> merged weights, with the validation loss at every hand-over."""
 
-import gc
 import json
 import math
 import os
@@ -14,8 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from bitsandbytes.functional import GlobalPageManager
-from bitsandbytes.optim import GlobalOptimManager
 from peft import PeftModel
 from torch import Tensor
 from transformers import TrainerCallback, TrainerState, set_seed
@@ -30,7 +27,7 @@ from calrec_lite.recipe import Base, Stage
 from calrec_lite.text.batch import Collator
 from calrec_lite.text.rows import Rows, StepSampler, training_rows, validation_rows
 from calrec_lite.train.clock import trained_seconds
-from calrec_lite.train.memory import auto_micro_batch, check_offload
+from calrec_lite.train.memory import auto_micro_batch, check_offload, free_memory
 from calrec_lite.train.run import Run, StageFolder
 from calrec_lite.train.trainer import CALRecConfig, CALRecTrainer, validation_loss
 
@@ -100,13 +97,13 @@ def _train_stage(run: Run, index: int) -> None:
     data = {d.name: d.fingerprint for d in domains}
     run.note(name, "training", base=str(base), adapter=str(carried) if carried else None, data=data)
     facts, live = _adapter(run, index, rows, valid)
-    _free_memory()
+    free_memory()
     run.note(name, "merging")
     facts["layers_merged"] = merge_adapter(base, folder.adapter, folder.merged)
     facts |= _check_merge(live, valid, folder.merged, run)
-    _free_memory()
+    free_memory()
     facts |= _check_handover(live.collator, valid, run, index, facts)
-    _free_memory()
+    free_memory()
     write_json(folder.metrics, facts)
     run.note(name, "done")
     shutil.rmtree(folder.checkpoints, ignore_errors=True)
@@ -137,15 +134,6 @@ def _adapter(run: Run, index: int, rows: Rows, valid: Rows) -> tuple[dict[str, A
         model.save_pretrained(str(temporary))
     states = [s.cpu() for s in _states(trainer.towers, valid)]
     return facts, Live(states, trainer.towers.head.detach().cpu(), trainer.eval_collator)
-
-
-def _free_memory() -> None:
-    """Give back what no name holds any more; models and trainers point to themselves in circles."""
-    GlobalOptimManager.get_instance().initialize()  # 8-bit optimisers leave the embeddings they skipped in it
-    GlobalPageManager.get_instance().initialize()  # and paged ones their states
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def _config(run: Run, stage: Stage, folder: StageFolder, model: PeftModel, rows: Rows) -> CALRecConfig:
@@ -211,7 +199,7 @@ def _row_tokens(run: Run, rows: Rows) -> int:
 def _estimated_micro(run: Run, folder: StageFolder, model: PeftModel, row_tokens: int) -> int:
     """The estimate of the stage's first start: cut as they were then, a resumed run's steps give the same bits.
 
-    Made anew where `gradient_checkpointing` was changed since.
+    Made anew where `gradient_checkpointing` was changed since; a size that memory has halved stays that small.
     """
     file, optim = folder.folder / "micro_batch.json", run.recipe.optim
     known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
@@ -320,6 +308,8 @@ def _check_handover(collator: Collator, valid: Rows, run: Run, index: int, facts
 def handover_rise(facts: dict[str, Any]) -> float:
     """Nats an item that a stage's hand-over costs, the worse of merging and handing on; NaN if either is no number."""
     handed = np.array([facts["valid_nats_merged"], facts["valid_nats_handed_on"]])
+    if facts.get("merged_quantised"):  # then the first is of other weights than those that are kept
+        handed = handed[1:]
     return float(handed.max() - facts["valid_nats_after"])  # unlike Python's, this max() keeps a NaN
 
 
@@ -332,6 +322,11 @@ def handover_warning(facts: dict[str, Any], base: Base, tolerance: float) -> str
     quantised = "load_in_4bit" if base.load_in_4bit else "load_in_8bit" if base.load_in_8bit else None
     if not math.isfinite(rise):
         remedy = "A model gives no number any more: under another `name`, set a lower optim.learning_rate"
+    elif facts.get("merged_quantised") and handed_on == merged:
+        remedy = (
+            "They could be measured only quantised, being too large for the GPU: what is exported may have lost less. "
+            "To lose nothing between stages, set `handover: continue` under another `name`"
+        )
     elif quantised and handed_on > merged:  # the next stage starts from merged weights, quantised
         remedy = f"Under another `name`, set `handover: continue` for the next stage, or base.{quantised}: false"
     elif quantised:

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from calrec_lite.cli import main
+from calrec_lite.recipe_file import load_recipe
+from calrec_lite.train.run import Run
 
 RECIPE = """
 name: mine
@@ -117,6 +119,13 @@ def test_a_runs_recipe_that_was_damaged(elsewhere: Path, monkeypatch, capsys) ->
         Path("runs/x/recipe.yaml").write_bytes(damage)
         assert run(["report", "runs/x"], monkeypatch) == 2
         assert "recipe.yaml: not valid YAML" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["1e5", "12e3456", "on"])
+def test_a_name_that_yaml_could_take_for_a_number_is_read_back(name: str, elsewhere: Path) -> None:
+    recipe = load_recipe("recipe.yaml", [f"name='{name}'"])
+    run = Run.start(recipe, Path("runs"))
+    assert Run.open(run.folder).recipe == recipe
 
 
 def test_dry_run_prints_a_recipe_that_is_one(elsewhere: Path, monkeypatch, capsys) -> None:

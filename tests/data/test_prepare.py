@@ -165,6 +165,9 @@ def test_what_happened_within_a_second_keeps_its_order(shop: Shop, unit: str) ->
     }[unit]
     domain = shop([("u", item, at(i)) for i, item in enumerate(items)], {item: f"Item {item}" for item in items})
     assert domain.sequences.of(0).tolist() == list(range(20))
+    again = [("u", "i00", at(0)), ("u", "i01", at(1)), ("u", "i00", at(2))]  # of one second: the first of equals counts
+    titles = {"i00": "A", "i01": "B"}
+    assert histories(shop(again, titles)) == histories(shop(again[::-1], titles)) == {"u": ["A", "B"]}
     assert set(domain.sequences.times.tolist()) == {1588687728}
 
 

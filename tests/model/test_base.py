@@ -27,6 +27,14 @@ def test_the_room_of_a_model_is_that_of_the_dtype_it_is_loaded_in(
     assert loaded_bytes(tmp_path, base) == sum(p.numel() * p.element_size() for p in model.parameters())
 
 
+def test_weights_that_are_there_twice_are_counted_once(tiny_folder: Path, tmp_path: Path) -> None:
+    """Mistral's folders hold the same weights again in their maker's format."""
+    folder = shutil.copytree(tiny_folder, tmp_path / "twice")
+    shutil.copy(folder / "model.safetensors", folder / "consolidated.safetensors")
+    base = Base(model=str(folder))
+    assert loaded_bytes(folder, base) == loaded_bytes(tiny_folder, base)
+
+
 @pytest.mark.skipif(find_spec("flash_attn") is not None, reason="flash-attention is installed here")
 def test_an_attention_that_is_not_here_is_one_line(tiny_folder: Path) -> None:
     base = Base(model=str(tiny_folder), attention="flash_attention_2", load_in_4bit=False)

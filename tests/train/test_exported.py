@@ -174,7 +174,7 @@ def test_a_card_without_a_catalogue_does_not_tell_to_use_one(trained: Run) -> No
 def test_an_export_never_replaces_the_folder_one_is_in(trained: Run, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     for to in (Path("."), tmp_path):
-        with pytest.raises(InputError, match="is the folder you are in"):
+        with pytest.raises(InputError, match="is or holds the folder you are in"):
             export_run(trained, to)
 
 
