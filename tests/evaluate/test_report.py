@@ -141,9 +141,10 @@ def test_without_weights_it_says_why_there_are_no_reasons(measured: Run, tmp_pat
 
 def test_an_evaluation_of_other_data_is_not_reported(measured: Run, tmp_path: Path) -> None:
     shutil.copytree(measured.folder, tmp_path / "run")
-    shop = Domain.open(tmp_path / "run" / "domains" / "shop")
-    Domain("other", shop.catalogue, shop.sequences, shop.info).save(tmp_path / "run" / "domains" / "other")
-    with pytest.raises(InputError, match="not of the data of `other` as it is now; evaluate again"):
+    folder = tmp_path / "run" / "domains" / "shop"
+    shop, other = Domain.open(folder), Domain.open(folder.with_name("other"))
+    Domain("shop", other.catalogue, other.sequences, {**other.info, "name": shop.name}).save(folder)
+    with pytest.raises(InputError, match="not of the data of `shop` as it is now; evaluate again"):
         write_report(Run.open(tmp_path / "run"))
 
 
