@@ -58,6 +58,24 @@ def save_resolved(recipe: Recipe, path: Path) -> None:
         temporary.write_text(yaml.safe_dump(resolved(recipe), sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
+def load_resolved(path: Path) -> Recipe:
+    """What `save_resolved` wrote, by YAML's own rules: it extends nothing, and its texts stay texts.
+
+    Raises:
+        InputError: it was damaged.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError) as error:
+        raise _not_yaml(path, error) from None
+    return check_recipe(values)
+
+
+def _not_yaml(where: object, error: Exception) -> InputError:
+    """For a YAMLError, or a ValueError: UnicodeDecodeError is one."""
+    return InputError(f"{where}: not valid YAML: {' '.join(str(error).split())}")
+
+
 def _find(name: str, beside: Path | None) -> Path:
     candidates = [Path(name)] if beside is None else [beside / name]
     candidates += [builtin_folder() / name, builtin_folder() / f"{name}.yaml"]
@@ -77,8 +95,8 @@ def _read(path: Path, lines: dict[Path_, str], seen: tuple[Path, ...]) -> Any:
         own_lines: dict[Path_, str] = {}
         node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
         values = _construct(node, (), path, own_lines) if node is not None else {}
-    except (yaml.YAMLError, ValueError) as error:  # UnicodeDecodeError is a ValueError
-        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise _not_yaml(path, error) from None
     if not isinstance(values, dict):
         raise InputError(f"{path}: a recipe is a mapping of sections (base:, domains:, ...)")
     parents = values.pop("extends", [])
@@ -139,7 +157,7 @@ def _override(values: Any, override: str, lines: dict[Path_, str]) -> None:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         value = _construct(node, (), Path("--set"), {}) if node is not None else None
     except (yaml.YAMLError, ValueError) as error:
-        raise InputError(f"--set {override}: not valid YAML: {' '.join(str(error).split())}") from None
+        raise _not_yaml(f"--set {override}", error) from None
     parts: list[str | int] = [int(p) if p.isdigit() else p for p in key.split(".")]
     here = values
     for part in parts[:-1]:

@@ -71,7 +71,8 @@ def _public_recipe(recipe: Recipe) -> dict[str, Any]:
         domain |= {key: _public(domain[key]) for key in ("interactions", "items") if domain[key]}
     values["evaluate"]["minilm"]["model"] = _public(values["evaluate"]["minilm"]["model"])
     for changes in values["ablate"]["variants"].values():
-        changes |= {key: _public(changes[key]) for key in ("base.model",) if key in changes}
+        if "base.model" in changes:
+            changes["base.model"] = _public(changes["base.model"])
     return values
 
 

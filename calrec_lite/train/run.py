@@ -7,15 +7,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from calrec_lite.data.domain import Domain
 from calrec_lite.data.prepare import prepare_to
 from calrec_lite.errors import InputError
 from calrec_lite.files import write_json
 from calrec_lite.model.base import base_folder, load_tokenizer
 from calrec_lite.recipe import Recipe, require_domain, resolved
-from calrec_lite.recipe_file import check_recipe, save_resolved
+from calrec_lite.recipe_file import load_resolved, save_resolved
 from calrec_lite.text.encoding import EncodedCatalogue, Encoder, encode_catalogue
 
 
@@ -83,11 +81,7 @@ class Run:
         file = folder / "recipe.yaml"
         if not file.is_file():
             raise InputError(f"{folder}: no run here (no recipe.yaml); runs lie under runs/NAME")
-        try:
-            values = yaml.safe_load(file.read_text(encoding="utf-8"))  # as `save_resolved` writes it
-        except (yaml.YAMLError, ValueError) as error:  # UnicodeDecodeError is a ValueError
-            raise InputError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from None
-        return cls(check_recipe(values), folder)
+        return cls(load_resolved(file), folder)
 
     @property
     def _recipe_file(self) -> Path:
