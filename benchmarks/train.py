@@ -155,10 +155,11 @@ class Results:
 
 def described(values: dict[str, Any]) -> dict[str, str]:
     """The command and the setting of the parts that are there."""
-    on_cpu = bool((set(PARTS) - set(train_gpu.PARTS)) & set(values))
-    on_gpu = bool(set(train_gpu.PARTS) & set(values))
-    settings = [text for text, there in ((SETTING, on_cpu), (train_gpu.SETTING, on_gpu)) if there]
-    return {"command": f"python benchmarks/train.py{'' if on_cpu else ' --only gpu'}", "setting": ". ".join(settings)}
+    small = bool((set(PARTS) - set(train_gpu.PARTS)) & set(values))
+    large = bool(set(train_gpu.PARTS) & set(values))
+    settings = [text for text, there in ((SETTING, small), (train_gpu.SETTING, large)) if there]
+    only = (" [--only gpu]" if small else " --only gpu") if large else ""
+    return {"command": f"python benchmarks/train.py{only}", "setting": ". ".join(settings)}
 
 
 def extra_versions() -> dict[str, str]:

@@ -1,7 +1,7 @@
 """The CUDA part of benchmarks/train.py: real shapes, random weights, 1,024-token histories, 64 negatives.
 
-Then what `gradient_checkpointing: offload` and `optim.compile` change, the latter on SmolLM2-135M's shape in bf16 too,
-where a step waits for its host: 64 rows of few items.
+Then what `gradient_checkpointing: offload` and `optim.compile` change, each beside a step without it; the latter on
+SmolLM2-135M's shape in bf16 too, where a step waits for its host: 64 rows of few items.
 
 Nothing is downloaded: the model is built from its configuration on no device, and each linear layer is filled and
 quantised to NF4 on the GPU by itself, so that no more than one layer is ever there in full.
@@ -56,7 +56,7 @@ SHAPES = {
 }
 MICRO = (1, 4, 16)
 WARM = 8  # a step before the timed one has so many times fewer rows, but a whole micro-batch
-PARTS = ("gpu", "compile")  # of the results file
+PARTS = ("gpu", "measures", "compile")  # of the results file
 SETTING = f"random weights, LoRA r=16, {ROWS} rows a step; in 4 bits: rows of {TOKENS:,} tokens, gradient checkpointing"
 SMALL = {
     "hidden_size": 576,
@@ -303,14 +303,15 @@ def run(results: Any) -> None:
         raise SystemExit("--only gpu: this machine has no CUDA GPU")
     for micro, name in product(MICRO, SHAPES):
         results.part("gpu", f"{name} micro {micro}", partial(size, name, micro, ("ours", "TRL")))
-    for micro, name in product(MICRO[1:], SHAPES):
-        results.part("gpu", f"{name} micro {micro} offload", partial(size, name, micro, ("ours, offload",)))
+    for name, micro in product(reversed(SHAPES), MICRO[1:]):
+        both = ("ours", "ours, offload")
+        results.part("measures", f"{name} micro {micro} offload", partial(size, name, micro, both))
     small = LlamaConfig(**SMALL, attn_implementation="sdpa")
     for rows, tokens in ((64, 224), (16, 160)):
         key = f"SmolLM2-135M, {rows} rows of {tokens} tokens"
         results.part("compile", key, partial(compiled, small, device(), rows, tokens, 6))
         gc.collect()
         torch.cuda.empty_cache()
-    name = "Llama-3.2-1B"  # the one of them that waits for its host most
-    for micro in MICRO[:2]:
-        results.part("gpu", f"{name} micro {micro} compiled", partial(size, name, micro, ("ours, compiled layers",)))
+    name, micro = "Llama-3.2-1B", 4  # the one of them that waits for its host most
+    both = ("ours", "ours, compiled layers")
+    results.part("measures", f"{name} micro {micro} compiled", partial(size, name, micro, both))

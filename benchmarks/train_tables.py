@@ -42,7 +42,8 @@ def ratios(values: dict[str, Any]) -> dict[str, float]:
 
 def table(values: dict[str, Any]) -> str:
     """Everything that was measured, as Markdown."""
-    parts = [_throughput(values), _ladder(values), _memory(values), _quality(values), _gpu(values), _compile(values)]
+    parts = [_throughput(values), _ladder(values), _memory(values), _quality(values)]
+    parts += [_gpu(values, "gpu"), _gpu(values, "measures"), _compile(values)]
     listed = "\n".join(f"- `{name}`: {value:.3g}" for name, value in values.get("ratios", {}).items())
     return "\n\n".join(part for part in [*parts, listed] if part)
 
@@ -74,7 +75,8 @@ def _ladder(values: dict[str, Any]) -> str:
 
 
 def _memory(values: dict[str, Any]) -> str:
-    lines = ["| data, base, row | peak RSS | before the first step |", "|---|--:|--:|"]
+    peak = "peak allocated" if values.get("hardware", {}).get("gpu") else "peak RSS"
+    lines = [f"| data, base, row | {peak} | before the first step |", "|---|--:|--:|"]
     for name, f in values.get("memory", {}).items():
         lines.append(f"| {name} | {f['peak_bytes'] / 1e9:.2f} GB | {f['before_first_step'] / 1e9:.2f} GB |")
     return "\n".join(lines) if len(lines) > 2 else ""
@@ -96,11 +98,12 @@ def _quality(values: dict[str, Any]) -> str:
     return "\n".join(lines) if len(lines) > 2 else ""
 
 
-def _gpu(values: dict[str, Any]) -> str:
+def _gpu(values: dict[str, Any], which: str) -> str:
+    """Real sizes: beside TRL (`gpu`), or with a measure beside without it (`measures`)."""
     lines = ["| base, 4 bits | who | micro | targets/s | tokens/s | peak | MFU |", "|---|---|--:|--:|--:|--:|--:|"]
     systems = [
         (name.partition(" micro")[0], f["micro_batch_size"], who, f)
-        for name, part in values.get("gpu", {}).items()
+        for name, part in values.get(which, {}).items()
         for who, f in part.items()
     ]
     order = [base for base, *_ in systems]
