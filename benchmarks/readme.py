@@ -117,11 +117,12 @@ def sasrec() -> str:
     facts = results("sasrec_beauty")
     orders = {"drawn": facts, "file": facts["file_order"]}
     tried = markdown(
-        ["hidden", "rows a step", "rate", "dropout", *(f"validation N@10, {order} order (epoch)" for order in orders)],
+        ["hidden", "rows a step", "rate", "on", *(f"validation N@10, {order} order (epoch)" for order in orders)],
         [
-            [str(options[key]) for key in ("hidden", "batch_size", "learning_rate", "dropout")]
+            [str(one["options"][key]) for key in ("hidden", "batch_size", "learning_rate")]
+            + [one["device"]]
             + [f"{own['valid_ndcg']:.4f} ({own['best_epoch']})" for own in (o["tried"][i] for o in orders.values())]
-            for i, options in enumerate(one["options"] for one in facts["tried"])
+            for i, one in enumerate(facts["tried"])
         ],
     )
     said = f"{machine(facts)}: {facts['training_minutes']} minutes to train on {facts['trained_on']}."

@@ -33,8 +33,8 @@ LEAST = 0.090
 GRID = [
     recipe.Sasrec(hidden=128, batch_size=128, epochs=60, patience=3, valid_users=None),
     recipe.Sasrec(hidden=64, batch_size=512, epochs=60, patience=5, valid_users=None),
-    recipe.Sasrec(hidden=64, batch_size=512, learning_rate=5e-4, epochs=120, patience=10, valid_users=None),
-    recipe.Sasrec(hidden=128, batch_size=512, learning_rate=5e-4, epochs=120, patience=10, valid_users=None),
+    recipe.Sasrec(hidden=64, batch_size=512, learning_rate=5e-4, epochs=95, patience=10, valid_users=None),
+    recipe.Sasrec(hidden=128, batch_size=512, learning_rate=5e-4, epochs=95, patience=10, valid_users=None),
 ]
 ORDERS = {"drawn": True, "file": False}
 
@@ -47,21 +47,23 @@ def beauty(data: Path, drawn: bool) -> Domain:
     return prepare("beauty", recipe.Domain(**files, columns=columns, fields={"Title": "title"}), seed=0)
 
 
-def tuned(domain: Domain, grid: list[recipe.Sasrec]) -> tuple[list[Sasrec], dict[str, Any]]:
-    """Each of the settings trained, the best on validation first, and what was found."""
+def tuned(domain: Domain, grid: list[recipe.Sasrec]) -> tuple[dict[str, Sasrec], dict[str, Any]]:
+    """Each of the settings trained, by what it is, the best on validation first; and what was found."""
     rankers = [Sasrec(domain, 0, options, exclude_seen=True) for options in grid]
     order = sorted(range(len(grid)), key=lambda i: -rankers[i].trained["valid_ndcg"])  # among equals the first
     tried = [{"options": o.model_dump(), **ranker.trained} for o, ranker in zip(grid, rankers, strict=True)]
-    return [rankers[i] for i in order], {"tuned_on": "validation", "tried": tried, "chosen": order[0]}
+    names = [f"{o.hidden} dimensions, {o.batch_size} rows a step, rate {o.learning_rate:g}" for o in grid]
+    return {names[i]: rankers[i] for i in order}, {"tuned_on": "validation", "tried": tried, "chosen": order[0]}
 
 
 def in_file_order(data: Path) -> dict[str, Any]:
     """SASRec and transition counts where events of one time stand as public preprocessing leaves them: by ASIN."""
     domain = beauty(data, drawn=False)
     cases, protocol = build_cases(domain, "test", None, 0), Protocol(users=None)
-    (best, *others), tuning = tuned(domain, GRID)
-    systems: dict[str, Ranker] = {"transitions": BASELINES["transitions"](domain, 0), "sasrec": best}
-    systems |= {f"sasrec, {place}. on validation": other for place, other in enumerate(others, 2)}
+    found, tuning = tuned(domain, GRID)
+    best, *others = found
+    systems: dict[str, Ranker] = {"transitions": BASELINES["transitions"](domain, 0), "sasrec": found[best]}
+    systems |= {f"sasrec, {name}": found[name] for name in others}
     measured = {name: evaluate_system(system, cases, protocol) for name, system in systems.items()}
     return {**tuning, "systems": {name: system.metrics for name, system in measured.items()}}
 
@@ -79,7 +81,8 @@ def main() -> None:
     domain = beauty(options.data, drawn=True)
     print(describe(domain))
     protocol = Protocol(users=None)
-    (sasrec, *_), tuning = tuned(domain, GRID)
+    found, tuning = tuned(domain, GRID)
+    sasrec = next(iter(found.values()))
     cases = build_cases(domain, "test", None, 0)
     minilm = MiniLM(domain, 0, recipe.MiniLM(), True)
     systems: dict[str, Ranker] = {name: make(domain, 0) for name, make in BASELINES.items()}
