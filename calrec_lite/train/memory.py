@@ -1,7 +1,9 @@
 """How many rows fit in memory at once: what a step will need, before it is run, and what it turned out to need."""
 
+import ctypes
 import gc
 import sys
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,9 @@ SHARE = 0.5  # of the free memory that activations may take; the rest is for wei
 NAME = "MicroBatch"  # under which checkpoints keep a size that was halved
 # Lack of memory that comes as no error of its own kind: from the driver, where page-locked memory is asked for; cuBLAS.
 LACKING = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+
+HEAP_EVERY = 1  # forwards of a chunk
+_forwards = count(1)
 
 
 def activation_bytes(model: PeftModel, checkpointing: bool | str) -> int:
@@ -97,6 +102,18 @@ def free_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def trim_heap(device: torch.device) -> None:
+    """Before a chunk of a step that is cut, on a CPU: every second time, give back the pages that others have left.
+
+    glibc keeps what is freed, and the tensors of a chunk of another shape do not fit into the holes: what a process
+    holds would grow with the number of shapes that it has seen (docs/training.md, Memory). Nothing without glibc.
+    """
+    if device.type == "cpu" and sys.platform == "linux" and next(_forwards) % HEAP_EVERY == 0:
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim:
+            trim(0)
 
 
 def auto_micro_batch(

@@ -19,6 +19,7 @@ from calrec_lite.model.losses import contrastive_loss
 from calrec_lite.model.towers import RowStates, Towers
 from calrec_lite.recipe import Loss
 from calrec_lite.text.batch import Chunk, ItemChunk, StepBatch
+from calrec_lite.train.memory import trim_heap
 
 Backward = Callable[[Tensor], None]
 RngState = tuple[Tensor, Tensor | None, torch.device]
@@ -55,6 +56,7 @@ def _separate(towers: Towers, batch: StepBatch, loss: Loss, weight: float, backw
     nll = torch.zeros((), device=batch.anchor_item.device)
     zero = nll.clone()
     for chunk in batch.chunks:
+        trim_heap(chunk.ids.device)
         own = towers.rows(chunk).nll
         if backward:
             backward(weight * own)
@@ -95,6 +97,7 @@ def _cached(towers: Towers, batch: StepBatch, loss: Loss, weight: float, backwar
         del last  # its graph has to be gone before the next one is built
         for chunk, state, pull in zip(replayed, row_rng, pulls):
             set_rng_state(state)
+            trim_heap(chunk.ids.device)
             again = towers.rows(chunk)
             backward(_surrogate(again, pull, weight))
             nll = nll + again.nll.detach()
@@ -113,6 +116,7 @@ def _replay_items(towers: Towers, batch: StepBatch, backward: Backward, rng: lis
     at = 0
     for chunk, state in zip(batch.items, rng):
         set_rng_state(state)
+        trim_heap(chunk.ids.device)
         here = slice(at, at + len(chunk.ends))
         at = here.stop
         backward((towers.items(chunk) * _grad(texts)[here]).sum())
@@ -139,6 +143,7 @@ def _recorded(run: Callable[[Any], Any], chunks: list[Chunk] | list[ItemChunk]) 
     outputs, states = [], []
     for chunk in chunks:
         states.append(rng_state(chunk.ids.device))
+        trim_heap(chunk.ids.device)
         outputs.append(run(chunk))
     return outputs, states
 

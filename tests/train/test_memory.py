@@ -16,7 +16,15 @@ from calrec_lite.recipe import Base, Lora, Loss
 from calrec_lite.text.batch import Collator
 from calrec_lite.text.encoding import encode_catalogue
 from calrec_lite.text.rows import Rows, training_rows
-from calrec_lite.train.memory import MicroBatch, check_offload, free_ram, out_of_memory, peak_bytes
+from calrec_lite.train.memory import (
+    HEAP_EVERY,
+    MicroBatch,
+    check_offload,
+    free_ram,
+    out_of_memory,
+    peak_bytes,
+    trim_heap,
+)
 from calrec_lite.train.trainer import CALRecConfig, CALRecTrainer
 from tests.conftest import make_domain
 
@@ -208,6 +216,17 @@ def test_free_ram_is_that_of_the_container(tmp_path: Path, monkeypatch: pytest.M
         "memory/memory.stat": "total_inactive_file 100000\n",
     }
     assert free_ram(write_group(tmp_path / "v1", first)) == 400_000
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's heap")
+def test_freed_pages_are_given_back() -> None:
+    """What lies below the latest tensor of many small ones stays with the process, unless it is asked for."""
+    held = [torch.ones(16_384) for _ in range(4_000)]  # 262 MB, each too small for a mapping of its own
+    before = psutil.Process().memory_info().rss
+    del held[:-1]
+    for _ in range(HEAP_EVERY):
+        trim_heap(torch.device("cpu"))
+    assert before - psutil.Process().memory_info().rss > 200e6
 
 
 def test_the_peak_is_in_bytes_on_a_mac_too(monkeypatch: pytest.MonkeyPatch) -> None:
