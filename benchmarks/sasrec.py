@@ -28,8 +28,8 @@ from calrec_lite.files import write_json
 ROOT = Path(__file__).parents[1]
 LEAST = 0.090
 # Small fast steps of a wide model, large ones of a narrow one, and large slow ones of both (the narrow one is the
-# published run's size and rate); the best on validation is measured on test. All validation users are asked: by 5,000
-# the choice would be chance.
+# published run's size and rate; 95 epochs is where the lent time of a GPU ended one of its trainings). The best on
+# validation is measured on test. All validation users are asked: by 5,000 the choice would be chance.
 GRID = [
     recipe.Sasrec(hidden=128, batch_size=128, epochs=60, patience=3, valid_users=None),
     recipe.Sasrec(hidden=64, batch_size=512, epochs=60, patience=5, valid_users=None),

@@ -3,7 +3,6 @@
 import ctypes
 import gc
 import sys
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +22,7 @@ NAME = "MicroBatch"  # under which checkpoints keep a size that was halved
 # Lack of memory that comes as no error of its own kind: from the driver, where page-locked memory is asked for; cuBLAS.
 LACKING = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
-HEAP_EVERY = 1  # forwards of a chunk
-_forwards = count(1)
+_malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None  # glibc's
 
 
 def activation_bytes(model: PeftModel, checkpointing: bool | str) -> int:
@@ -105,15 +103,13 @@ def free_memory() -> None:
 
 
 def trim_heap(device: torch.device) -> None:
-    """Before a chunk of a step that is cut, on a CPU: every second time, give back the pages that others have left.
+    """Before a chunk of a step that is cut, on a CPU: give back the pages that others have left.
 
     glibc keeps what is freed, and the tensors of a chunk of another shape do not fit into the holes: what a process
     holds would grow with the number of shapes that it has seen (docs/training.md, Memory). Nothing without glibc.
     """
-    if device.type == "cpu" and sys.platform == "linux" and next(_forwards) % HEAP_EVERY == 0:
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        if trim:
-            trim(0)
+    if device.type == "cpu" and _malloc_trim:
+        _malloc_trim(0)
 
 
 def auto_micro_batch(

@@ -8,9 +8,9 @@ the first pass; the price is one more forward of all others, without the LM head
 the first pass and replayed in the second, so that dropout is the same in both.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from calrec_lite.text.batch import Chunk, ItemChunk, StepBatch
 from calrec_lite.train.memory import trim_heap
 
 Backward = Callable[[Tensor], None]
+Part = TypeVar("Part", Chunk, ItemChunk)
 RngState = tuple[Tensor, Tensor | None, torch.device]
 
 
@@ -55,8 +56,7 @@ def _separate(towers: Towers, batch: StepBatch, loss: Loss, weight: float, backw
     """No contrastive terms: each chunk's graph is complete in itself."""
     nll = torch.zeros((), device=batch.anchor_item.device)
     zero = nll.clone()
-    for chunk in batch.chunks:
-        trim_heap(chunk.ids.device)
+    for chunk in _apart(batch.chunks) if len(batch.chunks) > 1 else batch.chunks:
         own = towers.rows(chunk).nll
         if backward:
             backward(weight * own)
@@ -95,9 +95,8 @@ def _cached(towers: Towers, batch: StepBatch, loss: Loss, weight: float, backwar
         pulls = list(zip(_grad(user).split(sizes), _grad(target).split(sizes)))
         backward(_surrogate(last, pulls[-1], weight))
         del last  # its graph has to be gone before the next one is built
-        for chunk, state, pull in zip(replayed, row_rng, pulls):
+        for chunk, state, pull in zip(_apart(replayed), row_rng, pulls):
             set_rng_state(state)
-            trim_heap(chunk.ids.device)
             again = towers.rows(chunk)
             backward(_surrogate(again, pull, weight))
             nll = nll + again.nll.detach()
@@ -114,9 +113,8 @@ def _surrogate(states: RowStates, pull: tuple[Tensor, Tensor], weight: float) ->
 
 def _replay_items(towers: Towers, batch: StepBatch, backward: Backward, rng: list[Any], texts: Tensor) -> None:
     at = 0
-    for chunk, state in zip(batch.items, rng):
+    for chunk, state in zip(_apart(batch.items), rng):
         set_rng_state(state)
-        trim_heap(chunk.ids.device)
         here = slice(at, at + len(chunk.ends))
         at = here.stop
         backward((towers.items(chunk) * _grad(texts)[here]).sum())
@@ -139,13 +137,19 @@ def _report(nll: Tensor, tt: Tensor, ut: Tensor, weight: float, batch: StepBatch
     return StepLoss(total, nll / batch.supervised, tt, ut, nll / batch.targets)
 
 
-def _recorded(run: Callable[[Any], Any], chunks: list[Chunk] | list[ItemChunk]) -> tuple[list[Any], list[Any]]:
+def _recorded(run: Callable[[Any], Any], chunks: list[Part]) -> tuple[list[Any], list[Any]]:
     outputs, states = [], []
-    for chunk in chunks:
+    for chunk in _apart(chunks):
         states.append(rng_state(chunk.ids.device))
-        trim_heap(chunk.ids.device)
         outputs.append(run(chunk))
     return outputs, states
+
+
+def _apart(chunks: list[Part]) -> Iterator[Part]:
+    """One chunk after another, each in the memory that those before it have left."""
+    for chunk in chunks:
+        trim_heap(chunk.ids.device)
+        yield chunk
 
 
 def rng_state(device: torch.device) -> RngState:
