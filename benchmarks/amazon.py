@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 WORDING = {"first": "Bought in this order:", "next": "Next:", "field": "{value}"}
-
+TARGETS = {"scientific": "amazon18_scientific", "office": "amazon14_office"}  # of the evidence
 
 TITLE = {"Title": "title"}
 

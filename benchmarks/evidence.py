@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from amazon import WORDING, domain
+from amazon import TARGETS, WORDING, domain
 from evidence_control import Mixed
 
 from calrec_lite.cli.options import quiet_libraries
@@ -37,7 +37,6 @@ from calrec_lite.train.run import Run
 from calrec_lite.train.stage import train_run
 
 ROOT = Path(__file__).parents[1]
-TARGETS = {"scientific": "amazon18_scientific", "office": "amazon14_office"}
 JOINT = {
     "beauty": "amazon14_beauty",
     "toys": "amazon14_toys",

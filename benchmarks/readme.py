@@ -135,6 +135,25 @@ def sasrec() -> str:
     return f"{table(facts)}\n\n{said}\n\n{as_filed}\n\n{tried}\n"
 
 
+def sasrec_targets() -> str:
+    """The grid on the evidence's targets; best epoch of those made."""
+    found = [results(f"sasrec_{name}") for name in ("scientific", "office")]
+    keys = ("hidden", "batch_size", "learning_rate")
+    lines = [
+        [
+            facts["domain"]["name"],
+            *(str(one["options"][key]) for key in keys),
+            f"{one['best_epoch']} of {one['epochs']}",
+        ]
+        + [interval_cell(one[split]["ndcg@10"]) for split in ("validation", "test")]
+        + [interval_cell(one["test"]["recall@1"])]
+        for facts in found
+        for one in facts["tried"]
+    ]
+    head = ["domain", "hidden", "rows a step", "rate", "best epoch", "validation N@10", "test N@10", "test R@1"]
+    return f"{markdown(head, lines)}\n\n{'; '.join(machine(facts) for facts in found)}.\n"
+
+
 def scale() -> str:
     facts = results("scale_cpu")
     kinds = {"scores": "from the scores of a dense model", "lists": "`transitions`, fitted, listed and measured"}
