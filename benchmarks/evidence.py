@@ -1,4 +1,4 @@
-"""Is it right, is it better? The paper's grid and every baseline on one target domain.
+"""Is it right, is it better? The main cells of the paper's grid and every baseline on one target domain.
 
     python benchmarks/evidence.py [--target scientific|office] [--minutes 60 | --steps 700] [--data ../shared/data]
 

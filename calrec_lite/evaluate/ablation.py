@@ -49,6 +49,7 @@ def ablate(recipe: Recipe, root: Path, only: Sequence[str] = ()) -> dict[str, An
         if only and cell.name not in only:
             continue
         if _finished(cell, folder):
+            _refuse_other_data(cell, folder)
             print(f"cell {number} of {len(cells)}, {cell.name}: done already")
         else:
             print(f"cell {number} of {len(cells)}, {cell.name}")
@@ -72,6 +73,21 @@ def _finished(cell: Cell, folder: Path) -> bool:
         return False
     measured = json.loads(file.read_text(encoding="utf-8"))["recipe"]
     return _deciding(measured) == _deciding(resolved(cell.recipe))
+
+
+def _refuse_other_data(cell: Cell, folder: Path) -> None:
+    """Raises InputError where the sources of a finished cell's data have changed since."""
+    run, facts = Run.open(folder / cell.name), json.loads((folder / cell.name / "cell.json").read_text("utf-8"))
+    for name, fingerprint in facts.get("data", {}).items():
+        if run.domain(name).fingerprint != fingerprint:
+            raise _changed(folder, name)
+
+
+def _changed(folder: Path, domain: str) -> InputError:
+    return InputError(
+        f"{folder}: the data of `{domain}` has changed since the first cells were measured; "
+        "restore the files, or remove that folder"
+    )
 
 
 def _deciding(values: dict[str, Any]) -> dict[str, Any]:
@@ -167,7 +183,8 @@ def remove_weights(cell: Path) -> None:
     """Remove what a finished cell needs no more: merged weights, checkpoints, and what a kill left half-written."""
     for pattern in ("*/merged", "*/checkpoints", "*/.*.tmp", "*/.*.old"):
         for path in cell.glob(pattern):
-            shutil.rmtree(path, ignore_errors=True)
+            if not path.parent.is_symlink():  # the domains are all cells', and another process may prepare one
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def _write_summary(recipe: Recipe, folder: Path, cells: Sequence[Cell]) -> dict[str, Any]:
@@ -184,7 +201,7 @@ def summary(recipe: Recipe, folder: Path, cells: Sequence[Cell]) -> dict[str, An
     With several seeds a user counts with the mean of the seeds; a difference is of the seeds that both cells have.
 
     Raises:
-        InputError: the data changed between two cells.
+        InputError: the data or the protocol changed between two cells.
     """
     done = [cell for cell in cells if _finished(cell, folder)]
     evaluated = {cell.name: compare.Run.open(folder / cell.name / "evaluation") for cell in done}
@@ -230,17 +247,15 @@ def summary(recipe: Recipe, folder: Path, cells: Sequence[Cell]) -> dict[str, An
 
 
 def _refuse_changed_data(done: Sequence[Cell], evaluated: dict[str, compare.Run], folder: Path) -> None:
-    """Raises InputError unless all cells were trained on, and measured by, the same data."""
+    """Raises InputError unless all cells were trained on, and measured by, the same data, and by one protocol."""
     known: dict[str, str] = {}
     for cell in done:
+        compare.refuse_unlike(evaluated[done[0].name], evaluated[cell.name])  # `evaluate` may have run on one since
         facts = json.loads((folder / cell.name / "cell.json").read_text(encoding="utf-8"))
         measured = evaluated[cell.name].results["domain"]
         for name, fingerprint in {**facts.get("data", {}), measured["name"]: measured["fingerprint"]}.items():
             if known.setdefault(name, fingerprint) != fingerprint:
-                raise InputError(
-                    f"{folder}: the data of `{name}` has changed since the first cells were measured; "
-                    "restore the files, or remove that folder"
-                )
+                raise _changed(folder, name)
 
 
 def _system(cell: Cell) -> str:

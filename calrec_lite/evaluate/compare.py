@@ -68,7 +68,7 @@ def compare(a: Path, b: Path, pairs: Sequence[tuple[str, str]] = ()) -> dict[str
         InputError: the two differ in data, protocol or users, lack a system of `pairs`, or leave nothing to compare.
     """
     run_a, run_b = Run.open(a), Run.open(b)
-    _refuse_unlike(run_a, run_b)
+    refuse_unlike(run_a, run_b)
     same = a.resolve() == b.resolve()
     shared = [] if same else [(name, name) for name in run_a.results["systems"] if name in run_b.results["systems"]]
     chosen = list(dict.fromkeys([*shared, *pairs]))
@@ -115,7 +115,8 @@ def _differences(a: Run, of_a: str, b: Run, of_b: str) -> dict[str, Difference]:
     return paired_bootstrap(ranks_a, ranks_b, protocol["bootstrap"], protocol["seed"], protocol["mrr_cut"], copies)
 
 
-def _refuse_unlike(a: Run, b: Run) -> None:
+def refuse_unlike(a: Run, b: Run) -> None:
+    """Raises InputError unless both are of the same data and protocol."""
     prints = [run.results["domain"]["fingerprint"] for run in (a, b)]
     of_a, of_b = a.results["protocol"], b.results["protocol"]
     if prints[0] != prints[1]:

@@ -1,6 +1,7 @@
 """Users to look at: what they took, what was recommended and why, what they took next."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
@@ -33,13 +34,15 @@ class Example:
 
 
 def examples(
-    run: Run, domain: Domain, system: str, split: Split, count: int, reasons: bool
+    run: Run, domain: Domain, system: str, results: dict[str, Any], count: int, reasons: bool
 ) -> tuple[list[Example], str]:
     """`count` of the measured users, drawn by the seed, and a note on where their lists come from.
 
-    The lists are those that were measured. The reasons are of the same histories recommended once more, which needs the
-    run's weights; without them the lists stand alone.
+    The lists are those that were measured, in `results` (metrics.json). The reasons are of the same histories
+    recommended once more, which needs the run's weights, and the recipe to ask for lists of that kind still; without
+    them the lists stand alone.
     """
+    split: Split = results["protocol"]["split"]
     rows = read_rankings(run.evaluation, ["system", "user", "target", "rank", "list"])
     rows = rows.filter(pc.equal(rows["system"], system)).sort_by("user").to_pylist()
     drawn = np.random.default_rng(run.recipe.seed).permutation(len(rows))[:count]
@@ -52,6 +55,8 @@ def examples(
     note = "Lists without reasons, as asked."
     if reasons:
         try:
+            if results.get("recommend") != run.recipe.recommend.model_dump(mode="json"):
+                raise InputError("`recommend` in the recipe has changed since they were measured")
             whys = _reasons(run, system, histories)
             note = "The reasons are of a second pass over the same histories; its rounding may differ a little."
         except (InputError, RunError) as error:

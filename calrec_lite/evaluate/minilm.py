@@ -44,6 +44,8 @@ class MiniLM(Popularity):
     def __init__(self, domain: Domain, seed: int, options: recipe.MiniLM, exclude_seen: bool) -> None:
         super().__init__(domain, seed)
         settings = {"format": FORMAT, "fingerprint": domain.fingerprint, "model": options.model}
+        if (weights := Path(options.model) / "model.safetensors").is_file():  # a folder of one's own may be trained on
+            settings["weights"] = [weights.stat().st_size, weights.stat().st_mtime_ns]
         folder = kept("minilm", settings, lambda to: _save(_encode(domain.catalogue, options.model), to))
         self._vectors = load_file(folder / "vectors.safetensors")["vectors"]  # (N, D), of length 1
         cases = build_cases(domain, "validation", options.valid_users, seed)

@@ -52,7 +52,7 @@ def write_report(run: Run, reasons: bool = True) -> Path:
     if results["domain"]["fingerprint"] != domains[0].fingerprint:
         raise InputError(f"{run.evaluation}: not of the data of `{domains[0].name}` as it is now; evaluate again")
     subject = "final" if "final" in results["systems"] else "base"
-    users, note = examples(run, domains[0], subject, results["protocol"]["split"], USERS, reasons)
+    users, note = examples(run, domains[0], subject, results, USERS, reasons)
     page = {
         "version": __version__,
         "recipe": run.recipe,

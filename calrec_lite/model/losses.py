@@ -98,11 +98,10 @@ class _ForkLoss(_Known):
         size = max(1, HEAD_ENTRIES // max(1, len(children)))
         for at in range(0, len(states), size):
             end = min(len(states), at + size)
-            first, last = int(forks.entry_ptr[at]), int(forks.entry_ptr[end])
-            fork, token = forks.entry_fork[first:last] - at, forks.entry_token[first:last]
-            chosen = forks.chosen[at:end] - first
+            fork, entry, chosen = forks.slice(at, end)  # (E,), (E,), (S,)
+            token = forks.entry_token[entry]
             logits = (states[at:end] @ children.T).float()  # (S, U)
-            entries = forks.logit_scale * logits[fork, token] + forks.entry_bias[first:last]  # (E,)
+            entries = forks.logit_scale * logits[fork, token] + forks.entry_bias[entry]  # (E,)
             total = segment_logsumexp(entries, fork, end - at)
             nll[at:end] = total - entries[chosen]
             if pull is not None:

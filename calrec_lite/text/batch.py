@@ -42,25 +42,42 @@ def _changed(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
 
 @dataclass
 class Forks(OnDevice):
-    """The decisions of a chunk's targets in the catalogue's trie; the children of all forks lie in one flat list.
+    """The decisions of a chunk's targets in the catalogue's trie; the children of its forks lie in one flat list.
+
+    A fork that many targets pass, as all pass the root, has its children there once: their number does not grow with
+    the rows.
 
     Attributes:
         positions: (F,) index into the flattened (B * T) states of the state that decides.
+        fork: (F,) which of the K distinct forks it decides.
+        ptr: (K + 1,) where each distinct fork's children begin.
         tokens: (U,) distinct child tokens.
-        entry_fork, entry_token: (E,) for each child of each fork: its fork (0..F-1), its column in `tokens`.
-        entry_ptr: (F + 1,) where each fork's children begin; with the host, so that slicing waits for no device.
+        entry_token: (E,) for each child of each distinct fork its column in `tokens`.
         entry_bias: (E,) what is added to its logit, once that is multiplied by `logit_scale`.
         chosen: (F,) the entry that is taken.
+        children: (F,) how many there are to decide between; with the host, so that slicing waits for no device.
     """
 
     positions: Tensor
+    fork: Tensor
+    ptr: Tensor
     tokens: Tensor
-    entry_fork: Tensor
     entry_token: Tensor
-    entry_ptr: np.ndarray
     entry_bias: Tensor
     chosen: Tensor
+    children: np.ndarray
     logit_scale: float
+
+    def slice(self, at: int, end: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The children of decisions `at` to `end`, one after another: (N,) of which decision, counted from `at`; (N,)
+        its entry; (end - at,) which of the N is taken."""
+        begin = self.ptr[self.fork[at:end]]
+        lengths = self.ptr[self.fork[at:end] + 1] - begin
+        start = lengths.cumsum(0) - lengths
+        total = int(self.children[at:end].sum())
+        owner = torch.repeat_interleave(lengths, output_size=total)
+        entry = torch.arange(total, device=begin.device) + (begin - start)[owner]
+        return owner, entry, start + self.chosen[at:end] - begin
 
 
 @dataclass
@@ -183,7 +200,7 @@ class Collator:
             tokens=int(lengths.sum()),
             attended=int((lengths * (lengths + 1) // 2).sum()),
             vocabulary_positions=positions,
-            fork_entries=sum(len(c.forks.entry_fork) for c in chunks if c.forks is not None),
+            fork_entries=sum(int(c.forks.children.sum()) for c in chunks if c.forks is not None),
             at_once=len(chunks) == 1 and sum(i.ids.numel() for i in items) <= budget,
             rows=rows,
             micro_batch_size=micro,
@@ -277,17 +294,19 @@ def fork_tensors(catalogue: EncodedCatalogue, before: np.ndarray, items: np.ndar
     edges, target = gather_ranges(trie.path_ptr[items], trie.path_ptr[items + 1])
     edges = trie.path[edges]  # (F,)
     forks = trie.owner[edges]
-    entries, entry_fork = gather_ranges(trie.ptr[forks], trie.ptr[forks + 1])
+    distinct, fork = np.unique(forks, return_inverse=True)  # (K,), (F,)
+    entries, _ = gather_ranges(trie.ptr[distinct], trie.ptr[distinct + 1])
     tokens, entry_token = np.unique(trie.token[entries], return_inverse=True)
-    begin = np.concatenate([[0], np.cumsum(trie.ptr[forks + 1] - trie.ptr[forks])])  # (F + 1,)
+    ptr = np.concatenate([[0], np.cumsum(trie.ptr[distinct + 1] - trie.ptr[distinct])])  # (K + 1,)
     return Forks(
         positions=torch.from_numpy(before[target] + trie.depth[forks]),
+        fork=torch.from_numpy(fork),
+        ptr=torch.from_numpy(ptr),
         tokens=torch.from_numpy(tokens),
-        entry_fork=torch.from_numpy(entry_fork),
         entry_token=torch.from_numpy(entry_token),
-        entry_ptr=begin,
         entry_bias=torch.from_numpy(catalogue.bias[entries]),
-        chosen=torch.from_numpy(begin[:-1] + edges - trie.ptr[forks]),
+        chosen=torch.from_numpy(ptr[fork] + edges - trie.ptr[forks]),
+        children=np.diff(ptr)[fork],
         logit_scale=catalogue.logit_scale,
     )
 

@@ -231,7 +231,7 @@ class CALRecTrainer(Trainer):
         self._peak = self.peak_bytes
         self._watch_peak()
         size = self.micro.size
-        tqdm.write(f"step {self.state.global_step}: {why}: {old} -> {size} rows at once; the result stays the same")
+        tqdm.write(f"step {self.state.global_step}: {why}: {old} -> {size} rows at once; the objective stays the same")
         self.log({"micro_batch_size": size, "micro_batch_size_before": old})
 
     def _note(self, result: StepLoss, batch: StepBatch) -> None:
@@ -306,10 +306,14 @@ def _step(collator: Collator, rows: list[Row]) -> dict[str, StepBatch]:
 
 
 class Intervals(TrainerCallback):
-    """How often is logged, saved and validated: as it is asked now, not as in the checkpoint that is resumed."""
+    """How often is logged, saved and validated: as it is asked now, not as in the checkpoint that is resumed. A step is
+    logged before it is saved: a loss that is no number stops there, and the last good checkpoint stays."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         state.compute_steps(args, state.max_steps)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        control.should_log |= control.should_save
 
 
 class StageProgress(TrainerCallback):

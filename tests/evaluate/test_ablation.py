@@ -18,6 +18,7 @@ from calrec_lite.evaluate.compare import Run as Evaluation
 from calrec_lite.evaluate.compare import compare
 from calrec_lite.evaluate.metrics import ndcg_at, paired_bootstrap
 from calrec_lite.evaluate.report import write_report
+from calrec_lite.evaluate.systems import evaluate_run
 from calrec_lite.recipe import Recipe
 from calrec_lite.recipe_file import check_recipe
 from calrec_lite.train.clock import Clock
@@ -221,6 +222,45 @@ def test_data_that_changed_between_cells_is_an_error(two_stages: dict[str, Any],
     file.write_text(json.dumps(facts))
     with pytest.raises(InputError, match="the data of `other` has changed"):
         ablate(grid, tmp_path)
+
+
+def test_sources_that_changed_since_all_was_measured_are_an_error(
+    two_stages: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sources = tmp_path / "data"
+    values = json.loads(json.dumps(two_stages))
+    sources.mkdir()
+    for domain in values["domains"].values():
+        domain["interactions"] = str(shutil.copy(domain["interactions"], sources))
+    grid = recipe(values, seeds=[0], stages=[[]], variants={})
+    ablate(grid, tmp_path)
+    events = Path(values["domains"]["shop"]["interactions"])
+    lines = events.read_text().splitlines(keepends=True)
+    events.write_text("".join(lines[:-1]))
+    with pytest.raises(InputError, match="the data of `shop` has changed"):
+        ablate(grid, tmp_path)
+    events.write_text("".join(lines))
+    ablate(grid, tmp_path)
+    assert "done already" in capsys.readouterr().out
+
+
+def test_a_cell_measured_on_other_users_since_is_an_error(two_stages: dict[str, Any], tmp_path: Path) -> None:
+    grid = recipe(two_stages, seeds=[0], stages=[[], ["joint"]], variants={})
+    ablate(grid, tmp_path)
+    run = Run.open(tmp_path / "tiny-ablation" / "untouched")
+    run.recipe = run.recipe.model_copy(update={"evaluate": run.recipe.evaluate.model_copy(update={"users": 15})})
+    evaluate_run(run, trained=False)
+    with pytest.raises(InputError, match=r"different protocols \(users: 15 and 20\)"):
+        ablate(grid, tmp_path)
+
+
+def test_half_prepared_data_of_another_process_stays(tmp_path: Path) -> None:
+    for name in ("domains/.shop.1.tmp", "cell/1-joint/merged", "cell/1-joint/.adapter.1.tmp"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "cell" / "domains").symlink_to(Path("..") / "domains", target_is_directory=True)
+    ablation_module.remove_weights(tmp_path / "cell")
+    assert (tmp_path / "domains" / ".shop.1.tmp").is_dir()
+    assert not list((tmp_path / "cell" / "1-joint").iterdir())
 
 
 def test_the_table(ablated: Any) -> None:

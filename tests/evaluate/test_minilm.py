@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import calrec_lite.evaluate.minilm as minilm_module
 from calrec_lite.errors import InputError
 from calrec_lite.evaluate.baselines import BASELINES, Popularity
 from calrec_lite.evaluate.minilm import MiniLM, _encode
@@ -61,16 +62,26 @@ def test_how_many_items_is_chosen_on_validation(make_domain: Any, encoder_folder
     assert len(set(ranker.validation.values())) > 1
 
 
-def test_items_are_encoded_once(make_domain: Any, encoder_folder: Path, tmp_path: Path) -> None:
-    gone = tmp_path / "gone"
-    shutil.copytree(encoder_folder, gone)
-    domain, options = make_domain(SEQUENCES, TITLES), Options(model=str(gone))
-    histories = [np.array([1, 2], dtype=np.int32)]
+def test_items_are_encoded_once(
+    make_domain: Any, encoder_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = tmp_path / "own"
+    shutil.copytree(encoder_folder, own)
+    domain, options = make_domain(SEQUENCES, TITLES), Options(model=str(own))
+    histories, encode = [np.array([1, 2], dtype=np.int32)], minilm_module._encode
+    asked: list[str] = []
+    monkeypatch.setattr(minilm_module, "_encode", lambda *a: asked.append(a[1]) or encode(*a))
     lists = MiniLM(domain, 0, options, True).rank(histories, 10, True)
-    shutil.rmtree(gone)
     np.testing.assert_array_equal(MiniLM(domain, 0, options, True).rank(histories, 10, True), lists)
+    assert len(asked) == 1
+    MiniLM(make_domain(SEQUENCES, TITLES, "e" * 64), 0, options, True)
+    assert len(asked) == 2
+    (own / "model.safetensors").touch()  # a folder of one's own may be trained on
+    MiniLM(domain, 0, options, True)
+    assert len(asked) == 3
+    shutil.rmtree(own)
     with pytest.raises(InputError, match=r"evaluate\.minilm\.model"):
-        MiniLM(make_domain(SEQUENCES, TITLES, "e" * 64), 0, options, True)
+        MiniLM(domain, 0, options, True)
 
 
 @pytest.mark.parametrize("name", ["popularity", "last_item", "bm25_last", "transitions", "minilm", "sasrec"])

@@ -139,6 +139,19 @@ def test_without_weights_it_says_why_there_are_no_reasons(measured: Run, tmp_pat
     assert "Stage 1-joint" in page.text
 
 
+def test_reasons_are_of_lists_of_the_same_kind_only(measured: Run, tmp_path: Path) -> None:
+    """The recipe may ask for others since: the reasons of those would stand beside lists that they did not make."""
+    assert "The reasons are of a second pass" in write_report(measured).read_text(encoding="utf-8")
+    recipe = measured.recipe
+    changed = recipe.model_copy(update={"recommend": recipe.recommend.model_copy(update={"eps": 0.5})})
+    shutil.copytree(measured.folder, tmp_path / "run")
+    run = Run.open(tmp_path / "run")
+    run.recipe = changed
+    page = Words(write_report(run).read_text(encoding="utf-8"))
+    assert "`recommend` in the recipe has changed since" in page.text
+    assert "log-probability" not in page.text
+
+
 def test_an_evaluation_of_other_data_is_not_reported(measured: Run, tmp_path: Path) -> None:
     shutil.copytree(measured.folder, tmp_path / "run")
     folder = tmp_path / "run" / "domains" / "shop"

@@ -156,18 +156,13 @@ def test_forks_are_scored_a_slice_at_a_time(rows, encoder, catalogue, monkeypatc
     loss = Loss(alpha=0, beta=0, softmax="catalogue")
     forks = collate(rows, encoder, catalogue, loss, 100).chunks[0].forks
     draw = torch.Generator().manual_seed(0)
-    forks = replace(forks, entry_bias=torch.randn(len(forks.entry_fork), generator=draw), logit_scale=0.3)
+    forks = replace(forks, entry_bias=torch.randn(len(forks.entry_token), generator=draw), logit_scale=0.3)
     head = torch.randn(len(encoder.tokenizer), 16, generator=draw)
     states = torch.randn(len(forks.positions), 16, generator=draw, requires_grad=True)
     weight = torch.rand(len(states), generator=draw)
-    entries_ = 0.3 * (states @ head.T)[forks.positions.new_tensor(forks.entry_fork), forks.tokens[forks.entry_token]]
-    expected = torch.stack(
-        [
-            (own := (entries_ + forks.entry_bias)[forks.entry_fork == f]).logsumexp(0)
-            - own[forks.chosen[f] - int(forks.entry_ptr[f])]
-            for f in range(len(states))
-        ]
-    )
+    logits = 0.3 * (states @ head.T)[:, forks.tokens[forks.entry_token]] + forks.entry_bias  # (F, E)
+    ends = [(int(forks.ptr[k]), int(forks.ptr[k + 1])) for k in forks.fork]
+    expected = torch.stack([logits[f, a:b].logsumexp(0) - logits[f, forks.chosen[f]] for f, (a, b) in enumerate(ends)])
     (wanted,) = torch.autograd.grad(weight @ expected, states)
     got = losses.catalogue_nll(states, head, forks)
     (gradient,) = torch.autograd.grad(weight @ got, states)
@@ -353,6 +348,14 @@ class Kept:
 
     def __del__(self) -> None:
         self.held.now -= self.tensor.nbytes
+
+
+def test_a_fork_that_many_targets_pass_is_there_once(rows, encoder, catalogue) -> None:
+    loss = Loss(alpha=0, beta=0, softmax="catalogue")
+    one, many = (collate(rows * times, encoder, catalogue, loss, 10**6).chunks[0].forks for times in (1, 8))
+    assert len(many.positions) == 8 * len(one.positions)
+    for name in ("ptr", "tokens", "entry_token", "entry_bias"):
+        torch.testing.assert_close(getattr(many, name), getattr(one, name))
 
 
 def test_what_is_held_does_not_grow_with_the_batch(model, rows, encoder, catalogue) -> None:
