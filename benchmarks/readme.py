@@ -135,6 +135,31 @@ def sasrec() -> str:
     return f"{table(facts)}\n\n{said}\n\n{as_filed}\n\n{tried}\n"
 
 
+EPOCHS = {"cornac": "targets", "ours": "targets_of_ours"}
+
+
+def sasrec_cornac() -> str:
+    facts = results("sasrec_cornac")
+    keys = ("recall@1", "recall@10", "ndcg@10")
+    lines = [
+        [
+            f"{one['setting']['negatives']:,}",
+            f"{one['setting']['popularity']:g}",
+            f"{one['validation_ndcg']:.4f} ({one['best_epoch']} of {len(one['epochs'])})",
+            *(interval_cell(one["test"][key]) for key in keys),
+        ]
+        for one in facts["tried"]
+    ]
+    table_ = markdown(["negatives", "popularity to the", "validation N@10 (epoch)", "R@1", "R@10", "N@10"], lines)
+    times = [
+        [name, f"{own['ratio_targets_per_second']:.1f}"]
+        + [f"{own[f'{who}_seconds']:.1f} s for {own[key]:,}" for who, key in EPOCHS.items()]
+        for name, own in (("Beauty", facts["epoch"]["beauty"]), ("ML-100K", facts["epoch"]["movies"]))
+    ]
+    epochs = markdown(["", "ours, times its targets a second", "an epoch, targets: Cornac's", "ours"], times)
+    return f"{table_}\n\n{epochs}\n\n{machine(facts)}.\n"
+
+
 def sasrec_targets() -> str:
     """The grid on the evidence's targets; best epoch of those made."""
     found = [results(f"sasrec_{name}") for name in ("scientific", "office")]

@@ -3,8 +3,8 @@
 Its loss is the cross-entropy over all items, or over a shared sample of them, at every position of a history: not the
 original's BCE with one negative, which is what makes many published SASRecs weak (Klenitskiy & Vasilev, 2023). Rows are
 padded on the right, and those of a step go through the network in parts of similar length, so that nothing is computed
-for most of the padding: that is the reason for a module of our own. docs/evaluation.md has the measurements of the
-libraries that were tried.
+for most of the padding: that is the reason for a module of our own. docs/evaluation.md has the measurements of a
+library's beside it.
 """
 
 import json
