@@ -38,7 +38,7 @@ class CALRecConfig(TrainingArguments):
 
     `per_device_train_batch_size` is the logical batch: the rows of one optimiser step, all of them
     negatives. Gradient accumulation stays at 1: `micro_batch_size` bounds the memory instead, and
-    never changes the result.
+    never changes the objective.
 
     Attributes:
         objective: weights, temperature, targets, softmax (METHOD sections 3 and 5).

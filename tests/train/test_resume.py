@@ -116,3 +116,10 @@ def test_a_loss_that_is_no_number_stops_the_run(tiny_folder: Path, data: Path, t
     run = Run.start(check_recipe(values(broken, data)), tmp_path)
     with pytest.raises(RunError, match="no longer a number at step 2"):
         train_run(run)
+    # However seldom it is logged, no checkpoint of such a step takes the place of a good one.
+    recipe = {**values(broken, data), "name": "seldom"}
+    recipe["optim"] |= {"log_every": 1000, "save_every": 1}
+    run = Run.start(check_recipe(recipe), tmp_path)
+    with pytest.raises(RunError, match="no longer a number at step 1"):
+        train_run(run)
+    assert not list(run.folder.rglob("checkpoint-*"))
