@@ -43,6 +43,7 @@ PROBES = [(row, BATCH) for row in WHAT]  # row, batch; all with a micro-batch of
 MORE_PROBES = [  # on ML-100K in bf16
     ("D", 256),
     ("E", 256),
+    ("F", 256),
     ("E: micro-batch 4, graphs kept", BATCH),
     ("E: micro-batch 4, graphs kept", 64),  # with 256 it had 14 GB and was not done
     ("E: gradient checkpointing", BATCH),

@@ -34,6 +34,7 @@ def ratios(values: dict[str, Any]) -> dict[str, float]:
         ("peak_D_vs_A_default", peak("D", 16), peak("A (TRL's default)", 16)),
         ("peak_256_vs_16", peak("E", 256), peak("E", 16)),
         ("peak_256_vs_16_D", peak("D", 256), peak("D", 16)),
+        ("peak_256_vs_16_F", peak("F", 256), peak("F", 16)),
     ):
         if one and other:
             found[name] = one / other
