@@ -16,6 +16,7 @@ from calrec_lite.evaluate.results import caption, interval_cell, markdown, table
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+METRICS = ("recall@1", "recall@10", "ndcg@10")
 BLOCK = re.compile(r"(<!-- results: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -95,8 +96,7 @@ def evidence_systems() -> str:
         "final model, rerank with transitions": own["with_transitions"]["metrics"],
         "minilm with transitions, in its place": facts["minilm_with_transitions"]["metrics"],
     }
-    keys = ("recall@1", "recall@10", "ndcg@10")
-    lines = [[name, *(interval_cell(metrics[key]) for key in keys)] for name, metrics in systems.items()]
+    lines = [[name, *(interval_cell(metrics[key]) for key in METRICS)] for name, metrics in systems.items()]
     table_ = markdown(["amazon18_scientific, test", "R@1", "R@10", "N@10"], lines)
     return f"{table_}\n\n{caption({**facts, 'recommend': None})}\n\n{machine(facts)}.\n"  # each row says it
 
@@ -126,34 +126,32 @@ def sasrec() -> str:
         ],
     )
     said = f"{machine(facts)}: {facts['training_minutes']} minutes to train on {facts['trained_on']}."
-    keys = ("recall@1", "recall@10", "ndcg@10")
     lines = [
-        [name, *(interval_cell(metrics[key]) for key in keys)]
+        [name, *(interval_cell(metrics[key]) for key in METRICS)]
         for name, metrics in facts["file_order"]["systems"].items()
     ]
     as_filed = markdown(["events of one time as the file has them", "R@1", "R@10", "N@10"], lines)
     return f"{table(facts)}\n\n{said}\n\n{as_filed}\n\n{tried}\n"
 
 
-EPOCHS = {"cornac": "targets", "ours": "targets_of_ours"}
-
-
 def sasrec_cornac() -> str:
     facts = results("sasrec_cornac")
-    keys = ("recall@1", "recall@10", "ndcg@10")
     lines = [
         [
             f"{one['setting']['negatives']:,}",
             f"{one['setting']['popularity']:g}",
             f"{one['validation_ndcg']:.4f} ({one['best_epoch']} of {len(one['epochs'])})",
-            *(interval_cell(one["test"][key]) for key in keys),
+            *(interval_cell(one["test"][key]) for key in METRICS),
         ]
         for one in facts["tried"]
     ]
     table_ = markdown(["negatives", "popularity to the", "validation N@10 (epoch)", "R@1", "R@10", "N@10"], lines)
     times = [
         [name, f"{own['ratio_targets_per_second']:.1f}"]
-        + [f"{own[f'{who}_seconds']:.1f} s for {own[key]:,}" for who, key in EPOCHS.items()]
+        + [
+            f"{own[s]:.1f} s for {own[n]:,}"
+            for s, n in (("cornac_seconds", "targets"), ("ours_seconds", "targets_of_ours"))
+        ]
         for name, own in (("Beauty", facts["epoch"]["beauty"]), ("ML-100K", facts["epoch"]["movies"]))
     ]
     epochs = markdown(["", "ours, times its targets a second", "an epoch, targets: Cornac's", "ours"], times)

@@ -4,8 +4,8 @@
     python benchmarks/sasrec_cornac.py [--only 0|1] [--minutes 60] [--data ../shared/data]
     python benchmarks/sasrec_cornac.py --time  # an epoch beside one of ours, into the same file
 
-Trained around its model and iterator, since its `fit` scores one user a call; the epoch is chosen on all validation
-users. Needs the shared data.
+Trained around its model and iterator, since its `fit` scores one user a call, on the file's order of events; the epoch
+is chosen on all validation users. Needs the shared data.
 """
 
 import argparse
@@ -13,68 +13,82 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from time import perf_counter, strftime
+from time import perf_counter
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from cornac.models.sasrec.sasrec import SASRecModel
 from cornac.models.seq_utils import session_seq_iter
 from cornac.models.seq_utils.losses import get_loss_function
 from numpy.typing import NDArray
-from sasrec import ORDERS, ROOT, beauty
+from sasrec import ROOT, about, beauty
 from torch import Tensor
 
 from calrec_lite import recipe
 from calrec_lite.data.domain import Domain
 from calrec_lite.data.prepare import prepare
 from calrec_lite.evaluate.baselines import Popularity
-from calrec_lite.evaluate.metrics import ndcg_at, ranks_in_chunks
-from calrec_lite.evaluate.protocol import Cases, Protocol, build_cases, evaluate_system
-from calrec_lite.evaluate.results import hardware, versions
-from calrec_lite.evaluate.sasrec import fit
+from calrec_lite.evaluate.protocol import Protocol, build_cases, evaluate_system
+from calrec_lite.evaluate.results import hardware
+from calrec_lite.evaluate.sasrec import Sasrec, fit, validation_ndcg
 from calrec_lite.files import write_json
 from calrec_lite.model.base import device
-from calrec_lite.recipe_file import builtin_folder
+from calrec_lite.recipe_file import load_recipe
 
 
 @dataclass(frozen=True)
 class Setting:
     """Cornac's parameters; two blocks and its cross-entropy always."""
 
-    order: str  # of events of one time: sasrec.ORDERS
-    hidden: int
-    batch_size: int
-    learning_rate: float
     negatives: int  # `n_sample`, beside the other targets of the step
     popularity: float  # `sample_alpha`: negatives are drawn by popularity to this power
+    hidden: int = 64
+    batch_size: int = 512
+    learning_rate: float = 1e-3
     dropout: float = 0.5
     heads: int = 2
     max_len: int = 20  # most users of Beauty have fewer items; its default of 50 takes twice as long
 
 
 # The draw of the negatives is not corrected for: a uniform one, as many as there are items, is near a full softmax.
-GRID = [
-    Setting("file", 64, 512, 1e-3, 2048, 0.5),  # its defaults for the draw
-    Setting("file", 64, 512, 1e-3, 12_000, 0.0),
-]
+GRID = [Setting(2048, 0.5), Setting(12_000, 0.0)]  # its defaults for the draw come first
 PATIENCE = 8
 
 
-def network(items: int, setting: Setting) -> SASRecModel:
-    return SASRecModel(
-        items,
-        setting.hidden,
-        setting.max_len,
-        n_layers=2,
-        n_heads=setting.heads,
-        use_biases=False,
-        dropout=setting.dropout,
-        pad_idx=items,
-        device=str(device()),
-    )
+class Network(SASRecModel):
+    """Cornac's network, asked as ours is."""
+
+    def __init__(self, items: int, setting: Setting) -> None:
+        super().__init__(
+            items,
+            setting.hidden,
+            setting.max_len,
+            n_layers=2,
+            n_heads=setting.heads,
+            use_biases=False,
+            dropout=setting.dropout,
+            pad_idx=items,
+            device=str(device()),
+        )
+
+    @torch.no_grad()
+    def scores(self, histories: list[NDArray[np.int32]]) -> Tensor:
+        """Logits of all items after each history, (U, N); padded on the left, none of them empty."""
+        rows = np.full((len(histories), self.maxlen), self.pad_idx)
+        for row, history in zip(rows, histories, strict=True):
+            row[max(0, len(row) - len(history)) :] = history[-len(row) :]
+        states = self.eval()._encode(torch.from_numpy(rows).to(device()))  # (U, D)
+        return states @ self.item_emb.weight[: self.item_num].T
+
+
+class Trained(Sasrec):
+    """A trained network in our evaluator."""
+
+    def __init__(self, domain: Domain, network: Network) -> None:
+        Popularity.__init__(self, domain, 0)  # nothing of ours is trained
+        self._network = network
 
 
 def train_set(domain: Domain) -> SimpleNamespace:
@@ -87,36 +101,7 @@ def train_set(domain: Domain) -> SimpleNamespace:
     )
 
 
-@torch.no_grad()
-def logits(model: SASRecModel, histories: list[NDArray[np.int32]]) -> Tensor:
-    """Of all items after each history, (U, N); padded on the left, none of them empty."""
-    rows = np.full((len(histories), model.maxlen), model.pad_idx)
-    for row, history in zip(rows, histories, strict=True):
-        row[max(0, len(row) - len(history)) :] = history[-len(row) :]
-    states = model.eval()._encode(torch.from_numpy(rows).to(device()))  # (U, D)
-    return states @ model.item_emb.weight[: model.item_num].T
-
-
-class Cornac(Popularity):
-    """A trained network in our evaluator."""
-
-    def __init__(self, domain: Domain, model: SASRecModel) -> None:
-        super().__init__(domain, 0)
-        self._model = model
-
-    def _scores(self, places: list[NDArray[np.int64]]) -> NDArray[np.float32]:
-        histories = [self._order[row].astype(np.int32) for row in places]
-        return logits(self._model, histories).softmax(dim=1).cpu().numpy()[:, self._order]
-
-
-def validated(model: SASRecModel, cases: Cases) -> float:
-    def scores(users: slice) -> NDArray[np.float32]:
-        return logits(model, list(cases.histories[users])).cpu().numpy()
-
-    return float(ndcg_at(ranks_in_chunks(scores, cases.targets, cases.items, cases.histories), 10).mean())
-
-
-def epochs(model: SASRecModel, domain: Domain, setting: Setting) -> Iterator[float]:
+def epochs(model: Network, domain: Domain, setting: Setting) -> Iterator[float]:
     """Train for one epoch after another; the mean loss of each."""
     events, random, loss = train_set(domain), np.random.RandomState(0), get_loss_function("ce")
     optimizer = torch.optim.Adam(model.parameters(), lr=setting.learning_rate, betas=(0.9, 0.98))
@@ -134,18 +119,17 @@ def epochs(model: SASRecModel, domain: Domain, setting: Setting) -> Iterator[flo
         yield float(total) / rows
 
 
-def trained(setting: Setting, data: Path, folder: Path, minutes: float) -> dict[str, Any]:
+def trained(setting: Setting, domain: Domain, folder: Path, minutes: float) -> dict[str, Any]:
     """The best epoch's weights in the folder, with what was found; read from there if it was trained before."""
     file = folder / "training.json"
     if file.is_file():
         return dict(json.loads(file.read_text(encoding="utf-8")))
     folder.mkdir(parents=True, exist_ok=True)
-    domain = beauty(data, ORDERS[setting.order])
     cases = build_cases(domain, "validation", None, 0)
     torch.manual_seed(0)
-    model, begin, made = network(len(domain.catalogue), setting), perf_counter(), []
+    model, begin, made = Network(len(domain.catalogue), setting), perf_counter(), []
     for loss in epochs(model, domain, setting):
-        made.append({"loss": loss, "ndcg": validated(model, cases), "seconds": perf_counter() - begin})
+        made.append({"loss": loss, "ndcg": validation_ndcg(model, cases, True), "seconds": perf_counter() - begin})
         print(setting, len(made), made[-1], flush=True)
         best = max(range(len(made)), key=lambda i: made[i]["ndcg"])
         if best == len(made) - 1:
@@ -160,16 +144,15 @@ def trained(setting: Setting, data: Path, folder: Path, minutes: float) -> dict[
 
 
 def measured(domain: Domain, setting: Setting, folder: Path) -> dict[str, Any]:
-    model = network(len(domain.catalogue), setting)
+    model = Network(len(domain.catalogue), setting)
     model.load_state_dict(torch.load(folder / "model.pt", map_location=device(), weights_only=True))
-    system = evaluate_system(Cornac(domain, model), build_cases(domain, "test", None, 0), Protocol(users=None))
-    return system.metrics
+    return evaluate_system(Trained(domain, model), build_cases(domain, "test", None, 0), Protocol(users=None)).metrics
 
 
 def epoch_beside_ours(domain: Domain) -> dict[str, float]:
     """Targets a second of an epoch of the first setting, and of ours of the same size, which takes a user's last 50."""
     begin, first = perf_counter(), GRID[0]
-    next(epochs(network(len(domain.catalogue), first), domain, first))
+    next(epochs(Network(len(domain.catalogue), first), domain, first))
     seconds = perf_counter() - begin
     lengths = [len(domain.train_items(u)) for u in range(len(domain.sequences))]
     targets = sum(max(0, length - 1) for length in lengths)
@@ -181,10 +164,7 @@ def epoch_beside_ours(domain: Domain) -> dict[str, float]:
 
 
 def timed(data: Path) -> dict[str, Any]:
-    movies = yaml.safe_load((builtin_folder() / "data" / "ml-100k.yaml").read_text(encoding="utf-8"))["domains"][
-        "movies"
-    ]
-    domains = [beauty(data, True), prepare("movies", recipe.Domain(**movies), seed=0)]
+    domains = [beauty(data, drawn=True), prepare("movies", load_recipe("demo").domains["movies"], seed=0)]
     return {"hardware": hardware(), **{d.name: epoch_beside_ours(d) for d in domains}}
 
 
@@ -197,17 +177,17 @@ def main() -> None:
     parser.add_argument("--only", type=int, choices=range(len(GRID)), help="one setting")
     parser.add_argument("--time", action="store_true", help="only time an epoch, into the results file")
     options = parser.parse_args()
+    kept = json.loads(options.out.read_text(encoding="utf-8")) if options.out.is_file() else {}
     if options.time:
-        write_json(options.out, json.loads(options.out.read_text(encoding="utf-8")) | {"epoch": timed(options.data)})
+        write_json(options.out, kept | {"epoch": timed(options.data)})
         return
-    tried = []
+    domain, tried = beauty(options.data, drawn=False), []
     for n in range(len(GRID)) if options.only is None else [options.only]:
-        facts = trained(GRID[n], options.data, options.runs / str(n), options.minutes)
-        domain = beauty(options.data, ORDERS[GRID[n].order])
-        tried.append(facts | {"test": measured(domain, GRID[n], options.runs / str(n))})
+        folder = options.runs / str(n)
+        facts = trained(GRID[n], domain, folder, options.minutes)
+        tried.append(facts | {"test": measured(domain, GRID[n], folder)})
     only = "" if options.only is None else f" --only {options.only}"
-    facts = {"command": f"python benchmarks/sasrec_cornac.py{only}", "date": strftime("%Y-%m-%d")}
-    write_json(options.out, facts | {"tried": tried, "versions": versions(), "hardware": hardware()})
+    write_json(options.out, kept | about(f"python benchmarks/sasrec_cornac.py{only}") | {"tried": tried})
 
 
 if __name__ == "__main__":

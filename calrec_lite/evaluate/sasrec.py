@@ -153,7 +153,7 @@ def fit(domain: Domain, seed: int, options: recipe.Sasrec, exclude_seen: bool) -
     bar = tqdm(range(options.epochs), desc="SASRec", unit="epoch")
     for _ in bar:
         loss = _epoch(network, optimiser, rows, options, random)
-        epochs.append(Epoch(loss, _validate(network, cases, exclude_seen), perf_counter() - start))
+        epochs.append(Epoch(loss, validation_ndcg(network, cases, exclude_seen), perf_counter() - start))
         bar.set_postfix(loss=f"{loss:.3f}", valid_ndcg=f"{epochs[-1].ndcg:.4f}")
         latest, highest = len(epochs) - 1, int(np.argmax([epoch.ndcg for epoch in epochs]))  # among equals the first
         if highest == latest:
@@ -201,7 +201,9 @@ def _softmax_loss(
     return F.cross_entropy(torch.cat([own, others], dim=1), torch.zeros_like(targets))
 
 
-def _validate(network: Network, cases: Cases, exclude_seen: bool) -> float:
+def validation_ndcg(network: Network, cases: Cases, exclude_seen: bool) -> float:
+    """Mean NDCG@10 of the cases by the network's `scores`."""
+
     def scores(users: slice) -> NDArray[np.float32]:
         return network.scores(cases.histories[users]).cpu().numpy()
 
