@@ -1,14 +1,15 @@
 """What benchmarks/evidence.py was tuned by: short trainings on the target alone, measured on validation users.
 
-    python benchmarks/evidence_trials.py [--only title|category|scale] [--minutes 20] [--data ../shared/data]
+    python benchmarks/evidence_trials.py [--only title|category|scale|parts] [--minutes 20] [--data ../shared/data]
 
-No test user is looked at. Two of the three groups of trials may run side by side, one thread each, so that both have
-the same machine. Killed and started again they go on.
+No test user is looked at. Two groups of trials, or two cells of one (`--only parts --cell full.target.seed0`), may run
+side by side, one thread each, so that both have the same machine. Killed and started again they go on; without --cell
+the results are written.
 """
 
 import argparse
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,10 @@ from amazon import TITLE
 
 from calrec_lite.cli.options import quiet_libraries
 from calrec_lite.evaluate.ablation import ablate, ablation_folder, ablation_table
+from calrec_lite.evaluate.compare import compare
 from calrec_lite.evaluate.fusion import tune_fusion
-from calrec_lite.evaluate.protocol import build_cases
+from calrec_lite.evaluate.protocol import Protocol, build_cases, evaluate_system
+from calrec_lite.evaluate.results import difference_cell, interval_cell, read_metrics, write_results
 from calrec_lite.evaluate.systems import open_recommender
 from calrec_lite.files import write_json
 from calrec_lite.recipe_file import check_recipe
@@ -40,7 +43,25 @@ GROUPS: dict[str, tuple[dict[str, Any], dict[str, str], dict[str, dict[str, Any]
     ),
     "category": ({"loss": {"logit_scale": 1.0}, "optim": {"batch_size": 16}}, CATEGORY, {}),
     "scale": ({"loss": {}, "optim": {"batch_size": 4}}, {}, {"sharp": {"loss.beta": 0.2, "loss.tau": 0.1}}),
+    "parts": (  # made after the evidence, around its own beta and tau: one thing at a time that was never tried
+        {
+            "loss": {"beta": 0.2, "tau": 0.1},
+            "optim": {"batch_size": 8, "valid_users": 150},
+            "recommend": {"rerank": 50},
+        },
+        {},
+        {
+            "alpha_half": {"loss.alpha": 0.5},
+            "both_ways": {"loss.direction": "both"},
+            "all_negatives": {"loss.contrast_per_row": None},
+            "rank_64": {"base.lora.r": 64, "base.lora.alpha": 128},
+            "tokens_16": {"text.max_item_tokens": 16},
+        },
+    ),
 }
+RERANKED = ("scale", "parts")  # only there the vectors had learnt something
+DENSE = ("full", "alpha_half", "rank_64")  # of `parts`: these two had the best lists by rerank
+DENSE_USERS = 1000
 
 
 def recipe_values(data: Path, group: str, minutes: float, users: int) -> dict[str, Any]:
@@ -54,16 +75,18 @@ def recipe_values(data: Path, group: str, minutes: float, users: int) -> dict[st
         "stages": values["stages"][-1:],
         "loss": other["loss"],
         "optim": {"learning_rate": 6e-4, "save_every": 50, "valid_users": 300} | other["optim"],
-        "recommend": {},
+        "recommend": other.get("recommend", {}),
         "ablate": values["ablate"] | {"stages": [[]], "variants": variants, "crossed": []},
     }
 
 
-def by_rerank(results: dict[str, Any], folder: Path, users: int) -> dict[str, list[dict[str, float]]]:
-    """Of each trained cell: what `strategy: rerank` gives with each fusion, on the same validation users."""
+def by_rerank(results: dict[str, Any], folder: Path, users: int, only: list[str]) -> dict[str, list[dict[str, float]]]:
+    """Of each trained cell (`only`: of these): what `strategy: rerank` gives with each fusion, on the same users."""
     found = {}
     for row in (row for row in results["rows"] if row["stages"]):
         cell = folder / next(iter(row["seeds"].values()))["folder"]
+        if only and cell.name not in only:
+            continue
         file = cell / f"rerank-{users}.json"
         if not file.is_file():
             train_run(run := Run.open(cell))  # merges again what the ablation removed
@@ -72,6 +95,32 @@ def by_rerank(results: dict[str, Any], folder: Path, users: int) -> dict[str, li
             write_json(file, [asdict(t) for t in tried])
         found[row["variant"]] = json.loads(file.read_text(encoding="utf-8"))
     return found
+
+
+def by_dense(results: dict[str, Any], folder: Path, only: list[str]) -> dict[str, dict[str, Any]]:
+    """Of the cells of DENSE (`only`: of these) lists by similarity alone on more validation users, beside full's."""
+    measured = {}
+    for row in (row for row in results["rows"] if row["stages"] and row["variant"] in DENSE):
+        cell = folder / next(iter(row["seeds"].values()))["folder"]
+        if only and cell.name not in only:
+            continue
+        measured[row["variant"]] = own = cell / "dense"
+        if not own.is_dir():
+            train_run(run := Run.open(cell))
+            options = run.recipe.recommend.model_copy(update={"strategy": "dense"})
+            run.recipe = run.recipe.model_copy(update={"recommend": options})
+            protocol, domain = replace(Protocol.of(run.recipe), users=DENSE_USERS), run.domain(run.recipe.target)
+            cases = build_cases(domain, protocol.split, protocol.users, protocol.seed)
+            lists = {"dense": evaluate_system(open_recommender(run, run.final()), cases, protocol)}
+            write_results(own, domain, protocol, cases, lists, {})
+    full = measured.get("full")
+    return {
+        name: {
+            "metrics": read_metrics(own)["systems"]["dense"],
+            "minus_full": compare(full, own)["comparisons"][0]["metrics"] if full and name != "full" else None,
+        }
+        for name, own in measured.items()
+    }
 
 
 def table(results: dict[str, Any]) -> str:
@@ -86,6 +135,10 @@ def table(results: dict[str, Any]) -> str:
             f"`{name}` by `strategy: rerank`: N@10 {plain['ndcg10']:.4f} without fusion, best {best['ndcg10']:.4f} "
             f"(R@10 {best['recall10']:.4f}) with fusion {best['fusion']:g}, on the same users."
         )
+    for name, own in results.get("dense", {}).items():
+        more = f"; minus full's {difference_cell(own['minus_full']['ndcg@10'])}" if own["minus_full"] else ""
+        said = f"`{name}` by `strategy: dense`, {DENSE_USERS:,} validation users"
+        parts.append(f"{said}: N@10 {interval_cell(own['metrics']['ndcg@10'])}{more}.")
     return "\n\n".join(parts)
 
 
@@ -95,16 +148,21 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=evidence.ROOT.parent / "shared" / "data")
     parser.add_argument("--runs", type=Path, default=evidence.ROOT / "runs")
     parser.add_argument("--minutes", type=float, default=20, help="training of each trial")
+    parser.add_argument("--cell", action="append", default=[], help="only this cell of the group, nothing written")
     parser.add_argument("--users", type=int, default=300, help="validation users")
     options = parser.parse_args()
     quiet_libraries()
     out = evidence.ROOT / "benchmarks" / "results" / "evidence_trials.json"
     for group in options.only or GROUPS:
         recipe = check_recipe(recipe_values(options.data, group, options.minutes, options.users))
-        found = ablate(recipe, options.runs)
-        if group == "scale":  # only there the vectors had learnt something
-            found["rerank"] = by_rerank(found, ablation_folder(recipe, options.runs), options.users)
-        print(ablation_table(found))
+        found = ablate(recipe, options.runs, options.cell)
+        if group in RERANKED:
+            found["rerank"] = by_rerank(found, ablation_folder(recipe, options.runs), options.users, options.cell)
+        if group == "parts":
+            found["dense"] = by_dense(found, ablation_folder(recipe, options.runs), options.cell)
+        print(table(found))
+        if options.cell:
+            continue
         written = json.loads(out.read_text(encoding="utf-8")) if out.is_file() else {}
         command = f"python benchmarks/evidence_trials.py --only {group} --minutes {options.minutes:g}"
         write_json(out, {**written, group: {**found, "command": command, "threads": torch.get_num_threads()}})

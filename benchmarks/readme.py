@@ -159,22 +159,30 @@ def sasrec_cornac() -> str:
 
 
 def sasrec_targets() -> str:
-    """The grid on the evidence's targets; best epoch of those made."""
+    """The grid on the evidence's targets, then Cornac's network there; best epoch of those made."""
     found = [results(f"sasrec_{name}") for name in ("scientific", "office")]
+    theirs = results("sasrec_cornac")["targets"]
     keys = ("hidden", "batch_size", "learning_rate")
-    lines = [
-        [
-            facts["domain"]["name"],
-            *(str(one["options"][key]) for key in keys),
-            f"{one['best_epoch']} of {one['epochs']}",
+    lines = []
+    for facts in found:
+        name = facts["domain"]["name"]
+        rows = [
+            ("ours", one["options"], one["epochs"], interval_cell(one["validation"]["ndcg@10"]), one)
+            for one in facts["tried"]
         ]
-        + [interval_cell(one[split]["ndcg@10"]) for split in ("validation", "test")]
-        + [interval_cell(one["test"]["recall@1"])]
-        for facts in found
-        for one in facts["tried"]
-    ]
-    head = ["domain", "hidden", "rows a step", "rate", "best epoch", "validation N@10", "test N@10", "test R@1"]
-    return f"{markdown(head, lines)}\n\n{'; '.join(machine(facts) for facts in found)}.\n"
+        for one in theirs[name]["tried"]:
+            own = one["setting"]
+            drawn = f"Cornac's, {own['negatives']:,} negatives by popularity to the {own['popularity']:g}"
+            rows.append((drawn, own, len(one["epochs"]), f"{one['validation_ndcg']:.4f}", one))
+        lines += [
+            [name, network, *(str(own[key]) for key in keys), f"{one['best_epoch']} of {epochs}", validation]
+            + [interval_cell(one["test"][key]) for key in ("ndcg@10", "recall@1")]
+            for network, own, epochs, validation, one in rows
+        ]
+    head = ["domain", "SASRec", "hidden", "rows a step", "rate", "best epoch"]
+    head += ["validation N@10", "test N@10", "test R@1"]
+    said = "; ".join(machine(facts) for facts in (*found, *theirs.values()))
+    return f"{markdown(head, lines)}\n\n{said}.\n"
 
 
 def scale() -> str:

@@ -72,10 +72,14 @@ def in_file_order(data: Path) -> dict[str, Any]:
     return {**tuning, "systems": {name: system.metrics for name, system in measured.items()}}
 
 
+def target(name: str, data: Path) -> Domain:
+    """A target of the evidence."""
+    return prepare(name, recipe.Domain(**amazon.domain(data, amazon.TARGETS[name])), seed=0)
+
+
 def on_target(name: str, data: Path) -> dict[str, Any]:
     """The grid on a target of the evidence, its own default first: all validation users, and its test users."""
-    domain = prepare(name, recipe.Domain(**amazon.domain(data, amazon.TARGETS[name])), seed=0)
-    tried = []
+    domain, tried = target(name, data), []
     for options in [recipe.Sasrec(), *GRID[1:]]:
         ranker = Sasrec(domain, 0, options, exclude_seen=True)
         one = {"options": options.model_dump(), "best_epoch": ranker.trained["best_epoch"]}

@@ -1,17 +1,18 @@
-"""A library's SASRec beside ours: Cornac's network, rows, negatives and loss on Amazon-2014 Beauty, by our evaluator.
+"""A library's SASRec beside ours: Cornac's network, rows, negatives and loss, by our evaluator.
 
     pip install cornac==3.0.1
     python benchmarks/sasrec_cornac.py [--only 0|1] [--minutes 60] [--data ../shared/data]
+    python benchmarks/sasrec_cornac.py --on scientific  # or office: where the evidence is, on its test users
     python benchmarks/sasrec_cornac.py --time  # an epoch beside one of ours, into the same file
 
-Trained around its model and iterator, since its `fit` scores one user a call, on the file's order of events; the epoch
-is chosen on all validation users. Needs the shared data.
+Trained around its model and iterator, since its `fit` scores one user a call: on Amazon-2014 Beauty in the file's
+order, or on a target of the evidence. The epoch is chosen on all validation users. Needs the shared data.
 """
 
 import argparse
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from types import SimpleNamespace
@@ -19,11 +20,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from amazon import TARGETS
 from cornac.models.sasrec.sasrec import SASRecModel
 from cornac.models.seq_utils import session_seq_iter
 from cornac.models.seq_utils.losses import get_loss_function
 from numpy.typing import NDArray
-from sasrec import ROOT, about, beauty
+from sasrec import ROOT, TEST_USERS, about, beauty, target
 from torch import Tensor
 
 from calrec_lite import recipe
@@ -53,7 +55,7 @@ class Setting:
 
 
 # The draw of the negatives is not corrected for: a uniform one, as many as there are items, is near a full softmax.
-GRID = [Setting(2048, 0.5), Setting(12_000, 0.0)]  # its defaults for the draw come first
+GRID = [Setting(2048, 0.5), Setting(12_000, 0.0)]  # its defaults for the draw come first; Beauty has 12,058 items
 PATIENCE = 8
 
 
@@ -143,10 +145,29 @@ def trained(setting: Setting, domain: Domain, folder: Path, minutes: float) -> d
     return facts
 
 
-def measured(domain: Domain, setting: Setting, folder: Path) -> dict[str, Any]:
+def measured(domain: Domain, setting: Setting, folder: Path, users: int | None) -> dict[str, Any]:
     model = Network(len(domain.catalogue), setting)
     model.load_state_dict(torch.load(folder / "model.pt", map_location=device(), weights_only=True))
-    return evaluate_system(Trained(domain, model), build_cases(domain, "test", None, 0), Protocol(users=None)).metrics
+    cases, protocol = build_cases(domain, "test", users, 0), Protocol(users=users)
+    return evaluate_system(Trained(domain, model), cases, protocol).metrics
+
+
+def found(domain: Domain, grid: list[Setting], folder: Path, minutes: float, users: int | None) -> list[dict[str, Any]]:
+    """Each setting trained in its own folder, and measured on `users` test users (None: all)."""
+    tried = []
+    for setting in grid:
+        own = folder / f"{setting.negatives}-{setting.popularity:g}"
+        facts = trained(setting, domain, own, minutes)
+        tried.append(facts | {"test": measured(domain, setting, own, users)})
+    return tried
+
+
+def on_target(name: str, data: Path, runs: Path, minutes: float) -> dict[str, Any]:
+    """On a target of the evidence: the grid, as many even negatives as it has items."""
+    domain = target(name, data)
+    grid = [GRID[0], replace(GRID[1], negatives=len(domain.catalogue))]
+    facts = {"domain": domain.fingerprint, "tried": found(domain, grid, runs / name, minutes, TEST_USERS)}
+    return about(f"python benchmarks/sasrec_cornac.py --on {name}") | facts
 
 
 def epoch_beside_ours(domain: Domain) -> dict[str, float]:
@@ -175,17 +196,20 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "sasrec_cornac.json")
     parser.add_argument("--minutes", type=float, default=60, help="of training, of one setting")
     parser.add_argument("--only", type=int, choices=range(len(GRID)), help="one setting")
+    parser.add_argument("--on", choices=list(TARGETS), help="on a target of the evidence instead, into the same file")
     parser.add_argument("--time", action="store_true", help="only time an epoch, into the results file")
     options = parser.parse_args()
     kept = json.loads(options.out.read_text(encoding="utf-8")) if options.out.is_file() else {}
     if options.time:
         write_json(options.out, kept | {"epoch": timed(options.data)})
         return
-    domain, tried = beauty(options.data, drawn=False), []
-    for n in range(len(GRID)) if options.only is None else [options.only]:
-        folder = options.runs / str(n)
-        facts = trained(GRID[n], domain, folder, options.minutes)
-        tried.append(facts | {"test": measured(domain, GRID[n], folder)})
+    if options.on:
+        facts = on_target(options.on, options.data, options.runs, options.minutes)
+        kept = json.loads(options.out.read_text(encoding="utf-8")) if options.out.is_file() else {}  # by the other one
+        write_json(options.out, kept | {"targets": kept.get("targets", {}) | {options.on: facts}})
+        return
+    grid = GRID if options.only is None else [GRID[options.only]]
+    tried = found(beauty(options.data, drawn=False), grid, options.runs, options.minutes, None)
     only = "" if options.only is None else f" --only {options.only}"
     write_json(options.out, kept | about(f"python benchmarks/sasrec_cornac.py{only}") | {"tried": tried})
 
