@@ -167,7 +167,7 @@ def on_target(name: str, data: Path, runs: Path, minutes: float) -> dict[str, An
     domain = target(name, data)
     grid = [GRID[0], replace(GRID[1], negatives=len(domain.catalogue))]
     facts = {"domain": domain.fingerprint, "tried": found(domain, grid, runs / name, minutes, TEST_USERS)}
-    return about(f"python benchmarks/sasrec_cornac.py --on {name}") | facts
+    return about(f"python benchmarks/sasrec_cornac.py --on {name} --minutes {minutes:g}") | facts
 
 
 def epoch_beside_ours(domain: Domain) -> dict[str, float]:
