@@ -9,7 +9,7 @@ the results are written.
 
 import argparse
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,9 @@ from calrec_lite.cli.options import quiet_libraries
 from calrec_lite.evaluate.ablation import ablate, ablation_folder, ablation_table
 from calrec_lite.evaluate.compare import compare
 from calrec_lite.evaluate.fusion import tune_fusion
-from calrec_lite.evaluate.protocol import Protocol, build_cases, evaluate_system
-from calrec_lite.evaluate.results import difference_cell, interval_cell, read_metrics, write_results
-from calrec_lite.evaluate.systems import open_recommender
+from calrec_lite.evaluate.protocol import build_cases
+from calrec_lite.evaluate.results import difference_cell, interval_cell, read_metrics
+from calrec_lite.evaluate.systems import evaluate_run, open_recommender
 from calrec_lite.files import write_json
 from calrec_lite.recipe_file import check_recipe
 from calrec_lite.train.run import Run
@@ -80,46 +80,44 @@ def recipe_values(data: Path, group: str, minutes: float, users: int) -> dict[st
     }
 
 
-def by_rerank(results: dict[str, Any], folder: Path, users: int, only: list[str]) -> dict[str, list[dict[str, float]]]:
-    """Of each trained cell (`only`: of these): what `strategy: rerank` gives with each fusion, on the same users."""
+def trained_cells(results: dict[str, Any], folder: Path, only: list[str]) -> dict[str, Path]:
+    """Folders of the trained cells by variant (`only`: of these)."""
+    rows = [row for row in results["rows"] if row["stages"]]
+    cells = {row["variant"]: folder / next(iter(row["seeds"].values()))["folder"] for row in rows}
+    return {variant: cell for variant, cell in cells.items() if not only or cell.name in only}
+
+
+def by_rerank(cells: dict[str, Path], users: int) -> dict[str, list[dict[str, float]]]:
+    """Of each cell: what `strategy: rerank` gives with each fusion, on the same validation users."""
     found = {}
-    for row in (row for row in results["rows"] if row["stages"]):
-        cell = folder / next(iter(row["seeds"].values()))["folder"]
-        if only and cell.name not in only:
-            continue
+    for variant, cell in cells.items():
         file = cell / f"rerank-{users}.json"
         if not file.is_file():
             train_run(run := Run.open(cell))  # merges again what the ablation removed
             cases = build_cases(run.domain(run.recipe.target), "validation", users, run.recipe.seed)
             tried = tune_fusion(open_recommender(run, run.final()), cases, run.recipe.recommend.exclude_seen)
             write_json(file, [asdict(t) for t in tried])
-        found[row["variant"]] = json.loads(file.read_text(encoding="utf-8"))
+        found[variant] = json.loads(file.read_text(encoding="utf-8"))
     return found
 
 
-def by_dense(results: dict[str, Any], folder: Path, only: list[str]) -> dict[str, dict[str, Any]]:
-    """Of the cells of DENSE (`only`: of these) lists by similarity alone on more validation users, beside full's."""
-    measured = {}
-    for row in (row for row in results["rows"] if row["stages"] and row["variant"] in DENSE):
-        cell = folder / next(iter(row["seeds"].values()))["folder"]
-        if only and cell.name not in only:
-            continue
-        measured[row["variant"]] = own = cell / "dense"
+def by_dense(cells: dict[str, Path]) -> dict[str, dict[str, Any]]:
+    """Of the cells of DENSE: lists by similarity alone on more validation users, beside full's."""
+    measured = {variant: cell / "dense" for variant, cell in cells.items() if variant in DENSE}
+    for variant, own in measured.items():
         if not own.is_dir():
-            train_run(run := Run.open(cell))
-            options = run.recipe.recommend.model_copy(update={"strategy": "dense"})
-            run.recipe = run.recipe.model_copy(update={"recommend": options})
-            protocol, domain = replace(Protocol.of(run.recipe), users=DENSE_USERS), run.domain(run.recipe.target)
-            cases = build_cases(domain, protocol.split, protocol.users, protocol.seed)
-            lists = {"dense": evaluate_system(open_recommender(run, run.final()), cases, protocol)}
-            write_results(own, domain, protocol, cases, lists, {})
+            train_run(run := Run.open(cells[variant]))
+            asked, lists = run.recipe.evaluate, run.recipe.recommend.model_copy(update={"strategy": "dense"})
+            alone = asked.model_copy(update={"users": DENSE_USERS, "baselines": [], "base": False})
+            run.recipe = run.recipe.model_copy(update={"recommend": lists, "evaluate": alone})
+            evaluate_run(run, folder=own)
     full = measured.get("full")
     return {
-        name: {
-            "metrics": read_metrics(own)["systems"]["dense"],
-            "minus_full": compare(full, own)["comparisons"][0]["metrics"] if full and name != "full" else None,
+        variant: {
+            "metrics": read_metrics(own)["systems"]["final"],
+            "minus_full": compare(full, own)["comparisons"][0]["metrics"] if full and variant != "full" else None,
         }
-        for name, own in measured.items()
+        for variant, own in measured.items()
     }
 
 
@@ -156,10 +154,11 @@ def main() -> None:
     for group in options.only or GROUPS:
         recipe = check_recipe(recipe_values(options.data, group, options.minutes, options.users))
         found = ablate(recipe, options.runs, options.cell)
+        cells = trained_cells(found, ablation_folder(recipe, options.runs), options.cell)
         if group in RERANKED:
-            found["rerank"] = by_rerank(found, ablation_folder(recipe, options.runs), options.users, options.cell)
+            found["rerank"] = by_rerank(cells, options.users)
         if group == "parts":
-            found["dense"] = by_dense(found, ablation_folder(recipe, options.runs), options.cell)
+            found["dense"] = by_dense(cells)
         print(table(found))
         if options.cell:
             continue

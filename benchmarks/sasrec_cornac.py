@@ -189,6 +189,13 @@ def timed(data: Path) -> dict[str, Any]:
     return {"hardware": hardware(), **{d.name: epoch_beside_ours(d) for d in domains}}
 
 
+def add(out: Path, facts: dict[str, Any]) -> None:
+    """Into what the file holds by now: another target may have been written since this one was begun."""
+    kept = json.loads(out.read_text(encoding="utf-8")) if out.is_file() else {}
+    targets = kept.get("targets", {}) | facts.get("targets", {})
+    write_json(out, kept | facts | {"targets": targets})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
@@ -199,19 +206,17 @@ def main() -> None:
     parser.add_argument("--on", choices=list(TARGETS), help="on a target of the evidence instead, into the same file")
     parser.add_argument("--time", action="store_true", help="only time an epoch, into the results file")
     options = parser.parse_args()
-    kept = json.loads(options.out.read_text(encoding="utf-8")) if options.out.is_file() else {}
     if options.time:
-        write_json(options.out, kept | {"epoch": timed(options.data)})
+        add(options.out, {"epoch": timed(options.data)})
         return
     if options.on:
         facts = on_target(options.on, options.data, options.runs, options.minutes)
-        kept = json.loads(options.out.read_text(encoding="utf-8")) if options.out.is_file() else {}  # by the other one
-        write_json(options.out, kept | {"targets": kept.get("targets", {}) | {options.on: facts}})
+        add(options.out, {"targets": {options.on: facts}})
         return
     grid = GRID if options.only is None else [GRID[options.only]]
     tried = found(beauty(options.data, drawn=False), grid, options.runs, options.minutes, None)
     only = "" if options.only is None else f" --only {options.only}"
-    write_json(options.out, kept | about(f"python benchmarks/sasrec_cornac.py{only}") | {"tried": tried})
+    add(options.out, about(f"python benchmarks/sasrec_cornac.py{only}") | {"tried": tried})
 
 
 if __name__ == "__main__":
