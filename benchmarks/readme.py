@@ -78,7 +78,7 @@ def evidence(target: str = "scientific") -> str:
     ratios = "\n".join(f"- `{key}` ({by[key]}): {value:.3g}" for key, value in facts["ratios"].items())
     last = [(cell, list(stages.values())[-1]) for cell, stages in facts["validation_nats"].items() if stages]
     nats = ", ".join(f"`{cell}` {value:.3f}" for cell, value in last)
-    parts = [ablation_table(facts), rerank_table(facts), f"Nats an item on validation users: {nats}.", machine(facts)]
+    parts = [ablation_table(facts), rerank_table(facts), f"Nats an item on validation users: {nats}.", machines(facts)]
     return "\n\n".join([*parts, ratios]) + "\n"
 
 
@@ -98,7 +98,13 @@ def evidence_systems() -> str:
     }
     lines = [[name, *(interval_cell(metrics[key]) for key in METRICS)] for name, metrics in systems.items()]
     table_ = markdown(["amazon18_scientific, test", "R@1", "R@10", "N@10"], lines)
-    return f"{table_}\n\n{caption({**facts, 'recommend': None})}\n\n{machine(facts)}.\n"  # each row says it
+    return f"{table_}\n\n{caption({**facts, 'recommend': None})}\n\n{machines(facts)}.\n"  # each row says it
+
+
+def machines(facts: dict[str, Any]) -> str:
+    """What the evidence was made by; baselines measured anew since by name."""
+    later = [f"{name}: {machine(row['measured'])}" for name, row in facts["baselines"].items() if "measured" in row]
+    return "; ".join([machine(facts), *later])
 
 
 def evidence_office() -> str:
@@ -115,74 +121,34 @@ def evidence_trials() -> str:
 
 def sasrec() -> str:
     facts = results("sasrec_beauty")
-    orders = {"drawn": facts, "file": facts["file_order"]}
-    tried = markdown(
-        ["hidden", "rows a step", "rate", "on", *(f"validation N@10, {order} order (epoch)" for order in orders)],
-        [
-            [str(one["options"][key]) for key in ("hidden", "batch_size", "learning_rate")]
-            + [one["device"]]
-            + [f"{own['valid_ndcg']:.4f} ({own['best_epoch']})" for own in (o["tried"][i] for o in orders.values())]
-            for i, one in enumerate(facts["tried"])
-        ],
+    trainings = "; ".join(
+        f"{order} order: epoch {own['best_epoch']} of {own['epochs']}, validation N@10 {own['valid_ndcg']:.4f}, "
+        f"{own['minutes']} minutes to train on {own['device']}"
+        for order, own in (("drawn", facts["trained"]), ("file's", facts["file_order"]["trained"]))
     )
-    said = f"{machine(facts)}: {facts['training_minutes']} minutes to train on {facts['trained_on']}."
     lines = [
         [name, *(interval_cell(metrics[key]) for key in METRICS)]
         for name, metrics in facts["file_order"]["systems"].items()
     ]
     as_filed = markdown(["events of one time as the file has them", "R@1", "R@10", "N@10"], lines)
-    return f"{table(facts)}\n\n{said}\n\n{as_filed}\n\n{tried}\n"
-
-
-def sasrec_cornac() -> str:
-    facts = results("sasrec_cornac")
-    lines = [
-        [
-            f"{one['setting']['negatives']:,}",
-            f"{one['setting']['popularity']:g}",
-            f"{one['validation_ndcg']:.4f} ({one['best_epoch']} of {len(one['epochs'])})",
-            *(interval_cell(one["test"][key]) for key in METRICS),
-        ]
-        for one in facts["tried"]
-    ]
-    table_ = markdown(["negatives", "popularity to the", "validation N@10 (epoch)", "R@1", "R@10", "N@10"], lines)
-    times = [
-        [name, f"{own['ratio_targets_per_second']:.1f}"]
-        + [
-            f"{own[s]:.1f} s for {own[n]:,}"
-            for s, n in (("cornac_seconds", "targets"), ("ours_seconds", "targets_of_ours"))
-        ]
-        for name, own in (("Beauty", facts["epoch"]["beauty"]), ("ML-100K", facts["epoch"]["movies"]))
-    ]
-    epochs = markdown(["", "ours, times its targets a second", "an epoch, targets: Cornac's", "ours"], times)
-    return f"{table_}\n\n{epochs}\n\n{machine(facts)}.\n"
+    return f"{table(facts)}\n\n{as_filed}\n\n{machine(facts)}. SASRec, {trainings}.\n"
 
 
 def sasrec_targets() -> str:
-    """The grid on the evidence's targets, then Cornac's network there; best epoch of those made."""
+    """The grid on the evidence's targets; best epoch of those made."""
     found = [results(f"sasrec_{name}") for name in ("scientific", "office")]
-    theirs = results("sasrec_cornac")["targets"]
-    keys = ("hidden", "batch_size", "learning_rate")
-    lines = []
-    for facts in found:
-        name = facts["domain"]["name"]
-        rows = [
-            ("ours", one["options"], one["epochs"], interval_cell(one["validation"]["ndcg@10"]), one)
-            for one in facts["tried"]
-        ]
-        for one in theirs[name]["tried"]:
-            own = one["setting"]
-            drawn = f"Cornac's, {own['negatives']:,} negatives by popularity to the {own['popularity']:g}"
-            rows.append((drawn, own, len(one["epochs"]), f"{one['validation_ndcg']:.4f}", one))
-        lines += [
-            [name, network, *(str(own[key]) for key in keys), f"{one['best_epoch']} of {epochs}", validation]
-            + [interval_cell(one["test"][key]) for key in ("ndcg@10", "recall@1")]
-            for network, own, epochs, validation, one in rows
-        ]
-    head = ["domain", "SASRec", "hidden", "rows a step", "rate", "best epoch"]
+    keys = ("hidden", "batch_size", "dropout")
+    lines = [
+        [facts["domain"]["name"], *(str(one["options"][key]) for key in keys)]
+        + [f"{one['trained']['best_epoch']} of {one['trained']['epochs']}", str(one["trained"]["minutes"])]
+        + [interval_cell(one["validation"]["ndcg@10"])]
+        + [interval_cell(one["test"][key]) for key in ("ndcg@10", "recall@1")]
+        for facts in found
+        for one in facts["tried"]
+    ]
+    head = ["domain", "hidden", "rows a step", "dropout", "best epoch", "minutes"]
     head += ["validation N@10", "test N@10", "test R@1"]
-    said = "; ".join(machine(facts) for facts in (*found, *theirs.values()))
-    return f"{markdown(head, lines)}\n\n{said}.\n"
+    return f"{markdown(head, lines)}\n\n{'; '.join(machine(facts) for facts in found)}.\n"
 
 
 def scale() -> str:

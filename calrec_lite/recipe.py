@@ -258,7 +258,7 @@ class Evaluate(Section):
     every_stage: bool = True
     baselines: list[Literal["popularity", "last_item", "bm25_last", "transitions", "minilm", "sasrec"]] = Field(
         ["popularity", "last_item", "bm25_last", "transitions"],
-        description="minilm and sasrec take minutes on a CPU, once for each domain and settings",
+        description="minilm and sasrec (extra `[sasrec]`) take minutes on a CPU, once for each domain and settings",
     )
     sasrec: Sasrec = Sasrec()
     minilm: MiniLM = MiniLM()

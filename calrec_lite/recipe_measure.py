@@ -46,18 +46,18 @@ class Holdout(Section):
 
 
 class Sasrec(Section):
-    """The baseline `sasrec`. The settings were chosen on validation parts, see docs/evaluation.md."""
+    """The baseline `sasrec`, by Cornac. The settings were chosen on validation parts, see docs/evaluation.md."""
 
-    hidden: PositiveInt = 128
+    hidden: PositiveInt = 64
     blocks: PositiveInt = 2
     heads: PositiveInt = 2
-    max_len: PositiveInt = Field(50, description="latest items of a history that it reads")
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.6
+    max_len: PositiveInt = Field(20, description="latest items of a history that it reads; more where they are long")
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
     learning_rate: PositiveFloat = 1e-3
-    batch_size: PositiveInt = Field(128, description="histories of one step")
+    batch_size: PositiveInt = Field(512, ge=2, description="rows of one step; every prefix of a user's items is one")
     negatives: PositiveInt | None = Field(None, description="items drawn for the softmax of a step; null: all items")
     epochs: PositiveInt = Field(100, description="at most")
-    patience: PositiveInt = Field(10, description="stop after so many epochs without a better NDCG@10 on validation")
+    patience: PositiveInt = Field(8, description="stop after so many epochs without a better NDCG@10 on validation")
     valid_users: PositiveInt | None = Field(5000, description="users, drawn by the seed, for that; null: all")
 
     @model_validator(mode="after")

@@ -21,7 +21,7 @@ from calrec_lite.evaluate.metrics import METRICS
 from calrec_lite.evaluate.protocol import Cases, Protocol, SystemResult, slices
 from calrec_lite.files import atomic_path, write_json
 
-PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "numpy", "duckdb")
+PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "numpy", "duckdb", "cornac")
 BY_SYSTEM = ("systems", "slices", "users_per_second")
 RANKINGS = pa.schema(
     [

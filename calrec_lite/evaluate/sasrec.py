@@ -1,10 +1,9 @@
-"""SASRec (Kang & McAuley, 2018) with a softmax over the catalogue: the id-based baseline.
+"""SASRec (Kang & McAuley, 2018) with a softmax over the catalogue: the id-based baseline, by Cornac.
 
-Its loss is the cross-entropy over all items, or over a shared sample of them, at every position of a history: not the
-original's BCE with one negative, which is what makes many published SASRecs weak (Klenitskiy & Vasilev, 2023). Rows are
-padded on the right, and those of a step go through the network in parts of similar length, so that nothing is computed
-for most of the padding: that is the reason for a module of our own. docs/evaluation.md has the measurements of a
-library's beside it.
+Network and training rows are the library's (extra `[sasrec]`). The loss is the cross-entropy over all items, or over a
+sample, and not the original's BCE with one negative, which is what makes many published SASRecs weak (Klenitskiy &
+Vasilev, 2023). The loop around them is ours, because the library's own scores one user a call: here the epoch is chosen
+on validation by the metric, the rule on seen items and the users of everything else.
 """
 
 import json
@@ -12,13 +11,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
+from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from calrec_lite import recipe
@@ -26,55 +27,62 @@ from calrec_lite.data.domain import Domain
 from calrec_lite.errors import InputError
 from calrec_lite.evaluate.baselines import Popularity
 from calrec_lite.evaluate.kept import kept
-from calrec_lite.evaluate.metrics import ndcg_at, ranks_in_chunks
+from calrec_lite.evaluate.metrics import CELLS, ndcg_at, ranks_in_chunks
 from calrec_lite.evaluate.protocol import Cases, build_cases
 from calrec_lite.model.base import device
 
-PARTS = 4  # of a step
-FORMAT = 2  # raise it when the same settings come to give another model
+if TYPE_CHECKING:
+    from cornac.models.sasrec.sasrec import SASRecModel
+
+FORMAT = 3  # raise it when the same settings come to give another model
 
 
-class Network(nn.Module):
-    """Item embeddings, causal blocks with the norm first, and a dot product with the same embeddings."""
+def require_cornac() -> str:
+    """The library's version.
 
-    def __init__(self, n_items: int, options: recipe.Sasrec) -> None:
-        super().__init__()
-        self.n_items, self.max_len = n_items, options.max_len
-        self.items = nn.Embedding(n_items + 1, options.hidden, padding_idx=n_items)
-        self.positions = nn.Embedding(options.max_len, options.hidden)
-        self.dropout = nn.Dropout(options.dropout)
-        layer = nn.TransformerEncoderLayer(
-            options.hidden, options.heads, options.hidden, options.dropout, "relu", batch_first=True, norm_first=True
-        )
-        self.blocks = nn.TransformerEncoder(
-            layer, options.blocks, nn.LayerNorm(options.hidden), enable_nested_tensor=False
-        )
-        for weight in self.parameters():
-            if weight.dim() > 1:
-                nn.init.normal_(weight, std=0.02)
+    Raises:
+        InputError: Cornac cannot be imported.
+    """
+    try:
+        import cornac
+    except ImportError as error:
+        raise InputError(
+            f"evaluate.baselines: sasrec needs the extra ({error}): pip install 'calrec-lite[sasrec]'; or leave it out"
+        ) from None
+    return str(cornac.__version__)
 
-    def forward(self, rows: Tensor, lengths: Tensor) -> Tensor:
-        """States after the last norm, (B, T, D), for right-padded rows (B, T) of `lengths` items, (B,)."""
-        steps = torch.arange(rows.shape[1], device=rows.device)
-        # As if padded on the left, like the original: the latest item always has the last position.
-        places = (self.max_len - lengths[:, None] + steps).clamp(max=self.max_len - 1)  # (B, T)
-        x = self.items(rows) * self.items.embedding_dim**0.5 + self.positions(places)  # (B, T, D)
-        causal = nn.Transformer.generate_square_subsequent_mask(len(steps), device=rows.device)
-        # Causal and padded on the right: no real position can see the padding.
-        return self.blocks(self.dropout(x), mask=causal, is_causal=True)
 
-    @property
-    def catalogue(self) -> Tensor:
-        """Embeddings of the items, (N, D)."""
-        return self.items.weight[: self.n_items]
+def make_network(items: int, options: recipe.Sasrec) -> "SASRecModel":
+    """The library's network over so many items, whose number is the padding; dropout is off until it is trained."""
+    from cornac.models.sasrec.sasrec import SASRecModel
 
-    @torch.no_grad()
-    def scores(self, histories: list[NDArray[np.int32]]) -> Tensor:
-        """Logits of all items after each history, none of them empty, (U, N)."""
-        self.eval()
-        rows, lengths = _padded([h[-self.max_len :] for h in histories], self.n_items, self.positions.weight.device)
-        states = self(rows, lengths)  # (U, T, D)
-        return states[torch.arange(len(rows), device=rows.device), lengths - 1] @ self.catalogue.T
+    network = SASRecModel(
+        items,
+        options.hidden,
+        options.max_len,
+        n_layers=options.blocks,
+        n_heads=options.heads,
+        use_biases=False,
+        dropout=options.dropout,
+        pad_idx=items,
+        device=str(device()),
+    )
+    return network.eval()
+
+
+@torch.no_grad()
+def scores(network: "SASRecModel", histories: list[NDArray[np.int32]]) -> Tensor:
+    """Logits of all items after each history, none of them empty, (U, N)."""
+    rows = np.full((len(histories), network.maxlen), network.pad_idx)
+    for row, history in zip(rows, histories, strict=True):
+        row[max(0, len(row) - len(history)) :] = history[-len(row) :]
+    step = max(1, CELLS // (network.attention_layers[0].num_heads * network.maxlen**2))  # its mask: (U * heads, T, T)
+    parts = torch.from_numpy(rows).to(device()).split(step)
+    return torch.cat([network(None, part, _all_items(network)) for part in parts])
+
+
+def _all_items(network: "SASRecModel") -> Tensor:
+    return torch.arange(network.item_num, device=device())
 
 
 class Sasrec(Popularity):
@@ -85,13 +93,14 @@ class Sasrec(Popularity):
         exclude_seen: as the lists will be measured; it decides which epoch is best on validation.
 
     Raises:
-        InputError: no user has two items to train on, or none has a validation case.
+        InputError: Cornac is missing, there are not two items to learn to predict, or no user has a validation case.
     """
 
     def __init__(self, domain: Domain, seed: int, options: recipe.Sasrec, exclude_seen: bool) -> None:
         super().__init__(domain, seed)
         settings = {
             "format": FORMAT,
+            "cornac": require_cornac(),
             "fingerprint": domain.fingerprint,
             "seed": seed,
             "exclude_seen": exclude_seen,
@@ -100,17 +109,17 @@ class Sasrec(Popularity):
         # Trained once for each domain, settings and seed.
         folder = kept("sasrec", settings, lambda to: _train(to, domain, seed, options, exclude_seen))
         self.trained = json.loads((folder / "training.json").read_text(encoding="utf-8"))
-        self._network = Network(len(domain.catalogue), options).to(device())
+        self._network = make_network(len(domain.catalogue), options)
         self._network.load_state_dict(load_file(folder / "model.safetensors"))
 
     def _scores(self, places: list[NDArray[np.int64]]) -> NDArray[np.float32]:
-        scores = super()._scores(places)
+        found = super()._scores(places)
         told = [row for row, history in enumerate(places) if len(history)]  # without a history: popularity
         if told:
-            logits = self._network.scores([self._order[places[row]].astype(np.int32) for row in told])
+            logits = scores(self._network, [self._order[places[row]].astype(np.int32) for row in told])
             # Probabilities: scores here may not be below 0.
-            scores[told] = logits.softmax(dim=1).cpu().numpy()[:, self._order]
-        return scores
+            found[told] = logits.softmax(dim=1).cpu().numpy()[:, self._order]
+        return found
 
 
 @dataclass(frozen=True)
@@ -138,21 +147,18 @@ def fit(domain: Domain, seed: int, options: recipe.Sasrec, exclude_seen: bool) -
     Raises:
         InputError: see `Sasrec`.
     """
-    longest = options.max_len + 1
-    rows = [items[-longest:] for u in range(len(domain.sequences)) if len(items := domain.train_items(u)) >= 2]
-    if not rows:
-        raise InputError(f"domain `{domain.name}`: no user has two items that SASRec could be trained on")
+    events = _events(domain)
     cases = build_cases(domain, "validation", options.valid_users, seed)
     torch.manual_seed(seed)
-    random = np.random.default_rng(seed)
-    network = Network(len(domain.catalogue), options).to(device())
+    random = np.random.RandomState(seed)  # what the library draws by
+    network = make_network(len(domain.catalogue), options)
     optimiser = torch.optim.Adam(network.parameters(), lr=options.learning_rate, betas=(0.9, 0.98))
     epochs: list[Epoch] = []
     best: dict[str, Tensor] = {}
     start = perf_counter()
     bar = tqdm(range(options.epochs), desc="SASRec", unit="epoch")
     for _ in bar:
-        loss = _epoch(network, optimiser, rows, options, random)
+        loss = _epoch(network, optimiser, events, options, random)
         epochs.append(Epoch(loss, validation_ndcg(network, cases, exclude_seen), perf_counter() - start))
         bar.set_postfix(loss=f"{loss:.3f}", valid_ndcg=f"{epochs[-1].ndcg:.4f}")
         latest, highest = len(epochs) - 1, int(np.argmax([epoch.ndcg for epoch in epochs]))  # among equals the first
@@ -164,73 +170,72 @@ def fit(domain: Domain, seed: int, options: recipe.Sasrec, exclude_seen: bool) -
     return best, epochs
 
 
+def _events(domain: Domain) -> SimpleNamespace:
+    """What Cornac's iterator reads of a data set: all events as (user, item, 1), and the places of each user's."""
+    rows = [items for u in range(len(domain.sequences)) if len(items := domain.train_items(u)) >= 2]
+    lengths = [len(row) for row in rows]
+    if sum(lengths) - len(rows) < 2:  # a step needs two targets
+        raise InputError(f"domain `{domain.name}`: fewer than two items that SASRec could be trained to predict")
+    users = np.repeat(np.arange(len(rows)), lengths)
+    places = np.split(np.arange(len(users)), np.cumsum(lengths)[:-1])
+    return SimpleNamespace(
+        uir_tuple=(users, np.concatenate(rows), np.ones(len(users))), sessions=dict(enumerate(places))
+    )
+
+
 def _epoch(
-    network: Network,
+    network: "SASRecModel",
     optimiser: torch.optim.Optimizer,
-    rows: list[NDArray[np.int32]],
+    events: SimpleNamespace,
     options: recipe.Sasrec,
-    random: np.random.Generator,
+    random: np.random.RandomState,
 ) -> float:
     network.train()
-    total, targets = 0.0, 0
-    for batch in _batches(rows, options.batch_size, random):
-        supervised = sum(len(row) - 1 for row in batch)
+    total, targets = torch.zeros((), device=device()), 0
+    for rows, items in _steps(network, events, options, random):
         optimiser.zero_grad()
-        for part in _by_length(batch):
-            padded, lengths = _padded(part, network.n_items, network.positions.weight.device)
-            real = padded[:, 1:] != network.n_items  # (B, T)
-            states = network(padded[:, :-1], lengths - 1)[real]  # (M, D)
-            loss = len(states) * _softmax_loss(network, states, padded[:, 1:][real], options.negatives, random)
-            (loss / supervised).backward()
-            total += float(loss.detach())
+        loss = _softmax_loss(network, rows, items)
+        loss.backward()
         optimiser.step()
-        targets += supervised
-    return total / targets
+        total, targets = total + loss.detach() * len(rows), targets + len(rows)
+    network.eval()
+    return float(total) / targets
 
 
-def _softmax_loss(
-    network: Network, states: Tensor, targets: Tensor, negatives: int | None, random: np.random.Generator
-) -> Tensor:
-    """Cross-entropy of the targets (M,) among all items, or among themselves and a uniform sample shared by all."""
-    if negatives is None or negatives >= network.n_items:
-        return F.cross_entropy(states @ network.catalogue.T, targets)
-    drawn = torch.from_numpy(random.choice(network.n_items, negatives, replace=False)).to(states.device)
-    own = (states * network.items(targets)).sum(dim=1, keepdim=True)  # (M, 1)
-    others = states @ network.items(drawn).T  # (M, S)
-    others = others.masked_fill(targets[:, None] == drawn, float("-inf"))
+def _steps(
+    network: "SASRecModel", events: SimpleNamespace, options: recipe.Sasrec, random: np.random.RandomState
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """An epoch in the library's steps: a row for each prefix of a user's items, (B, T), padded on the left, users in an
+    order drawn anew; and the targets of the rows, (B,), with the drawn negatives after them. A last row that would be a
+    step by itself is left out."""
+    from cornac.models.seq_utils import session_seq_iter
+
+    evenly = 0.0  # the power of popularity by which negatives are drawn: others would need a correction
+    draw = (network.pad_idx, options.batch_size, options.max_len, options.negatives or 0, evenly, random)
+    for _, rows, items in session_seq_iter(events, *draw):
+        yield torch.from_numpy(rows).to(device()), torch.from_numpy(items).to(device())
+
+
+def _softmax_loss(network: "SASRecModel", rows: Tensor, items: Tensor) -> Tensor:
+    """Cross-entropy of the rows' targets, the first of the items, among all items; or among those drawn after them.
+
+    The library's own loss has the other rows' targets for negatives too, which is a draw by popularity, and a row's
+    target again where it is drawn. Here only those drawn evenly count, and never the row's own target.
+    """
+    targets, drawn = items[: len(rows)], items[len(rows) :]
+    if not len(drawn):
+        return F.cross_entropy(network(None, rows, _all_items(network)), targets)
+    found = network(None, rows, items)  # (B, B + S)
+    others = found[:, len(rows) :].masked_fill(targets[:, None] == drawn, float("-inf"))
+    own = found.diagonal()[:, None]  # (B, 1)
     return F.cross_entropy(torch.cat([own, others], dim=1), torch.zeros_like(targets))
 
 
-def validation_ndcg(network: Network, cases: Cases, exclude_seen: bool) -> float:
+def validation_ndcg(network: "SASRecModel", cases: Cases, exclude_seen: bool) -> float:
     """Mean NDCG@10 of the cases by the network's `scores`."""
 
-    def scores(users: slice) -> NDArray[np.float32]:
-        return network.scores(cases.histories[users]).cpu().numpy()
+    def of(users: slice) -> NDArray[np.float32]:
+        return scores(network, cases.histories[users]).cpu().numpy()
 
     seen = cases.histories if exclude_seen else None
-    return float(ndcg_at(ranks_in_chunks(scores, cases.targets, cases.items, seen), 10).mean())
-
-
-def _batches(
-    rows: list[NDArray[np.int32]], size: int, random: np.random.Generator
-) -> Iterator[list[NDArray[np.int32]]]:
-    """All rows once, in an order drawn anew. Not by length: steps of one length learn less (docs/evaluation.md)."""
-    order = random.permutation(len(rows))
-    for start in range(0, len(order), size):
-        yield [rows[row] for row in order[start : start + size]]
-
-
-def _by_length(batch: list[NDArray[np.int32]]) -> Iterator[list[NDArray[np.int32]]]:
-    """The rows of a step in parts of similar length, whose gradients add up."""
-    ordered = sorted(batch, key=len)
-    size = -(-len(ordered) // PARTS)
-    for start in range(0, len(ordered), size):
-        yield ordered[start : start + size]
-
-
-def _padded(rows: list[NDArray[np.int32]], padding: int, where: torch.device) -> tuple[Tensor, Tensor]:
-    """Rows padded on the right, (B, T), and their lengths, (B,)."""
-    lengths = np.array([len(row) for row in rows])
-    padded = np.full((len(rows), lengths.max()), padding, dtype=np.int64)
-    padded[np.arange(lengths.max()) < lengths[:, None]] = np.concatenate(rows)
-    return torch.from_numpy(padded).to(where), torch.from_numpy(lengths).to(where)
+    return float(ndcg_at(ranks_in_chunks(of, cases.targets, cases.items, seen), 10).mean())

@@ -9,7 +9,7 @@ from calrec_lite.evaluate.baselines import BASELINES
 from calrec_lite.evaluate.minilm import MiniLM
 from calrec_lite.evaluate.protocol import Protocol, Ranker, SystemResult, build_cases, evaluate_system
 from calrec_lite.evaluate.results import write_results
-from calrec_lite.evaluate.sasrec import Sasrec
+from calrec_lite.evaluate.sasrec import Sasrec, require_cornac
 from calrec_lite.files import atomic_path
 from calrec_lite.model.base import Placement, load_model, placement
 from calrec_lite.model.towers import Towers
@@ -33,9 +33,11 @@ def evaluate_run(run: Run, trained: bool = True, folder: Path | None = None) -> 
         folder: where it is written, beside every user's list; default: the run's `evaluation`.
 
     Raises:
-        InputError: if the run is not trained to the end.
+        InputError: if the run is not trained to the end, or a baseline needs what is not installed.
     """
     recipe = run.recipe
+    if "sasrec" in recipe.evaluate.baselines:
+        require_cornac()  # before the others are measured
     if trained:
         run.final()
     domain = run.domain(recipe.target)

@@ -6,9 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from scipy.stats import norm
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import evidence
+import evidence_sasrec
 import readme
 
 from calrec_lite.evaluate.ablation import ablate
@@ -164,6 +166,39 @@ def test_the_file_on_a_tiny_model(
     monkeypatch.setattr(readme, "ROOT", tmp_path)
     assert f"`ndcg_vs_sasrec` (rerank with transitions): {ndcg['with_transitions'] / sasrec:.3g}" in readme.evidence()
     assert f"{ndcg['with_transitions']:.4f}" in readme.evidence_systems()
+    measured_anew(found, tmp_path)
+
+
+def measured_anew(found: dict, root: Path) -> None:
+    """Another SASRec changes what is said of it, unpaired, and nothing else; the earlier one stays, paired."""
+    old = found["baselines"]["sasrec"]["metrics"]
+    half = {metric: {key: value / 2 for key, value in of.items()} for metric, of in old.items()}
+    measured = {key: found[key] for key in ("date", "hardware", "versions")} | {"command": "python anew.py"}
+    changed = evidence_sasrec.with_sasrec(found, half, measured)
+    for name, value in found["ratios"].items():
+        assert changed["ratios"][name] == pytest.approx(value * (2 if name.endswith("_vs_sasrec") else 1))
+    for lists in evidence.LISTS:
+        beside, before = changed["final_minus_baselines"][lists], found["final_minus_baselines"][lists]
+        assert beside["transitions"] == before["transitions"]
+        assert beside["earlier sasrec"] == before["sasrec"]
+        more = before["sasrec"]["ndcg@10"]["difference"] + old["ndcg@10"]["value"] / 2
+        assert beside["sasrec"]["ndcg@10"]["difference"] == pytest.approx(more)
+        assert beside["sasrec"]["ndcg@10"]["low"] < more < beside["sasrec"]["ndcg@10"]["high"]
+    again = evidence_sasrec.with_sasrec(changed, old, measured)
+    assert again["baselines"]["earlier sasrec"] == found["baselines"]["sasrec"]
+    assert again["ratios"] == pytest.approx(found["ratios"])
+    (root / "benchmarks" / "results" / "evidence_scientific.json").write_text(json.dumps(changed))
+    assert "sasrec, not paired" in readme.evidence()
+    assert "sasrec: `python anew.py`" in readme.evidence_systems()
+
+
+def test_an_unpaired_difference() -> None:
+    own, other = ({"ndcg@10": {"value": v, "low": v - 0.0196, "high": v + 0.0196}} for v in (0.1, 0.05))
+    found = evidence_sasrec.unpaired(own, other)["ndcg@10"]
+    # Two standard errors of .01 make one of .01414.
+    assert found["low"] == pytest.approx(0.05 - 1.96 * 0.01414, abs=1e-5)
+    assert found["high"] == pytest.approx(0.05 + 1.96 * 0.01414, abs=1e-5)
+    assert found["p"] == pytest.approx(2 * norm.sf(0.05 / 0.01414), rel=1e-2)
 
 
 def cell_recommender(folder: Path, chosen: dict) -> Recommender:

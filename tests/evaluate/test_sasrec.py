@@ -1,5 +1,6 @@
-"""SASRec: that it learns, from the training part only, once; and that rows do not see what they must not."""
+"""SASRec: that it learns, from the training part only, once; and what the library is asked and answers."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,12 @@ from calrec_lite.errors import InputError
 from calrec_lite.evaluate import sasrec
 from calrec_lite.evaluate.baselines import Popularity
 from calrec_lite.evaluate.protocol import Protocol, build_cases, evaluate_system
-from calrec_lite.evaluate.sasrec import Network, Sasrec, fit
+from calrec_lite.evaluate.sasrec import Sasrec, fit, make_network, scores
+from calrec_lite.evaluate.systems import evaluate_run
 from calrec_lite.recipe import Sasrec as Options
+from calrec_lite.recipe_file import check_recipe
+from calrec_lite.train.run import Run
+from tests.conftest import ring_domains
 
 ITEMS = 25
 SMALL = Options(hidden=16, max_len=8, dropout=0.0, learning_rate=0.01, batch_size=32, epochs=2, patience=20)
@@ -39,66 +44,70 @@ def ring(users: int, seed: int = 0) -> list[list[int]]:
 @pytest.mark.parametrize("negatives", [None, 16])
 def test_it_learns_what_two_items_tell(make_domain: Any, negatives: int | None) -> None:
     domain = make_domain(ring(300), ITEMS)
-    ranker = Sasrec(domain, 0, SMALL.model_copy(update={"hidden": 32, "epochs": 40, "negatives": negatives}), True)
+    ranker = Sasrec(
+        domain,
+        0,
+        SMALL.model_copy(update={"hidden": 32, "batch_size": 128, "epochs": 20, "negatives": negatives}),
+        True,
+    )
     cases, protocol = build_cases(domain, "test", None, 0), Protocol(bootstrap=5)
     assert evaluate_system(ranker, cases, protocol).metrics["recall@1"]["value"] > 0.9
     assert evaluate_system(Popularity(domain, 0), cases, protocol).metrics["recall@1"]["value"] < 0.2
     assert ranker.trained["valid_ndcg"] == max(epoch["ndcg"] for epoch in ranker.trained["epochs"])
 
 
-def test_a_history_is_scored_alike_alone_and_among_longer_ones() -> None:
+def test_a_history_is_scored_by_its_latest_items_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    network = Network(ITEMS, SMALL)
+    network = make_network(ITEMS, SMALL.model_copy(update={"dropout": 0.5}))
     histories = [np.array(items, dtype=np.int32) for items in ([3], [1, 2, 3, 4, 5, 6, 7, 8, 9, 10], [4, 5, 6])]
-    together = network.scores(histories)
-    for history, scores in zip(histories, together, strict=True):
-        torch.testing.assert_close(network.scores([history])[0], scores)
+    together = scores(network, histories)
     assert together.shape == (3, ITEMS)
-    torch.testing.assert_close(network.scores([histories[1][-8:]])[0], together[1])  # no more than max_len is read
+    for history, alone in zip(histories, together, strict=True):
+        torch.testing.assert_close(scores(network, [history])[0], alone)
+    torch.testing.assert_close(scores(network, [histories[1][-8:]])[0], together[1])  # no more than max_len is read
+    torch.nn.init.ones_(network.item_emb.weight.data[ITEMS])  # the padding
+    torch.testing.assert_close(scores(network, histories), together)
+    monkeypatch.setattr(sasrec, "CELLS", 1)  # one user at a time
+    torch.testing.assert_close(scores(network, histories), together)
 
 
-def test_a_step_in_parts_is_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows of one length go through the network together; gradients and the loss are those of all rows at once."""
-    rows = [np.array(items[-9:], dtype=np.int32) for items in ring(30)]
-    found = []
-    for parts in (1, 4, 100):
-        monkeypatch.setattr(sasrec, "PARTS", parts)
-        torch.manual_seed(0)
-        network = Network(ITEMS, SMALL)
-        descent = torch.optim.SGD(network.parameters(), lr=1.0)
-        loss = sasrec._epoch(network, descent, rows, SMALL, np.random.default_rng(0))
-        found.append((loss, network.state_dict()))
-    for loss, state in found[1:]:
-        assert loss == pytest.approx(found[0][0], rel=1e-5)
-        for name, weight in found[0][1].items():
-            torch.testing.assert_close(state[name], weight, rtol=1e-4, atol=1e-5, msg=name)
-    assert [len(part) for part in sasrec._by_length(rows[:3])] == [1, 1, 1]
+@pytest.mark.parametrize("negatives", [None, 3])
+def test_a_row_is_what_came_before_its_target(make_domain: Any, negatives: int | None) -> None:
+    domain = make_domain([*ring(30), [0, 1, 2]], ITEMS)  # of the last user one item is left, which tells nothing
+    options = SMALL.model_copy(update={"negatives": negatives, "max_len": 4, "batch_size": 31})
+    network, random = make_network(ITEMS, options), np.random.RandomState(0)
+    told = [domain.train_items(u).tolist() for u in range(30)]
+    wanted = sorted((items[max(0, t - 4) : t], items[t]) for items in told for t in range(1, len(items)))
+    assert len(wanted) % options.batch_size > 1  # a step of one row the library leaves out
+    orders = []
+    for _ in range(2):
+        found = []
+        for rows, items in sasrec._steps(network, sasrec._events(domain), options, random):
+            assert len(items) == len(rows) + (negatives or 0)
+            assert 2 <= len(rows) <= options.batch_size
+            for row, target in zip(rows.tolist(), items.tolist()):  # negatives come after the targets
+                history = [item for item in row if item != ITEMS]
+                assert row == [ITEMS] * (4 - len(history)) + history
+                found.append((history, target))
+        assert sorted(found) == wanted
+        orders.append(found)
+    assert orders[0] != orders[1]
 
 
-def test_later_items_change_no_earlier_state() -> None:
+def test_the_loss_is_over_all_items_or_over_those_drawn_but_the_target() -> None:
     torch.manual_seed(0)
-    network = Network(ITEMS, SMALL).eval()
-    rows = torch.tensor([[1, 2, 3, 4], [1, 2, 9, 9]])
-    states = network(rows, torch.tensor([4, 4]))
-    torch.testing.assert_close(states[0, :2], states[1, :2])
-    assert not torch.allclose(states[0, 2], states[1, 2])
-
-
-def test_the_sampled_softmax_leaves_the_target_out_of_its_negatives() -> None:
-    torch.manual_seed(0)
-    network = Network(3, SMALL)
-    states, targets = torch.randn(5, 16), torch.tensor([0, 1, 2, 1, 0])
-    torch.nn.init.normal_(network.items.weight)
-    full = sasrec._softmax_loss(network, states, targets, None, np.random.default_rng(0))
-    torch.testing.assert_close(full, F.cross_entropy(states @ network.items.weight[:3].T, targets))
-    # Two of three drawn: the loss is over the target and those of the two that are not the target.
-    drawn = np.random.default_rng(0).choice(3, 2, replace=False).tolist()
-    logits = (states @ network.items.weight[:3].T).tolist()
+    network = make_network(ITEMS, SMALL)
+    torch.nn.init.normal_(network.item_emb.weight)
+    histories = [np.array(items, dtype=np.int32) for items in ([3, 4], [7], [5, 6, 9])]
+    rows = torch.tensor([[ITEMS] * (8 - len(h)) + h.tolist() for h in histories])
+    logits = scores(network, histories)  # (3, N)
+    targets = torch.tensor([5, 9, 5])
+    torch.testing.assert_close(sasrec._softmax_loss(network, rows, targets), F.cross_entropy(logits, targets))
     by_hand = [
-        np.log(sum(np.exp(row[i]) for i in {*drawn, target})) - row[target]
-        for row, target in zip(logits, targets.tolist(), strict=True)
+        np.log(sum(np.exp(row[i]) for i in (target, *(i for i in (0, 5, 20) if i != target)))) - row[target]
+        for row, target in zip(logits.tolist(), targets.tolist())
     ]
-    sampled = sasrec._softmax_loss(network, states, targets, 2, np.random.default_rng(0))
+    sampled = sasrec._softmax_loss(network, rows, torch.tensor([5, 9, 5, 0, 5, 20]))
     assert float(sampled.detach()) == pytest.approx(np.mean(by_hand), rel=1e-5)
 
 
@@ -155,7 +164,36 @@ def test_lists_keep_the_rankers_promise(make_domain: Any, exclude_seen: bool) ->
 
 
 def test_what_cannot_be_trained_is_refused(make_domain: Any) -> None:
-    with pytest.raises(InputError, match="domain `toys`: no user has two items that SASRec"):
-        Sasrec(make_domain([[0, 1, 2]], 3), 0, SMALL, True)
+    with pytest.raises(InputError, match="domain `toys`: fewer than two items that SASRec"):
+        Sasrec(make_domain([[0, 1, 2, 0]], 3), 0, SMALL, True)  # one item to predict, where a step needs two
     with pytest.raises(ValueError, match="hidden = 16 must be a multiple of heads = 3"):
         Options(hidden=16, heads=3)
+
+
+def test_without_the_library_it_says_what_to_install(
+    make_domain: Any, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "cornac", None)
+    with pytest.raises(InputError, match=r"sasrec needs the extra \(.*\): pip install 'calrec-lite\[sasrec\]'"):
+        Sasrec(make_domain(ring(30), ITEMS), 0, SMALL, True)
+    assert not own_cache.exists()
+
+
+def test_a_run_is_refused_before_anything_is_measured(
+    tiny_folder: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = {
+        "name": "r",
+        "base": {"model": str(tiny_folder), "dtype": "float32", "load_in_4bit": False},
+        "domains": {"shop": ring_domains(data)["shop"]},
+        "stages": [{"name": "s", "domains": ["shop"], "max_steps": 1}],
+        "evaluate": {"base": False, "baselines": ["popularity", "sasrec"], "sasrec": {"hidden": 8, "epochs": 1}},
+    }
+    run = Run.start(check_recipe(values), tmp_path / "runs")
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "cornac", None)
+        with pytest.raises(InputError, match="sasrec needs the extra"):
+            evaluate_run(run, trained=False)
+    assert "evaluating" not in capsys.readouterr().out
+    assert not run.evaluation.exists()
+    assert set(evaluate_run(run, trained=False)["systems"]) == {"popularity", "sasrec"}
