@@ -180,16 +180,26 @@ def browser() -> Iterator[Any]:
         opened.close()
 
 
-def test_a_real_browser_opens_it_and_asks_for_nothing(measured: Run, tmp_path: Path, browser: Any) -> None:
-    """No message on the console, no request but for the page itself, and nothing sticks out on a narrow screen."""
-    written = write_report(hostile(measured, tmp_path / "run"), reasons=False)
-    page = browser.new_page()
-    requests, complaints = [], []
+def opened(browser: Any, file: Path) -> tuple[Any, list[str], list[str]]:
+    """The page, the requests that opening it made, and what was said on the console or in a dialog."""
+    page, requests, complaints = browser.new_page(), list[str](), list[str]()
+
+    def dismiss(dialog: Any) -> None:
+        complaints.append(dialog.message)
+        dialog.dismiss()  # the page stands still until then
+
     page.on("request", lambda request: requests.append(request.url))
     page.on("console", lambda message: complaints.append(message.text))
     page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.on("dialog", lambda dialog: complaints.append(dialog.message))
-    page.goto(written.as_uri(), wait_until="networkidle")
+    page.on("dialog", dismiss)
+    page.goto(file.as_uri(), wait_until="networkidle")
+    return page, requests, complaints
+
+
+def test_a_real_browser_opens_it_and_asks_for_nothing(measured: Run, tmp_path: Path, browser: Any) -> None:
+    """No message on the console, no request but for the page itself, and nothing sticks out on a narrow screen."""
+    written = write_report(hostile(measured, tmp_path / "run"), reasons=False)
+    page, requests, complaints = opened(browser, written)
     assert requests == [written.as_uri()]
     assert complaints == []
     assert page.title() == "tiny"
@@ -204,15 +214,21 @@ def test_a_real_browser_opens_it_and_asks_for_nothing(measured: Run, tmp_path: P
     page.close()
 
 
+def test_a_real_browser_shows_every_list_with_its_reasons(measured: Run, browser: Any) -> None:
+    written = write_report(measured)
+    page, requests, complaints = opened(browser, written)
+    assert (requests, complaints) == ([written.as_uri()], [])
+    listed, reasons = (page.locator(f"section.user div:nth-of-type(2) li{inner}") for inner in ("", " > small"))
+    assert reasons.count() == listed.count() == 20 * measured.recipe.recommend.k
+    assert reasons.first.is_visible()
+    page.close()
+
+
 def test_the_browser_test_would_notice(tmp_path: Path, browser: Any) -> None:
     """A page with a script, an image and an error is found out by the same listeners."""
     (tmp_path / "bad.html").write_text('<script>alert(1); nowhere()</script><img src="http://127.0.0.1:9/x.png">')
-    page = browser.new_page()
-    requests, complaints = [], []
-    page.on("request", lambda request: requests.append(request.url))
-    page.on("console", lambda message: complaints.append(message.text))
-    page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.goto((tmp_path / "bad.html").as_uri(), wait_until="networkidle")
+    page, requests, complaints = opened(browser, tmp_path / "bad.html")
     assert "http://127.0.0.1:9/x.png" in requests
+    assert "1" in complaints  # of the dialog
     assert any("nowhere" in complaint for complaint in complaints)
     page.close()
