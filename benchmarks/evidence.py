@@ -45,6 +45,7 @@ JOINT = {
     "games": "amazon18_games",
 }
 BASELINES = ["popularity", "last_item", "bm25_last", "transitions", "sasrec", "minilm"]
+SASREC = {"hidden": 128, "batch_size": 1024, "valid_users": None}  # the best on validation of both targets: sasrec.py
 Key = tuple[str, ...]  # of a cell: variant, *stages
 FINAL = ("full", "joint", "target")
 LISTS = {"beam": "final", "rerank": "rerank", "rerank with transitions": "with_transitions"}  # of the final model
@@ -83,7 +84,7 @@ def recipe_values(data: Path, target: str, budget: dict[str, Any], users: int) -
             "eval_every": 200,
         },
         "recommend": {"batch_tokens": 16384},
-        "evaluate": {"domain": target, "users": users, "baselines": BASELINES, "sasrec": {"valid_users": None}},
+        "evaluate": {"domain": target, "users": users, "baselines": BASELINES, "sasrec": SASREC},
         "ablate": {**GRID[target], **budget},
     }
 
