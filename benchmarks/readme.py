@@ -26,7 +26,8 @@ def results(name: str) -> dict[str, Any]:
 
 def machine(facts: dict[str, Any]) -> str:
     versions = facts["versions"]
-    packages = ", ".join(f"{name} {versions[name]}" for name in ("torch", "transformers", "peft", "bitsandbytes"))
+    names = ["torch", "transformers", "peft", "bitsandbytes", *(["cornac"] if "sasrec" in facts["command"] else [])]
+    packages = ", ".join(f"{name} {versions[name]}" for name in names)
     hardware = facts["hardware"]
     where = hardware["gpu"] or f"{hardware['cpus']} CPU cores ({hardware['machine']})"
     return f"`{facts['command']}`, {facts['date'][:10]}, {where}, {packages}"
