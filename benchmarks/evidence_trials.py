@@ -60,11 +60,8 @@ GROUPS: dict[str, tuple[dict[str, Any], dict[str, str], dict[str, dict[str, Any]
         },
     ),
 }
-GROUPS["stages"] = (
-    *GROUPS["parts"][:2],
-    {},
-)  # the recipe of `parts`: each stage has half the budget, or the target all
-RERANKED = ("scale", "parts", "stages")  # only there the vectors had learnt something
+GROUPS["stages"] = (*GROUPS["parts"][:2], {})  # the same recipe: half the budget for each stage, or all for the target
+RERANKED = ("scale", "parts")  # only there the vectors had learnt something
 DENSE = ("full", "alpha_half", "rank_64", "target alone")  # of `parts` those two had the best lists by rerank
 DENSE_USERS = 1000
 
@@ -72,6 +69,7 @@ DENSE_USERS = 1000
 def recipe_values(data: Path, group: str, budget: dict[str, Any], users: int) -> dict[str, Any]:
     """The target stage of the evidence's recipe (in `stages` both) and what is tried, as plain data."""
     values = evidence.recipe_values(data, "scientific", budget, users)
+    stages: list[list[str]] = [[], ["target"]] if group == "stages" else [[]]
     joint = {} if group != "stages" else {name: values["domains"][name] for name in evidence.JOINT}
     other, before, variants = GROUPS[group]
     values["evaluate"] |= {"split": "validation", "baselines": ["popularity", "transitions"]}
@@ -82,17 +80,15 @@ def recipe_values(data: Path, group: str, budget: dict[str, Any], users: int) ->
         "loss": other["loss"],
         "optim": {"learning_rate": 6e-4, "save_every": 50, "valid_users": 300} | other["optim"],
         "recommend": other.get("recommend", {}),
-        "ablate": values["ablate"]
-        | {"stages": [[], ["target"]] if joint else [[]], "variants": variants, "crossed": []},
+        "ablate": values["ablate"] | {"stages": stages, "variants": variants, "crossed": []},
     }
 
 
 def trained_cells(results: dict[str, Any], folder: Path, only: list[str]) -> dict[str, Path]:
     """Folders of the trained cells by variant, those of fewer stages than full by these (`only`: of these)."""
     rows = [row for row in results["rows"] if row["stages"]]
-    names = [
-        row["variant"] if row["stages"] == results["full"] else f"{' + '.join(row['stages'])} alone" for row in rows
-    ]
+    full = results["full"]
+    names = [row["variant"] if row["stages"] == full else f"{' + '.join(row['stages'])} alone" for row in rows]
     cells = {name: folder / next(iter(row["seeds"].values()))["folder"] for name, row in zip(names, rows)}
     return {variant: cell for variant, cell in cells.items() if not only or cell.name in only}
 
