@@ -1,7 +1,6 @@
 """What benchmarks/evidence.py was tuned by: short trainings on the target alone, measured on validation users.
 
     python benchmarks/evidence_trials.py [--only title|category|scale|parts] [--minutes 20] [--data ../shared/data]
-    python benchmarks/evidence_trials.py --only stages --steps 136  # both stages beside the target alone
 
 No test user is looked at. Two groups of trials, or two cells of one (`--only parts --cell full.target.seed0`), may run
 side by side, one thread each, so that both have the same machine. Killed and started again they go on; without --cell
@@ -60,36 +59,31 @@ GROUPS: dict[str, tuple[dict[str, Any], dict[str, str], dict[str, dict[str, Any]
         },
     ),
 }
-GROUPS["stages"] = (*GROUPS["parts"][:2], {})  # the same recipe: half the budget for each stage, or all for the target
 RERANKED = ("scale", "parts")  # only there the vectors had learnt something
-DENSE = ("full", "alpha_half", "rank_64", "target alone")  # of `parts` those two had the best lists by rerank
+DENSE = ("full", "alpha_half", "rank_64")  # of `parts`: these two had the best lists by rerank
 DENSE_USERS = 1000
 
 
-def recipe_values(data: Path, group: str, budget: dict[str, Any], users: int) -> dict[str, Any]:
-    """The target stage of the evidence's recipe (in `stages` both) and what is tried, as plain data."""
-    values = evidence.recipe_values(data, "scientific", budget, users)
-    stages: list[list[str]] = [[], ["target"]] if group == "stages" else [[]]
-    joint = {} if group != "stages" else {name: values["domains"][name] for name in evidence.JOINT}
+def recipe_values(data: Path, group: str, minutes: float, users: int) -> dict[str, Any]:
+    """The target stage of the evidence's recipe and what is tried, as plain data."""
+    values = evidence.recipe_values(data, "scientific", {"minutes": minutes}, users)
     other, before, variants = GROUPS[group]
     values["evaluate"] |= {"split": "validation", "baselines": ["popularity", "transitions"]}
     return values | {
         "name": f"trials-{group}",
-        "domains": {**joint, "scientific": values["domains"]["scientific"] | {"fields": before | TITLE}},
-        "stages": values["stages"] if joint else values["stages"][-1:],
+        "domains": {"scientific": values["domains"]["scientific"] | {"fields": before | TITLE}},
+        "stages": values["stages"][-1:],
         "loss": other["loss"],
         "optim": {"learning_rate": 6e-4, "save_every": 50, "valid_users": 300} | other["optim"],
         "recommend": other.get("recommend", {}),
-        "ablate": values["ablate"] | {"stages": stages, "variants": variants, "crossed": []},
+        "ablate": values["ablate"] | {"stages": [[]], "variants": variants, "crossed": []},
     }
 
 
 def trained_cells(results: dict[str, Any], folder: Path, only: list[str]) -> dict[str, Path]:
-    """Folders of the trained cells by variant, those of fewer stages than full by these (`only`: of these)."""
+    """Folders of the trained cells by variant (`only`: of these)."""
     rows = [row for row in results["rows"] if row["stages"]]
-    full = results["full"]
-    names = [row["variant"] if row["stages"] == full else f"{' + '.join(row['stages'])} alone" for row in rows]
-    cells = {name: folder / next(iter(row["seeds"].values()))["folder"] for name, row in zip(names, rows)}
+    cells = {row["variant"]: folder / next(iter(row["seeds"].values()))["folder"] for row in rows}
     return {variant: cell for variant, cell in cells.items() if not only or cell.name in only}
 
 
@@ -130,9 +124,8 @@ def by_dense(cells: dict[str, Path]) -> dict[str, dict[str, Any]]:
 def table(results: dict[str, Any]) -> str:
     """The table of a group's ablation, and under it the validation loss of its rows and their lists by rerank."""
     rows = [row for row in results["rows"] if row["stages"]]
-    cells = trained_cells(results, Path(), [])
-    seeds = [seed for row in rows for seed in row["seeds"].values()]
-    nats = ", ".join(f"`{name}` {seed['valid_nats']:.2f}" for name, seed in zip(cells, seeds))
+    seeds = [(row["variant"], seed) for row in rows for seed in row["seeds"].values()]
+    nats = ", ".join(f"`{name}` {seed['valid_nats']:.2f}" for name, seed in seeds)
     parts = [ablation_table(results), f"Validation nats an item: {nats}."]
     for name, tried in results.get("rerank", {}).items():
         best, plain = tried[0], next(t for t in tried if t["fusion"] == 0)
@@ -153,27 +146,24 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=evidence.ROOT.parent / "shared" / "data")
     parser.add_argument("--runs", type=Path, default=evidence.ROOT / "runs")
     parser.add_argument("--minutes", type=float, default=20, help="training of each trial")
-    parser.add_argument("--steps", type=int, help="training of each trial, instead of minutes")
     parser.add_argument("--cell", action="append", default=[], help="only this cell of the group, nothing written")
     parser.add_argument("--users", type=int, default=300, help="validation users")
     options = parser.parse_args()
     quiet_libraries()
     out = evidence.ROOT / "benchmarks" / "results" / "evidence_trials.json"
-    kind = "steps" if options.steps else "minutes"
-    length = getattr(options, kind)
     for group in options.only or GROUPS:
-        recipe = check_recipe(recipe_values(options.data, group, {kind: length}, options.users))
+        recipe = check_recipe(recipe_values(options.data, group, options.minutes, options.users))
         found = ablate(recipe, options.runs, options.cell)
         cells = trained_cells(found, ablation_folder(recipe, options.runs), options.cell)
         if group in RERANKED:
             found["rerank"] = by_rerank(cells, options.users)
-        if group in ("parts", "stages"):
+        if group == "parts":
             found["dense"] = by_dense(cells)
         print(table(found))
         if options.cell:
             continue
         written = json.loads(out.read_text(encoding="utf-8")) if out.is_file() else {}
-        command = f"python benchmarks/evidence_trials.py --only {group} --{kind} {length:g}"
+        command = f"python benchmarks/evidence_trials.py --only {group} --minutes {options.minutes:g}"
         write_json(out, {**written, group: {**found, "command": command, "threads": torch.get_num_threads()}})
 
 
