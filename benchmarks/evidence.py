@@ -338,7 +338,7 @@ def rerank_table(results: dict[str, Any]) -> str:
     beside = [
         [f"{name}, not paired" if "measured" in row else name]
         + [difference_cell(by[name]["ndcg@10"]) for by in results["final_minus_baselines"].values()]
-        for name, row in results["baselines"].items()  # one measured later: evidence_baseline.py
+        for name, row in results["baselines"].items()  # one measured later: evidence_sasrec.py
     ]
     against = markdown(["N@10 of the final model minus", *LISTS], beside)
     return f"{cell_table(results)}\n\n{markdown(head, lines)}\n\n{in_its_place}\n\n{against}\n"

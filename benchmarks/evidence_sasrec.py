@@ -15,9 +15,8 @@ from typing import Any
 
 from amazon import TARGETS
 from evidence import FINAL, LISTS, ROOT, ratios, recipe_values
-from sasrec import about
+from sasrec import about, target
 
-from calrec_lite.data.prepare import prepare
 from calrec_lite.errors import InputError
 from calrec_lite.evaluate.protocol import Protocol, build_cases, evaluate_system
 from calrec_lite.evaluate.systems import build_baseline
@@ -71,7 +70,7 @@ def main() -> None:
     facts = json.loads(out.read_text(encoding="utf-8"))
     budget, users = {"steps": facts["budget"]["steps"]}, facts["protocol"]["users"]
     recipe = check_recipe(recipe_values(options.data, options.target, budget, users))
-    domain, protocol = prepare(options.target, recipe.domains[options.target], recipe.seed), Protocol.of(recipe)
+    domain, protocol = target(options.target, options.data), Protocol.of(recipe)
     cases = build_cases(domain, protocol.split, protocol.users, protocol.seed)
     if domain.fingerprint != facts["domain"]["fingerprint"] or protocol.record(cases) != facts["protocol"]:
         raise InputError(f"{out}: of other data or another protocol than today's: run benchmarks/evidence.py instead")

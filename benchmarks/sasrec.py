@@ -32,7 +32,7 @@ from calrec_lite.files import write_json
 ROOT = Path(__file__).parents[1]
 LEAST = 0.090
 # The default, a wider model by larger steps, more and less dropout. The epoch is chosen by all validation users. On
-# Beauty the default only: a training there takes half an hour of a core, of the wide one two.
+# Beauty the default only: a training takes half an hour of a core there, of the wide one some two by its steps' time.
 GRID = [
     recipe.Sasrec(valid_users=None),
     recipe.Sasrec(valid_users=None, hidden=128, batch_size=1024),
