@@ -115,13 +115,13 @@ def live_model(run: Run, index: int) -> torch.nn.Module:
     """A stage's adapter on the 4-bit base it was trained on."""
     merging = run.recipe.stages[index].handover == "merge" and index > 0
     base = run.stages[index - 1].merged if merging else run.base
-    model = load_model(base, run.recipe.base)
-    return add_adapter(model, run.recipe.base, carried=run.stages[index].adapter)
+    model = load_model(base, run.loading)
+    return add_adapter(model, run.loading, carried=run.stages[index].adapter)
 
 
 def variants(runs: dict[str, Run], work: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Rows of the table, and the parity of the merged against the live adapter."""
-    run, base = runs["merge"], runs["merge"].recipe.base
+    run, base = runs["merge"], runs["merge"].loading
     measure = Measure(run)
     rows = {"stage 1: adapter live": measure("stage 1: adapter live", live_model(run, 0))}
     live = live_model(run, 1)

@@ -283,7 +283,7 @@ def recipe(options: argparse.Namespace) -> Recipe:
 
 def measure(part: str, run: Run, options: argparse.Namespace) -> Any:
     users = {"rows": options.users, "equal": options.equal_users, "quality": options.quality_users, "scale": 1}[part]
-    bench = Bench(run, users, "float32" if part == "equal" else "bfloat16")
+    bench = Bench(run, users, "float32" if part == "equal" else run.dtype.dtype)
     if part == "equal":
         return measure_equal(bench, options.equal_users)
     if part == "scale":
@@ -311,7 +311,7 @@ def about(options: argparse.Namespace, run: Run, results: dict[str, Any]) -> dic
     blocks = f" --blocks {options.blocks}" if options.blocks else ""
     return {
         "command": f"python benchmarks/recommend.py {trained}{blocks}",
-        "setting": f"SmolLM2-135M-Instruct in bf16, trained for {' + '.join(str(s['steps']) for s in stages)} steps of "
+        "setting": f"SmolLM2-135M-Instruct in {run.dtype.dtype}, trained for {' + '.join(str(s['steps']) for s in stages)} steps of "
         f"{run.recipe.optim.batch_size} rows, the last stage on amazon18_scientific (validation nats an item: base "
         f"{stages[0]['valid_nats_before']:.2f}, now {stages[-1]['valid_nats_merged']:.2f}); {measured} test "
         f"users, seen items masked; blocks of {BLOCK} users in turn, medians; A and B take one user at a time, ours "

@@ -30,7 +30,8 @@ from calrec_lite.cli.options import quiet_libraries
 from calrec_lite.data.sources import fetch
 from calrec_lite.evaluate.results import hardware, versions
 from calrec_lite.files import write_json
-from calrec_lite.model.base import device
+from calrec_lite.model.base import base_folder
+from calrec_lite.model.device import choose_dtype, device
 from calrec_lite.recipe_file import load_recipe
 from calrec_lite.text.rows import Rows, StepSampler
 from calrec_lite.train.memory import peak_bytes
@@ -40,7 +41,7 @@ BATCH = 16
 SETTING = f"SmolLM2-135M, LoRA r=16, rows of at most 10 items, batch {BATCH}"
 PARTS = ("throughput", "ladder", "memory", "quality", "gpu")
 PROBES = [(row, BATCH) for row in WHAT]  # row, batch; all with a micro-batch of 4
-MORE_PROBES = [  # on ML-100K in bf16
+MORE_PROBES = [  # on ML-100K, not in NF4
     ("D", 256),
     ("E", 256),
     ("F", 256),
@@ -169,11 +170,17 @@ def extra_versions() -> dict[str, str]:
     return {name: version(name) for name in ("trl", "sentence-transformers", "datasets")}
 
 
+def faster() -> str:
+    """Of bf16 and fp32 the one that a run would take on this machine."""
+    base = load_recipe("demo").base
+    return "bf16" if choose_dtype(base, base_folder(base)).dtype == "bfloat16" else "fp32"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=PARTS, action="append")
     parser.add_argument("--datasets", default=",".join(DATA))
-    parser.add_argument("--dtypes", default=",".join(DTYPES))
+    parser.add_argument("--dtypes", help=f"of {', '.join(DTYPES)}; default: nf4, and the faster of the others here")
     parser.add_argument("--rows", default=",".join(WHAT), help="rows of the throughput table")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=3, help="optimiser steps of a round")
@@ -193,13 +200,13 @@ def main() -> None:
     if set(parts) - {"gpu"}:
         fetch(load_recipe("demo").base.model)
     tables = {"throughput": options.rows.split(","), "ladder": ["E", *LADDER]}
-    for data, dtype in product(options.datasets.split(","), options.dtypes.split(",")):
+    for data, dtype in product(options.datasets.split(","), (options.dtypes or f"{faster()},nf4").split(",")):
         key = f"{data} {dtype}"
         for part in tables:
-            if part in parts and (part != "ladder" or dtype == "bf16"):
+            if part in parts and (part != "ladder" or dtype != "nf4"):
                 results.part(part, key, lambda p=part, d=data, t=dtype: table_of(p, tables[p], d, t, options))
         if "memory" in parts:
-            for row, batch in PROBES + (MORE_PROBES if key == "ml100k bf16" else []):
+            for row, batch in PROBES + (MORE_PROBES if data == "ml100k" and dtype != "nf4" else []):
                 results.part(
                     "memory",
                     f"{key} {row} batch {batch} micro {MICRO}",

@@ -22,7 +22,8 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import AutoTokenizer, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from calrec_lite.model.base import add_adapter, base_folder, device
+from calrec_lite.model.base import add_adapter, base_folder
+from calrec_lite.model.device import device
 from calrec_lite.model.towers import Towers
 from calrec_lite.recipe import Base, Lora, Loss
 from calrec_lite.recipe_file import load_recipe

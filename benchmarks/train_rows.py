@@ -23,7 +23,11 @@ from calrec_lite.train.trainer import CALRecConfig
 
 ITEMS = 10  # of a row, the target included
 SEED = 0
-DTYPES = ("bf16", "nf4")
+DTYPES: dict[str, dict[str, Any]] = {  # by name in the tables: how the base is loaded
+    "bf16": {"dtype": "bfloat16", "load_in_4bit": False},
+    "fp32": {"dtype": "float32", "load_in_4bit": False},
+    "nf4": {"dtype": "auto", "load_in_4bit": True},
+}
 DATA = ("ml100k", "scientific")
 
 
@@ -61,8 +65,7 @@ class Bench:
 
     @cached_property
     def base(self) -> Base:
-        values = self.run.recipe.base.model_dump() | {"load_in_4bit": self.dtype == "nf4"}
-        return Base.model_validate(values)
+        return Base.model_validate(self.run.recipe.base.model_dump() | DTYPES[self.dtype])
 
     def catalogue(self, loss: Loss) -> EncodedCatalogue:
         """The items, with the prior and the logits' scale that the loss is trained with."""
@@ -218,7 +221,7 @@ class Straightforward(TRL):
                 supervised = labels != -100
                 history.append(ids[mask.bool() & ~supervised])
                 target.append(ids[supervised])
-        with torch.autocast(history[0].device.type, torch.bfloat16):
+        with torch.autocast(history[0].device.type, torch.bfloat16, enabled=self.trainer.model.dtype is torch.bfloat16):
             loss = 0.15 * self.loss([padded(history), padded(target)], None)
             loss.backward()
 

@@ -45,7 +45,10 @@ class Base(Section):
     model: str = Field(description="Hub id, local folder, .gguf file, or pypi://PACKAGE==VERSION/FILE#sha256=...")
     revision: str | None = None
     license: str | None = Field(None, description="of the base, as the Hub abbreviates it; stated on the model card")
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    dtype: Literal["auto", "bfloat16", "float32"] = Field(
+        "auto",
+        description="of weights and products; auto: bfloat16 where this machine multiplies it faster",
+    )
     load_in_4bit: bool = Field(True, description="NF4 with double quantisation (bitsandbytes)")
     load_in_8bit: bool = False
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
@@ -248,6 +251,9 @@ class Evaluate(Section):
     domain: str | None = Field(None, description="default: the last stage's only or last domain")
     split: Literal["test", "validation"] = "test"
     users: PositiveInt | None = Field(2000, description="drawn by the seed; null: all")
+    model_users: PositiveInt | None = Field(
+        None, description="of those, so many for the base and the stages, whose lists take long on a CPU; null: all"
+    )
     bootstrap: PositiveInt = 2000
     mrr_cut: PositiveInt = Field(10, description="MRR counts targets up to this rank")
     duplicates: Literal["canonical", "expected"] = Field(

@@ -14,6 +14,7 @@ from calrec_lite.cli.recommend import recommend
 from calrec_lite.cli.train import prepare, train
 from calrec_lite.cli.tune import tune
 from calrec_lite.errors import InputError, RunError
+from calrec_lite.threads import share_cores
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -44,6 +45,7 @@ for command in (
 
 def main() -> None:
     """Entry point: exit 2 for what the user got wrong, 1 for a run that failed and can be resumed."""
+    share_cores()  # before anything imports NumPy or torch
     try:
         group(standalone_mode=False)
     except click.exceptions.Abort:

@@ -63,15 +63,18 @@ def recommend(
     if not users:
         _show(_open(model, engine, strategy, quantised), titles, k, lists)
         return
-    from calrec_lite.recommend.bulk import Bulk
+    from calrec_lite.model.device import dtype_here
+    from calrec_lite.recommend.bulk import Bulk, begun_option
 
     assert out is not None
     folder = locate(model)
     options: dict[str, Any] = {"k": k, "strategy": strategy, "engine": engine, "4bit": quantised}
     options |= {"model": fingerprint(folder), "version": __version__}
     options |= {name: hashlib.sha256("\n".join(items).encode()).hexdigest() for name, items in lists.items()}
+    # A list begun in one number type ends in it, also where another machine goes on.
+    options["dtype"] = begun_option(out, "dtype") or dtype_here(folder)
     job = Bulk(users, out, options, block)
-    recommender = _open(folder, engine, strategy, quantised)
+    recommender = _open(folder, engine, strategy, quantised, options["dtype"])
 
     def rank(histories: list[list[str]], candidates: list[list[str] | None]) -> Any:
         own: dict[str, Any] = {"candidates": candidates} if any(c is not None for c in candidates) else {}
@@ -82,14 +85,14 @@ def recommend(
     click.echo(f"{done.users} users -> {out}{rejected}")
 
 
-def _open(model: str | Path, engine: str, strategy: str | None, quantised: bool) -> "Recommender":
+def _open(model: str | Path, engine: str, strategy: str | None, quantised: bool, dtype: Any = "auto") -> "Recommender":
     if engine == "vllm":
         from calrec_lite.recommend.vllm import vllm_recommender
 
-        return vllm_recommender(model, strategy)
+        return vllm_recommender(model, strategy, dtype)
     from calrec_lite.recommend import Recommender
 
-    return Recommender.from_pretrained(model, quantised, strategy)
+    return Recommender.from_pretrained(model, quantised, strategy, dtype)
 
 
 def _show(recommender: "Recommender", titles: tuple[str, ...], k: int | None, lists: dict[str, Any]) -> None:

@@ -37,6 +37,7 @@ from calrec_lite.data.readers import Raw, read
 from calrec_lite.data.report import describe, statistics
 from calrec_lite.data.sources import fetch
 from calrec_lite.errors import InputError
+from calrec_lite.threads import cores
 
 __all__ = ["describe", "prepare", "prepare_to"]
 
@@ -137,7 +138,7 @@ def _database() -> Iterator[duckdb.DuckDBPyConnection]:
     with tempfile.TemporaryDirectory(prefix="calrec-lite-") as folder:
         connection = duckdb.connect(str(Path(folder) / "work.duckdb"))
         try:
-            connection.execute("SET TimeZone = 'UTC'; SET enable_progress_bar = false")
+            connection.execute(f"SET TimeZone = 'UTC'; SET enable_progress_bar = false; SET threads = {cores()}")
             yield connection
         finally:
             connection.close()

@@ -98,6 +98,7 @@ def _deciding(values: dict[str, Any]) -> dict[str, Any]:
 def _run_cell(cell: Cell, folder: Path, cells: Sequence[Cell]) -> None:
     run = Run.start(cell.recipe, folder)
     _share_domains(run, folder)
+    _share_dtype(run, folder, cells)
     if cell.stages:
         _borrow(cell, run, folder, cells)
         train_run(run)
@@ -132,6 +133,17 @@ def _share_domains(run: Run, folder: Path) -> None:
     link = run.folder / "domains"
     if not link.is_symlink():
         link.symlink_to(Path("..") / "domains", target_is_directory=True)
+
+
+def _share_dtype(run: Run, folder: Path, cells: Sequence[Cell]) -> None:
+    """One number type for all cells whose recipe leaves it open: what differs between them is their recipes."""
+    if run.recipe.base.dtype != "auto" or run.kept_dtype:
+        return
+    for cell in cells:
+        other = Run(cell.recipe, folder / cell.name)
+        if cell.recipe.base.dtype == "auto" and (known := other.kept_dtype):
+            run.keep_dtype(known)
+            return
 
 
 def _borrow(cell: Cell, run: Run, folder: Path, cells: Sequence[Cell]) -> None:

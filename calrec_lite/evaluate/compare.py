@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from calrec_lite.errors import InputError
-from calrec_lite.evaluate.metrics import METRICS, Copies, Difference, Ranks, paired_bootstrap
+from calrec_lite.evaluate.metrics import METRICS, Copies, Ranks, paired_bootstrap
 from calrec_lite.evaluate.results import caption, difference_cell, made_by, markdown, read_metrics, read_rankings
 
 MEND = "evaluate both on the same prepared domain"
@@ -62,7 +62,7 @@ def compare(a: Path, b: Path, pairs: Sequence[tuple[str, str]] = ()) -> dict[str
 
     Returns:
         What both share (`domain`, and the `protocol` of `a`), `lists`: how each made its models' lists, in words, and
-        `comparisons`: a list of {a, b, metrics: {metric: {difference, low, high, p}}}.
+        `comparisons`: a list of {a, b, users, metrics: {metric: {difference, low, high, p}}}, over so many users.
 
     Raises:
         InputError: the two differ in data, protocol or users, lack a system of `pairs`, or leave nothing to compare.
@@ -78,18 +78,18 @@ def compare(a: Path, b: Path, pairs: Sequence[tuple[str, str]] = ()) -> dict[str
         "domain": run_a.results["domain"],
         "protocol": run_a.results["protocol"],
         "lists": [made_by(run.results) for run in (run_a, run_b)],
-        "comparisons": [
-            {"a": of_a, "b": of_b, "metrics": _differences(run_a, of_a, run_b, of_b)} for of_a, of_b in chosen
-        ],
+        "comparisons": [{"a": of_a, "b": of_b, **_differences(run_a, of_a, run_b, of_b)} for of_a, of_b in chosen],
     }
 
 
 def comparison_table(comparison: dict[str, Any]) -> str:
     """The result of `compare` as a Markdown table with its protocol as the caption."""
-    head = ["a -> b", "R@1", "R@10", "N@10", f"MRR@{comparison['protocol']['mrr_cut']}"]
+    apart = len({pair["users"] for pair in comparison["comparisons"]}) > 1
+    head = ["a -> b", *(["users"] if apart else []), "R@1", "R@10", "N@10", f"MRR@{comparison['protocol']['mrr_cut']}"]
     rows = [
         [
             pair["a"] if pair["a"] == pair["b"] else f"{pair['a']} -> {pair['b']}",
+            *([f"{pair['users']:,}"] if apart else []),
             *(difference_cell(pair["metrics"][metric]) for metric in METRICS),
         ]
         for pair in comparison["comparisons"]
@@ -99,20 +99,26 @@ def comparison_table(comparison: dict[str, Any]) -> str:
     return f"{markdown(head, rows)}\n\n{notes}"
 
 
-def _differences(a: Run, of_a: str, b: Run, of_b: str) -> dict[str, Difference]:
+def _differences(a: Run, of_a: str, b: Run, of_b: str) -> dict[str, Any]:
+    """Over the users of both: a model may have been measured on a part of them (`evaluate.model_users`)."""
     users_a, ranks_a = a.ranks(of_a)
     users_b, ranks_b = b.ranks(of_b)
-    if users_a != users_b:
+    both = sorted(set(users_a) & set(users_b))
+    if both not in (users_a, users_b):
         seeds = f"{a.results['protocol']['seed']} and {b.results['protocol']['seed']}"
         raise InputError(
             f"{a.folder} and {b.folder} measured different users (seeds {seeds}): "
             "evaluate both with the same seed and number of users"
         )
     protocol = a.results["protocol"]
+    in_a, in_b = np.isin(users_a, both), np.isin(users_b, both)
     copies, of_b_copies = a.copies(of_a), b.copies(of_b)
-    if copies is not None and of_b_copies is not None and not np.array_equal(copies, of_b_copies):
-        raise InputError(f"{a.folder} and {b.folder} know different copies of the same items: {MEND}")
-    return paired_bootstrap(ranks_a, ranks_b, protocol["bootstrap"], protocol["seed"], protocol["mrr_cut"], copies)
+    if copies is not None and of_b_copies is not None:
+        copies, of_b_copies = copies[in_a], of_b_copies[in_b]
+        if not np.array_equal(copies, of_b_copies):
+            raise InputError(f"{a.folder} and {b.folder} know different copies of the same items: {MEND}")
+    options = protocol["bootstrap"], protocol["seed"], protocol["mrr_cut"], copies
+    return {"users": len(both), "metrics": paired_bootstrap(ranks_a[in_a], ranks_b[in_b], *options)}
 
 
 def refuse_unlike(a: Run, b: Run) -> None:

@@ -22,7 +22,7 @@ from calrec_lite.evaluate.baselines import Histories, Popularity
 from calrec_lite.evaluate.kept import kept
 from calrec_lite.evaluate.metrics import ndcg_at, ranks_in_chunks
 from calrec_lite.evaluate.protocol import build_cases
-from calrec_lite.model.base import device
+from calrec_lite.model.device import device
 
 FORMAT = 1  # raise it when the same settings come to give other vectors
 FILES = ("config.json", "tokenizer_config.json", "tokenizer.json", "model.safetensors")
@@ -81,7 +81,8 @@ class _Scores:
     def __call__(self, users: slice) -> NDArray[np.float32]:
         means = np.stack([self.vectors[history[-self.latest :]].mean(axis=0) for history in self.histories[users]])
         length = np.linalg.norm(means, axis=1, keepdims=True)  # (u, 1)
-        return np.asarray((means / np.maximum(length, 1e-12)) @ self.vectors.T)
+        unit = torch.from_numpy(means / np.maximum(length, 1e-12))
+        return (unit @ torch.from_numpy(self.vectors).T).numpy()  # in torch's pool of threads, the only one
 
 
 def _save(vectors: NDArray[np.float32], folder: Path) -> None:
@@ -90,7 +91,10 @@ def _save(vectors: NDArray[np.float32], folder: Path) -> None:
 
 @torch.no_grad()
 def _encode(catalogue: Catalogue, model: str) -> NDArray[np.float32]:
-    """Vectors of length 1 for the items' texts, by the mean over their tokens' last states, (N, D)."""
+    """Vectors of length 1 for the items' texts, by the mean over their tokens' last states, (N, D).
+
+    In float32 on every machine: so small an encoder takes minutes, and its vectors are kept for all of them.
+    """
     folder = _folder(model)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     encoder = AutoModel.from_pretrained(folder, dtype=torch.float32).to(device()).eval()

@@ -1,7 +1,7 @@
 """Cases drawn from a domain, systems measured on them, and slices of the result (METHOD section 7)."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from time import perf_counter
 from typing import Any, Literal
 from typing import Protocol as Interface
@@ -50,6 +50,19 @@ class Cases:
         pairs = zip(self.histories, self.targets, strict=True)
         return np.array([bool((history == target).any()) for history, target in pairs], dtype=np.bool_)
 
+    def part(self, n: int | None, seed: int) -> "Cases":
+        """`n` of the users, drawn by the seed, in the same order; all of them if n is None or there are no more."""
+        if n is None or n >= len(self.users):
+            return self
+        drawn = np.sort(np.random.default_rng(seed).choice(len(self.users), size=n, replace=False))
+        return replace(
+            self,
+            users=self.users[drawn],
+            histories=[self.histories[i] for i in drawn],
+            targets=self.targets[drawn],
+            tied=None if self.tied is None else self.tied[drawn],
+        )
+
 
 @dataclass(frozen=True)
 class Protocol:
@@ -65,6 +78,7 @@ class Protocol:
         bootstrap: resamples of the users behind each interval.
         duplicates: `canonical`: items of the same text are one item. `expected`: they stand in a list one after the
             other in random order, and a metric is its mean over such orders.
+        model_users: of the users so many for models, whose lists take long; None: all of them.
     """
 
     split: Split = "test"
@@ -75,6 +89,7 @@ class Protocol:
     seed: int = 0
     bootstrap: int = 2000
     duplicates: Literal["canonical", "expected"] = "canonical"
+    model_users: int | None = None
 
     @classmethod
     def of(cls, asked: recipe.Recipe) -> "Protocol":
@@ -89,6 +104,7 @@ class Protocol:
             seed=asked.seed,
             bootstrap=options.bootstrap,
             duplicates=options.duplicates,
+            model_users=options.model_users,
         )
 
     def __post_init__(self) -> None:
@@ -129,6 +145,7 @@ class Protocol:
 class SystemResult:
     """One system, measured."""
 
+    cases: Cases  # on which it was
     metrics: dict[str, Interval]
     lists: NDArray[np.int32]  # (U, k)
     ranks: Ranks  # (U,)
@@ -154,12 +171,9 @@ def build_cases(domain: Domain, split: Split, n_users: int | None, seed: int) ->
             f"domain `{domain.name}`: no user has {needs} that a {split} case needs by {domain.holdout}; "
             "nothing can be evaluated: add data, or lower its min_user_events and min_item_events"
         )
-    if n_users is not None and n_users < len(users):
-        drawn = np.sort(np.random.default_rng(seed).choice(len(users), size=n_users, replace=False))
-        users, positions = users[drawn], positions[drawn]
     starts = sequences.offsets[users]
     copies = np.bincount(list(domain.catalogue.aliases.values()), minlength=len(domain.catalogue))
-    return Cases(
+    every = Cases(
         users=users,
         histories=[sequences.items[start:end] for start, end in zip(starts.tolist(), positions.tolist(), strict=True)],
         targets=sequences.items[positions].astype(np.int64),
@@ -168,6 +182,7 @@ def build_cases(domain: Domain, split: Split, n_users: int | None, seed: int) ->
         tied=sequences.tied(users, positions),
         holdout=domain.holdout,
     )
+    return every.part(n_users, seed)
 
 
 def evaluate_system(ranker: Ranker, cases: Cases, protocol: Protocol) -> SystemResult:
@@ -182,7 +197,7 @@ def evaluate_system(ranker: Ranker, cases: Cases, protocol: Protocol) -> SystemR
     seconds = perf_counter() - start
     _check(lists, cases, protocol)
     ranks = ranks_from_lists(lists, cases.targets, cases.copies if protocol.duplicates == "expected" else None)
-    return SystemResult(protocol.summary(cases, ranks), lists, ranks, seconds)
+    return SystemResult(cases, protocol.summary(cases, ranks), lists, ranks, seconds)
 
 
 def slices(domain: Domain, cases: Cases, ranks: Ranks, protocol: Protocol) -> dict[str, dict[str, int | Interval]]:

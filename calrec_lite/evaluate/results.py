@@ -22,7 +22,7 @@ from calrec_lite.evaluate.protocol import Cases, Protocol, SystemResult, slices
 from calrec_lite.files import atomic_path, write_json
 
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "numpy", "duckdb", "cornac")
-BY_SYSTEM = ("systems", "slices", "users_per_second")
+BY_SYSTEM = ("systems", "slices", "users", "users_per_second")
 RANKINGS = pa.schema(
     [
         ("system", pa.string()),
@@ -46,8 +46,9 @@ def write_results(
     """Write `metrics.json` and `rankings.parquet` into `folder`, and return what metrics.json holds.
 
     Systems measured there before by the same protocol are kept, those of the same name replaced: so stages can be
-    evaluated one after the other. `systems` is {name: {metric: {value, low, high}}}; `slices` and `users_per_second`
-    stand beside it, by system too. `versions`, `hardware` and `date` are those of the last writing.
+    evaluated one after the other. `systems` is {name: {metric: {value, low, high}}}; `slices`, `users` (how many it was
+    measured on) and `users_per_second` stand beside it, by system too. `versions`, `hardware` and `date` are those of
+    the last writing.
 
     Args:
         folder: made if it does not exist.
@@ -65,7 +66,8 @@ def write_results(
         "versions": versions(),
         "hardware": hardware(),
         "systems": {name: system.metrics for name, system in systems.items()},
-        "slices": {name: slices(domain, cases, system.ranks, protocol) for name, system in systems.items()},
+        "slices": {name: slices(domain, system.cases, system.ranks, protocol) for name, system in systems.items()},
+        "users": {name: len(system.ranks) for name, system in systems.items()},
         "users_per_second": {name: system.users_per_second for name, system in systems.items()},
     }
     for key in BY_SYSTEM:
@@ -74,7 +76,7 @@ def write_results(
     rankings = pa.concat_tables(
         [
             _kept_rankings(folder, set(previous.get("systems", {})) - set(systems)),
-            *(_rankings(name, domain, cases, system) for name, system in systems.items()),
+            *(_rankings(name, domain, system) for name, system in systems.items()),
         ]
     )
     # The rankings go first: whatever system metrics.json names has its rankings, killed between the two or not.
@@ -148,23 +150,37 @@ def hardware() -> dict[str, Any]:
     # Here, not above: reading results and comparing them needs no torch, which takes seconds to import.
     import torch
 
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {"platform": platform.platform(), "machine": platform.machine(), "cpus": os.cpu_count(), "gpu": gpu}
+    return {
+        "platform": platform.platform(),
+        "machine": platform.machine(),
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),  # the instructions that torch's own kernels use
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
 
 
 def table(results: Mapping[str, Any]) -> str:
     """The contents of a metrics.json as a Markdown table, its protocol as the caption below."""
-    speeds = results["users_per_second"]
-    head = ["system", "R@1", "R@10", "N@10", f"MRR@{results['protocol']['mrr_cut']}", "users/s"]
+    speeds, users = results["users_per_second"], _measured_on(results)
+    apart = len(set(users.values())) > 1
+    head = ["system", *(["users"] if apart else []), "R@1", "R@10", "N@10"]
+    head += [f"MRR@{results['protocol']['mrr_cut']}", "users/s"]
     rows = [
         [
             name,
+            *([f"{users[name]:,}"] if apart else []),
             *(interval_cell(metrics[metric]) for metric in METRICS),
             f"{speeds[name]:.{0 if speeds[name] >= 100 else 1}f}",
         ]
         for name, metrics in results["systems"].items()
     ]
     return f"{markdown(head, rows)}\n\n{caption(results)}"
+
+
+def _measured_on(results: Mapping[str, Any]) -> dict[str, int]:
+    """How many users each system was measured on; before that was written down, all were measured on all."""
+    return dict.fromkeys(results["systems"], results["protocol"]["users"]) | results.get("users", {})
 
 
 def caption(results: Mapping[str, Any]) -> str:
@@ -181,10 +197,14 @@ def caption(results: Mapping[str, Any]) -> str:
     if tied is not None:
         ties = f"{tied:.1%} of targets tied in time (order drawn by the seed)"
     made = f", models' lists by {made_by(results)}" if results.get("recommend") else ""
+    part = protocol.get("model_users")
+    users = f"{protocol['users']:,} users"
+    if part and part < protocol["users"]:
+        users += f" (models: {part:,} of them)"
     return (
         f"{domain['name']} ({domain['fingerprint'][:12]}), {protocol['split']}, "
         f"{protocol.get('holdout', 'leave-one-out')}, full catalogue of {protocol['items']:,} items ({same}), "
-        f"{protocol['users']:,} users, {ties}, {seen}, MRR cut at {protocol['mrr_cut']}{made}; "
+        f"{users}, {ties}, {seen}, MRR cut at {protocol['mrr_cut']}{made}; "
         f"[95% bootstrap interval over users], seed {protocol['seed']}."
     )
 
@@ -197,6 +217,8 @@ def made_by(results: Mapping[str, Any]) -> str:
     made = f"`{recommend['strategy']}`"
     if recommend["strategy"] == "rerank":
         made += f" (fusion {recommend['fusion']:g}, transitions {recommend['transitions']:g})"
+    if dtype := results.get("dtype"):  # older results do not say it
+        made += f" in {dtype}"
     return f"{made}, quantised as in training (too large for the GPU)" if results.get("quantised") else made
 
 
@@ -229,8 +251,8 @@ def _kept_rankings(folder: Path, names: set[str]) -> pa.Table:
     return rankings.filter(pc.is_in(rankings["system"], pa.array(sorted(names)))).cast(RANKINGS)
 
 
-def _rankings(name: str, domain: Domain, cases: Cases, system: SystemResult) -> pa.Table:
-    ids = domain.catalogue.ids
+def _rankings(name: str, domain: Domain, system: SystemResult) -> pa.Table:
+    ids, cases = domain.catalogue.ids, system.cases
     return pa.table(
         [
             [name] * len(cases.users),

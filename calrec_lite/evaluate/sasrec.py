@@ -29,7 +29,7 @@ from calrec_lite.evaluate.baselines import Popularity
 from calrec_lite.evaluate.kept import kept
 from calrec_lite.evaluate.metrics import CELLS, ndcg_at, ranks_in_chunks
 from calrec_lite.evaluate.protocol import Cases, build_cases
-from calrec_lite.model.base import device
+from calrec_lite.model.device import device
 
 if TYPE_CHECKING:
     from cornac.models.sasrec.sasrec import SASRecModel

@@ -44,12 +44,13 @@ def evaluate_run(run: Run, trained: bool = True, folder: Path | None = None) -> 
     protocol = Protocol.of(recipe)
     cases = build_cases(domain, protocol.split, protocol.users, protocol.seed)
     # Once for all models, which are of one size: with another one in memory the answer might be another.
-    placed = placement(run.base, recipe.base)
-    made = {"recommend": recipe.recommend.model_dump(), "quantised": placed[0]}
+    placed = placement(run.base, run.loading)
+    made = {"recommend": recipe.recommend.model_dump(), "quantised": placed[0], "dtype": run.dtype.dtype}
     measured: dict[str, SystemResult] = {}
     for name, system in _systems(run, trained, placed):
-        print(f"evaluating {name} on {len(cases.users):,} users")
-        measured[name] = evaluate_system(system, cases, protocol)
+        own = cases if name in BASELINE_NAMES else cases.part(protocol.model_users, protocol.seed)
+        print(f"evaluating {name} on {len(own.users):,} users")
+        measured[name] = evaluate_system(system, own, protocol)
         del system
         free_memory()  # before the next one is loaded
     # An earlier evaluation is replaced whole, never mixed with.
@@ -88,7 +89,7 @@ def open_recommender(run: Run, folder: Path, transitions: bool = False, placed: 
         placed: how the weights are loaded; default: as `placement` says of them.
     """
     recipe = run.recipe
-    base = recipe.base.model_copy(update={"attention": "sdpa"})  # a tree of continuations needs a mask of its own
+    base = run.loading.model_copy(update={"attention": "sdpa"})  # a tree of continuations needs a mask of its own
     towers = Towers(load_model(folder, base, *(placed or placement(folder, base))))
     name, domain = recipe.target, run.domain(recipe.target)
     counted = Transitions.of(domain) if transitions or recipe.recommend.counts_transitions else None

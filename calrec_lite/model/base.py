@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from calrec_lite.data.checksum import file_sha256
 from calrec_lite.data.sources import fetch, snapshot
 from calrec_lite.errors import InputError, RunError
 from calrec_lite.files import BESIDE_WEIGHTS, atomic_path, cache_folder
+from calrec_lite.model.device import choose_dtype, device
 from calrec_lite.model.merge import shards
 from calrec_lite.recipe import Base
 
@@ -90,13 +90,6 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> PreTrainedT
         ) from None
 
 
-def device() -> torch.device:
-    """Where models run: the first CUDA device of this process if there is one, else the CPU."""
-    if torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-    return torch.device("cpu")
-
-
 Placement = tuple[bool, torch.device]  # whether quantised, and where
 
 
@@ -110,7 +103,7 @@ def placement(folder: Path, base: Base) -> Placement:
     if gpu.type == "cpu" or torch.cuda.mem_get_info(gpu)[0] > 1.3 * loaded_bytes(folder, base):
         return False, gpu
     if base.load_in_4bit or base.load_in_8bit:
-        print(f"{folder}: too large for the GPU in {base.dtype}, so quantised as in training")
+        print(f"{folder}: too large for the GPU in {choose_dtype(base, folder).dtype}, so quantised as in training")
         return True, gpu
     return False, torch.device("cpu")
 
@@ -121,11 +114,13 @@ def loaded_bytes(folder: Path, base: Base) -> int:
     for file in shards(folder):
         with safe_open(file, "pt") as weights:
             numbers += sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
-    return numbers * int(getattr(torch, base.dtype).itemsize)
+    return numbers * int(getattr(torch, choose_dtype(base, folder).dtype).itemsize)
 
 
 def load_model(folder: Path, base: Base, quantised: bool = True, where: torch.device | None = None) -> PreTrainedModel:
     """Load the weights of a local folder as the recipe says: NF4 with double quantisation, int8, bf16 or fp32.
+
+    Whatever is quantised is multiplied in the number type of `base.dtype`, which `auto` chooses for this machine.
 
     Args:
         folder: from `base_folder`, or a stage's merged weights.
@@ -137,7 +132,7 @@ def load_model(folder: Path, base: Base, quantised: bool = True, where: torch.de
             installed.
         RunError: there is not memory enough for it.
     """
-    dtype = getattr(torch, base.dtype)
+    dtype = getattr(torch, choose_dtype(base, folder, where).dtype)
     quantisation = None
     if quantised and base.load_in_4bit:
         quantisation = BitsAndBytesConfig(
@@ -168,7 +163,14 @@ def load_model(folder: Path, base: Base, quantised: bool = True, where: torch.de
             "base.load_in_4bit: true under another `name`)"
         ) from None
     model.config.use_cache = False
+    if dtype is not torch.bfloat16:  # the type in which bitsandbytes' fused kernel for NF4 on a CPU multiplies
+        _without_fused_kernel(model)
     return model
+
+
+def _without_fused_kernel(model: nn.Module) -> None:
+    for layer in (m for m in model.modules() if isinstance(m, Linear4bit)):
+        layer.support_avx512bf16_for_cpu = False
 
 
 def load_adapter_weights(model: PeftModel, folder: Path) -> None:
@@ -200,10 +202,9 @@ def add_adapter(
         use_rslora=lora.use_rslora,
         use_dora=lora.use_dora,
     )
-    for layer in (m for m in model.modules() if isinstance(m, Linear4bit)):
-        # in eval mode on a CPU bitsandbytes repacks the weights for a kernel that has no backward, for good:
-        # a validation loss before training would cut off every gradient below, without an error
-        layer.support_avx512bf16_for_cpu = False
+    # In eval mode on a CPU bitsandbytes repacks the weights for a kernel that has no backward, for good:
+    # a validation loss before training would cut off every gradient below, without an error.
+    _without_fused_kernel(model)
     if gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.enable_input_require_grads()

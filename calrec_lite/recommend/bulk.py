@@ -175,6 +175,14 @@ class Bulk:
         self._state.unlink()
 
 
+def begun_option(out: Path, name: str) -> Any:
+    """An option of the unfinished run of `out`; None where there is none, or it cannot be read (`Bulk` says so)."""
+    try:
+        return json.loads(out.with_name(f"{out.name}.state.json").read_text(encoding="utf-8"))["run"].get(name)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
 def _ranked(
     rank: Rank, users: list[tuple[int, User]]
 ) -> tuple[list[tuple[User, Sequence[Recommendation]]], list[Rejected]]:

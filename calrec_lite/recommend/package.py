@@ -5,7 +5,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 from pydantic import Field, NonNegativeInt, ValidationError
@@ -31,7 +31,7 @@ class PackageInfo(Section):
     domain: str
     fingerprint: str = Field(description="of the prepared domain")
     labels: list[str] = Field(description="attributes of an item's text, in order")
-    dtype: Literal["bfloat16", "float32"]
+    dtype: Literal["bfloat16", "float32"] = Field(description="in which it was trained and measured")
     text: Text
     recommend: Recommend
     prior: float = Field(description="weight of the items' log training counts in their logits")
@@ -62,10 +62,6 @@ class Package:
     @property
     def text(self) -> Text:
         return self.info.text
-
-    @property
-    def dtype(self) -> Any:
-        return self.info.dtype
 
     @property
     def options(self) -> Recommend:

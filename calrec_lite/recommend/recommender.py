@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from calrec_lite.errors import InputError, RunError
 from calrec_lite.model.base import load_model, load_tokenizer
+from calrec_lite.model.device import AskedDType
 from calrec_lite.model.towers import Towers
 from calrec_lite.recipe import Base, Recommend
 from calrec_lite.recommend.ground import normalised
@@ -73,12 +74,20 @@ class Recommender:
         return self.strategies.options
 
     @classmethod
-    def from_pretrained(cls, source: str | Path, quantised: bool = False, strategy: str | None = None) -> "Recommender":
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        quantised: bool = False,
+        strategy: str | None = None,
+        dtype: AskedDType = "auto",
+    ) -> "Recommender":
         """Open a folder that `calrec-lite export` wrote, or a Hub id of one.
 
         Args:
             quantised: load in 4 bits.
             strategy: default: the recipe's.
+            dtype: number type of weights and products; `auto`: the faster one of this machine, whatever the model was
+                trained in.
 
         Raises:
             InputError: if it is no such folder, or no such strategy.
@@ -86,7 +95,7 @@ class Recommender:
         package = open_package(source)
         options = with_strategy(package.options, strategy)
         transitions = package.transitions() if options.counts_transitions else None
-        base = Base(model=str(package.folder), dtype=package.dtype, load_in_4bit=quantised)
+        base = Base(model=str(package.folder), dtype=dtype, load_in_4bit=quantised)
         encoder = Encoder(load_tokenizer(package.folder), package.text)
         towers = Towers(load_model(package.folder, base))
         return cls(

@@ -14,6 +14,7 @@ from transformers import AutoConfig
 
 from calrec_lite.errors import InputError
 from calrec_lite.model.base import load_tokenizer
+from calrec_lite.model.device import AskedDType, dtype_here
 from calrec_lite.recipe import Recommend
 from calrec_lite.recommend.package import open_package, with_strategy
 from calrec_lite.recommend.recommender import Recommender
@@ -23,11 +24,12 @@ from calrec_lite.text.encoding import Encoder, Tokens
 TEMPERATURES = (0.01, 2.0)  # what vLLM takes as it is
 
 
-def vllm_recommender(source: str | Path, strategy: str | None = None) -> Recommender:
+def vllm_recommender(source: str | Path, strategy: str | None = None, dtype: AskedDType = "auto") -> Recommender:
     """`Recommender.from_pretrained` with vLLM in place of transformers.
 
     Args:
         strategy: default: the recipe's. Only `sample`.
+        dtype: as of `Recommender.from_pretrained`.
 
     Raises:
         InputError: for another strategy, where vLLM is not installed, or if the folder is none of ours.
@@ -48,7 +50,7 @@ def vllm_recommender(source: str | Path, strategy: str | None = None) -> Recomme
     room = _room(package.folder, encoder, most)
     llm = LLM(
         model=str(package.folder),
-        dtype=package.dtype,
+        dtype=dtype_here(package.folder) if dtype == "auto" else dtype,
         seed=package.seed,
         max_model_len=room,
         enable_prefix_caching=True,  # a user's texts share the prompt's cache

@@ -116,6 +116,8 @@ def _shared(recipe: Recipe) -> dict[str, Any]:
     values = resolved(recipe)
     del values["ablate"]
     values["evaluate"]["domain"] = recipe.target  # without its last stage a recipe would have another
+    if part := recipe.evaluate.model_users:  # every difference is paired: all systems on the same users
+        values["evaluate"] |= {"users": min(part, recipe.evaluate.users or part), "model_users": None}
     return values
 
 

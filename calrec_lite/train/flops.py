@@ -9,6 +9,7 @@ from transformers import PretrainedConfig
 from calrec_lite.text.batch import StepBatch
 
 ROUNDS = 3
+PATIENCE = 0.5  # seconds of one product, after which no second one is timed
 SIDE = {"cuda": 8192, "cpu": 1024}  # of the square matrices that are multiplied to learn the device's rate
 
 
@@ -55,4 +56,6 @@ def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
         start = time.perf_counter()
         float((square @ square)[0, 0])  # reading a value waits for the device
         best = min(best, time.perf_counter() - start)
+        if best > PATIENCE:  # a type that this machine is slow at
+            break
     return 2 * side**3 / best

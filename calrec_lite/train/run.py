@@ -2,17 +2,18 @@
 
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from calrec_lite.data.domain import Domain
 from calrec_lite.data.prepare import prepare_to
 from calrec_lite.errors import InputError
 from calrec_lite.files import write_json
 from calrec_lite.model.base import base_folder, load_tokenizer
-from calrec_lite.recipe import Recipe, require_domain, resolved
+from calrec_lite.model.device import Choice, choose_dtype
+from calrec_lite.recipe import Base, Recipe, require_domain, resolved
 from calrec_lite.recipe_file import load_resolved, save_resolved
 from calrec_lite.text.encoding import EncodedCatalogue, Encoder, encode_catalogue
 
@@ -66,12 +67,15 @@ class Run:
         """
         run = cls(recipe, root / recipe.name)
         if run._recipe_file.is_file():
-            changed = _changed(resolved(cls.open(run.folder).recipe), resolved(recipe))
+            before = cls.open(run.folder)
+            changed = _changed(resolved(before.recipe), resolved(recipe), before.came_to)
             if changed:
                 raise InputError(
                     f"{run.folder} holds a run of another recipe (it differs in {', '.join(changed)}): "
                     "give this one another `name`, or remove that folder"
                 )
+            if recipe.base.dtype == "auto" and before.came_to != "auto" and not before.kept_dtype:
+                run.keep_dtype(Choice(before.came_to, "as base.dtype asked when this run began"))
         save_resolved(recipe, run._recipe_file)
         return run
 
@@ -108,6 +112,39 @@ class Run:
     def base(self) -> Path:
         """Folder of the untouched base."""
         return base_folder(self.recipe.base)
+
+    @cached_property
+    def dtype(self) -> Choice:
+        """The number type of all that this run computes: chosen where its first model is loaded, kept on any machine.
+
+        Weights trained, losses and lists are then of one type; `recommend` chooses anew (DESIGN 4.17).
+        """
+        if kept := self.kept_dtype:
+            return kept
+        choice = choose_dtype(self.recipe.base, self.base)
+        self.keep_dtype(choice)
+        return choice
+
+    @property
+    def kept_dtype(self) -> Choice | None:
+        """The number type, if it was chosen already."""
+        kept = self._states().get("dtype")
+        return Choice(**kept) if kept else None
+
+    def keep_dtype(self, choice: Choice) -> None:
+        """Compute in this type from now on."""
+        write_json(self.folder / "run.json", {"dtype": asdict(choice), **self._states()})
+
+    @property
+    def loading(self) -> Base:
+        """How the base and what is trained of it are loaded: as the recipe says, in the run's number type."""
+        return self.recipe.base.model_copy(update={"dtype": self.dtype.dtype})
+
+    @property
+    def came_to(self) -> Literal["auto", "bfloat16", "float32"]:
+        """The number type as far as it is known: `auto` before any model was loaded."""
+        kept = self.kept_dtype
+        return kept.dtype if kept else self.recipe.base.dtype
 
     @cached_property
     def encoder(self) -> Encoder:
@@ -187,8 +224,14 @@ FREE = (  # keys of `optim` that change memory, speed or reports, never the weig
 )
 
 
-def _changed(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Sections that decide the weights and differ; how lists are made and measured may change afterwards."""
+def _changed(old: dict[str, Any], new: dict[str, Any], dtype: str) -> list[str]:
+    """Sections that decide the weights and differ; how lists are made and measured may change afterwards.
+
+    `dtype` is what the old recipe's number type came to: another `auto` stays with it, and before it came to any, a
+    recipe may still ask for one.
+    """
     deciding = ("seed", "base", "domains", "text", "stages", "loss", "optim")
+    asked = new["base"]["dtype"]
+    old = {**old, "base": {**old["base"], "dtype": asked if "auto" in (asked, dtype) else dtype}}
     old, new = ({**r, "optim": {k: v for k, v in r["optim"].items() if k not in FREE}} for r in (old, new))
     return [key for key in deciding if old[key] != new[key]]

@@ -20,7 +20,8 @@ from transformers.integrations import get_reporting_integration_callbacks
 
 from calrec_lite.errors import InputError, RunError
 from calrec_lite.files import atomic_path, write_json
-from calrec_lite.model.base import add_adapter, device, load_adapter_weights, load_model, placement
+from calrec_lite.model.base import add_adapter, load_adapter_weights, load_model, placement
+from calrec_lite.model.device import described_device, device, slow_at
 from calrec_lite.model.merge import merge_adapter, parity
 from calrec_lite.model.towers import Towers
 from calrec_lite.recipe import Base, Stage
@@ -49,7 +50,15 @@ def train_run(run: Run) -> None:
             print(f"stage {folder.folder.name}: done already, merged again")
             merge_adapter(stage_origin(run, i)[0], folder.adapter, folder.merged)
         else:
+            _say_device(run)
             _train_stage(run, i)
+
+
+def _say_device(run: Run) -> None:
+    """Where and in which number type the run is trained, before it is."""
+    print(described_device(run.dtype))
+    if slow := slow_at(run.dtype.dtype, run.base):
+        print(f"WARNING: {slow}; a run of another `name` with base.dtype: auto would be faster")
 
 
 def _check_reporters(names: list[str]) -> None:
@@ -124,7 +133,7 @@ def _adapter(run: Run, index: int, rows: Rows, valid: Rows) -> tuple[dict[str, A
     base, carried = stage_origin(run, index)
     catalogues = {d: run.catalogue(d) for d in stage.domains}
     set_seed(recipe.training_seed)
-    model = add_adapter(load_model(base, recipe.base), recipe.base, bool(recipe.optim.gradient_checkpointing), carried)
+    model = add_adapter(load_model(base, run.loading), run.loading, bool(recipe.optim.gradient_checkpointing), carried)
     config = _config(run, stage, folder, model, rows)
     with environment("TENSORBOARD_LOGGING_DIR", str(folder.folder / "tensorboard")):
         log = RunLog(run, folder.folder.name)
@@ -278,8 +287,8 @@ def _states(towers: Towers, valid: Rows) -> Iterator[Tensor]:
 
 def _check_merge(live: Live, valid: Rows, merged: Path, run: Run) -> dict[str, Any]:
     """Adapter model against merged model, as `placement` loads it: logits on some rows, and the validation loss."""
-    quantised, where = placement(merged, run.recipe.base)
-    towers = Towers(load_model(merged, run.recipe.base, quantised, where))
+    quantised, where = placement(merged, run.loading)
+    towers = Towers(load_model(merged, run.loading, quantised, where))
     head = live.head.to(towers.head.device)
     before = ((states.to(head.device) @ head.T).cpu() for states in live.states)
     after = ((states @ towers.head.T).cpu() for states in _states(towers, valid))
@@ -293,7 +302,7 @@ def _check_handover(collator: Collator, valid: Rows, run: Run, index: int, facts
 
     A loud warning where it has risen too far.
     """
-    base = run.recipe.base
+    base = run.loading
     handover = run.recipe.stages[index + 1].handover if index + 1 < len(run.stages) else None
     requantised = facts["valid_nats_merged"]
     if (base.load_in_4bit or base.load_in_8bit) and not facts["merged_quantised"]:

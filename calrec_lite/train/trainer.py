@@ -1,6 +1,7 @@
 """`CALRecConfig` and `CALRecTrainer`: the mixed objective on `transformers.Trainer`, in TRL's style."""
 
 import math
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -317,14 +318,32 @@ class Intervals(TrainerCallback):
 
 
 class StageProgress(TrainerCallback):
-    """One bar a stage: steps, rate, remaining time, the latest loss."""
+    """One bar a stage: steps, rate, remaining time, the latest loss; after the first steps, how long it will take."""
+
+    FIRST = 3  # steps after which the rate is told: the very first one warms up
+    LONG = 60  # minutes that are worth a warning
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         total = None if args.max_seconds else state.max_steps
         self.bar = tqdm(total=total, initial=state.global_step, desc="train", unit="step")
+        self._ends: list[float] = []
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.bar.update(1)
+        if len(self._ends) < self.FIRST and not args.max_seconds:
+            self._ends.append(time.perf_counter())
+            if len(self._ends) == self.FIRST:
+                seconds = (self._ends[-1] - self._ends[0]) / (self.FIRST - 1)
+                self._tell(seconds, state.max_steps - state.global_step)
+
+    def _tell(self, seconds: float, steps: int) -> None:
+        minutes = seconds * steps / 60
+        tqdm.write(f"{steps:,} steps to go, {seconds:.2g} seconds each: about {max(1, round(minutes)):,} minutes")
+        if minutes > self.LONG:
+            tqdm.write(
+                "WARNING: more than an hour. Shorter: fewer steps (stages.N.max_steps, .epochs or .minutes), rows of "
+                "fewer items (text.max_items) or tokens (text.max_item_tokens), a smaller base, a GPU"
+            )
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         shown = {"nats_per_item": "nats/item", "targets_per_second": "targets/s", "eval_nats_per_item": "validation"}

@@ -1,0 +1,128 @@
+"""Where models run, and in which number type: bfloat16 where this machine multiplies it faster than float32."""
+
+import json
+import time
+from dataclasses import dataclass
+from os import environ
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from calrec_lite.recipe import Base
+from calrec_lite.threads import described
+
+DType = Literal["bfloat16", "float32"]
+AskedDType = Literal["auto", "bfloat16", "float32"]
+
+PROBE_SECONDS = 0.1
+PROBE_TOKENS = 128  # in a product, enough for it to be bound by arithmetic
+PROBE_WEIGHTS = 1 << 18  # a larger layer is cut to so many: a product then takes some milliseconds of one thread
+WORTH = 0.9  # of float32's time, or less: a gain that a second probe would find again
+SLOW = 1.5  # times as long as float32: worth a line where the type was asked for
+AMPERE = (8, 0)  # compute capability from which a GPU multiplies bfloat16
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A number type and why it is computed in."""
+
+    dtype: DType
+    why: str
+
+
+def device() -> torch.device:
+    """Where models run: the first CUDA device of this process if there is one, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(environ.get("LOCAL_RANK", 0)))
+    return torch.device("cpu")
+
+
+def choose_dtype(base: Base, folder: Path, where: torch.device | None = None) -> Choice:
+    """The number type that weights are loaded and multiplied in (DESIGN 4.17).
+
+    One that the recipe asks for is obeyed; `auto` follows the device. On a CPU a probe of a tenth of a second decides,
+    on a GPU its compute capability.
+
+    Args:
+        base: `dtype` as asked for.
+        folder: of the weights, whose config has the sizes that are probed.
+        where: default: `device()`.
+    """
+    if base.dtype != "auto":
+        return Choice(base.dtype, "as base.dtype asks")
+    where = where or device()
+    if where.type == "cuda":
+        capability = torch.cuda.get_device_capability(where)
+        known = f"compute capability {capability[0]}.{capability[1]}"
+        if capability >= AMPERE:
+            return Choice("bfloat16", known)
+        return Choice("float32", f"{known}; units for bfloat16 came with {AMPERE[0]}.{AMPERE[1]}")
+    factor = bfloat16_time(*_sizes(folder))
+    if factor < WORTH:
+        return Choice("bfloat16", f"took {factor:.2g} times float32's time in a probe")
+    return Choice("float32", f"bfloat16 took {factor:.2g} times its time in a probe")
+
+
+def slow_at(dtype: DType, folder: Path, where: torch.device | None = None) -> str | None:
+    """What to tell who computes in a number type that this machine is slow at; None where it is not."""
+    where = where or device()
+    if dtype == "float32":
+        return None
+    if where.type == "cuda":
+        has = torch.cuda.get_device_capability(where) >= AMPERE
+        return None if has else "this GPU has no units for bfloat16: float32 is faster on it"
+    factor = bfloat16_time(*_sizes(folder))
+    return f"bfloat16 is about {factor:.0f} times slower here than float32" if factor > SLOW else None
+
+
+def dtype_here(folder: Path) -> DType:
+    """The number type in which weights that are only used, not trained on, are loaded on this machine."""
+    return choose_dtype(Base(model=str(folder)), folder).dtype
+
+
+def described_device(choice: Choice, where: torch.device | None = None) -> str:
+    """One line: the device, its threads or name, the number type and why."""
+    where = where or device()
+    name = described(torch.get_num_threads()) if where.type == "cpu" else torch.cuda.get_device_name(where)
+    return f"device: {where.type.upper()}, {name}; {choice.dtype}: {choice.why}"
+
+
+def _sizes(folder: Path) -> tuple[int, int]:
+    """Width of the states, and of the MLP between them; usual ones where the config does not say (loading it will)."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        text = config.get("text_config", config)
+        return int(text["hidden_size"]), int(text["intermediate_size"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return 1024, 4096
+
+
+def bfloat16_time(hidden: int, inner: int) -> float:
+    """How many times as long as in float32 a linear layer takes in bfloat16 on this CPU, forward and backward.
+
+    Of one thread, so that other programs' threads disturb it little; of products in turns, the best of each type.
+    """
+    weight = torch.randn(min(inner, max(64, PROBE_WEIGHTS // hidden)), hidden)
+    states = torch.randn(PROBE_TOKENS, hidden)
+    pairs = {dtype: (states.to(dtype), weight.to(dtype)) for dtype in (torch.float32, torch.bfloat16)}
+    best = dict.fromkeys(pairs, float("inf"))
+    threads, begun = torch.get_num_threads(), time.perf_counter()
+    torch.set_num_threads(1)
+    try:
+        while time.perf_counter() - begun < PROBE_SECONDS:
+            for dtype, pair in pairs.items():
+                best[dtype] = min(best[dtype], _seconds(*pair))
+    finally:
+        torch.set_num_threads(threads)
+    return best[torch.bfloat16] / best[torch.float32]
+
+
+@torch.no_grad()
+def _seconds(states: Tensor, weight: Tensor) -> float:
+    """Of a layer's product and that of its gradient, (T, D) @ (D, F) @ (F, D)."""
+    start = time.perf_counter()
+    linear(states, weight) @ weight
+    return time.perf_counter() - start

@@ -1,0 +1,57 @@
+"""How many threads compute: one pool, of all physical cores that this process may use."""
+
+import math
+import os
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+
+CPUS = Path("/sys/devices/system/cpu")
+GROUP = Path("/sys/fs/cgroup")
+
+
+def cores(cpus: Path = CPUS, group: Path = GROUP) -> int:
+    """Physical cores that this process may use: within its affinity, and at most what its container may have.
+
+    A second thread on a core (SMT) shares its arithmetic units: matrix products gain nothing by it.
+    """
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+    try:
+        found = len({(cpus / f"cpu{n}" / "topology" / "thread_siblings_list").read_text() for n in allowed})
+    except OSError:
+        found = min(psutil.cpu_count(logical=False) or len(allowed), len(allowed))
+    return max(1, min(found, _group_limit(group)))
+
+
+def _group_limit(group: Path) -> int:
+    """Cores that a control group (a container) may have, begun ones as whole; of both versions of it."""
+    with suppress(OSError, ValueError):
+        quota, period = (group / "cpu.max").read_text().split()
+        return math.ceil(int(quota) / int(period))  # `max` is no number: no limit
+    with suppress(OSError, ValueError):
+        quota, period = ((group / "cpu" / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+        if int(quota) > 0:
+            return math.ceil(int(quota) / int(period))
+    return os.cpu_count() or 1
+
+
+def share_cores() -> None:
+    """Let torch's pool have all cores, and NumPy's own none beside it; what the user has set is obeyed.
+
+    To be called before either is imported: both read the environment once. DuckDB's threads are told by `data`, and
+    end with its connection, before anything is trained.
+    """
+    os.environ.setdefault("OMP_NUM_THREADS", str(cores()))
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+
+def described(threads: int) -> str:
+    """`2 threads`, and why it is no more where the machine has more cores."""
+    machine = psutil.cpu_count(logical=False) or threads
+    text = f"{threads} thread{'s' if threads > 1 else ''}"
+    if threads >= machine:
+        return text
+    may = cores()
+    why = "as OMP_NUM_THREADS says" if threads != may else "all that this process may use"
+    return f"{text} of {machine} cores, {why}"

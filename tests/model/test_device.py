@@ -1,0 +1,201 @@
+"""The number type follows the machine: chosen by a probe, kept by a run, and nothing is multiplied in another one."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from calrec_lite.errors import InputError
+from calrec_lite.evaluate.systems import evaluate_run, open_recommender
+from calrec_lite.export.bundle import export_run
+from calrec_lite.model import device as device_module
+from calrec_lite.model.base import load_model
+from calrec_lite.model.device import bfloat16_time, choose_dtype, slow_at
+from calrec_lite.recipe import Base
+from calrec_lite.recipe_file import check_recipe
+from calrec_lite.recommend import Recommender
+from calrec_lite.train.run import Run
+from calrec_lite.train.stage import train_run
+from tests.train.conftest import values
+
+GPU = torch.device("cuda")
+OLDER = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
+PROBE = """
+from pathlib import Path
+from calrec_lite.model.device import choose_dtype, bfloat16_time
+from calrec_lite.recipe import Base
+print(choose_dtype(Base(model="m"), Path("nowhere")).dtype, bfloat16_time(576, 1536))
+"""
+
+
+def takes(monkeypatch: pytest.MonkeyPatch, factor: float) -> None:
+    """A machine on which bfloat16 takes so many times as long as float32."""
+    monkeypatch.setattr(device_module, "bfloat16_time", lambda hidden, inner: factor)
+
+
+def test_the_probe_has_a_tenth_of_a_second_and_leaves_the_threads_alone() -> None:
+    threads = torch.get_num_threads()
+    assert 0.01 < bfloat16_time(576, 1536) < 1000
+    assert torch.get_num_threads() == threads
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="imitates an older x86 processor")
+def test_a_processor_without_bfloat16_computes_in_float32() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE], env=os.environ | OLDER, capture_output=True, text=True, check=True
+    )
+    dtype, factor = done.stdout.split()
+    assert dtype == "float32"
+    assert float(factor) > 2
+
+
+@pytest.mark.parametrize(("factor", "expected"), [(0.3, "bfloat16"), (0.97, "float32"), (20.0, "float32")])
+def test_the_type_follows_the_probe(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, factor: float, expected: str
+) -> None:
+    takes(monkeypatch, factor)
+    base = Base(model=str(tiny_folder), load_in_4bit=False)
+    assert base.dtype == "auto"
+    choice = choose_dtype(base, tiny_folder)
+    assert choice.dtype == expected
+    assert f"{factor:.2g} times" in choice.why
+    assert load_model(tiny_folder, base).dtype is getattr(torch, expected)
+
+
+def test_the_probe_is_of_the_bases_own_sizes(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, int]] = []
+    monkeypatch.setattr(device_module, "bfloat16_time", lambda *sizes: asked.append(sizes) or 1.0)
+    choose_dtype(Base(model="m"), tiny_folder)
+    assert asked == [(64, 128)]
+
+
+@pytest.mark.parametrize(
+    ("capability", "expected"), [((7, 5), "float32"), ((8, 0), "bfloat16"), ((8, 9), "bfloat16"), ((9, 0), "bfloat16")]
+)
+def test_a_gpus_compute_capability_decides(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], expected: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda where: capability)
+    choice = choose_dtype(Base(model="m"), Path("nowhere"), GPU)
+    assert choice.dtype == expected
+    assert f"compute capability {capability[0]}.{capability[1]}" in choice.why
+    assert (slow_at("bfloat16", Path("nowhere"), GPU) is None) == (expected == "bfloat16")
+
+
+def test_an_asked_type_is_obeyed_and_a_slow_one_is_said(
+    tiny_folder: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    takes(monkeypatch, 20.4)
+    assert choose_dtype(Base(model="m", dtype="bfloat16"), tiny_folder).dtype == "bfloat16"
+    assert slow_at("float32", tiny_folder) is None
+    train_run(Run.start(check_recipe(short(tiny_folder, data, dtype="bfloat16")), tmp_path))
+    said = capsys.readouterr().out
+    assert "device: CPU, 1 thread" in said
+    assert "; bfloat16: as base.dtype asks\n" in said
+    assert "WARNING: bfloat16 is about 20 times slower here than float32" in said
+    takes(monkeypatch, 0.5)
+    assert slow_at("bfloat16", tiny_folder) is None
+
+
+def short(tiny_folder: Path, data: Path, **base: Any) -> dict[str, Any]:
+    """A recipe of one stage of two steps."""
+    made = values(tiny_folder, data, **base)
+    made["stages"] = [{"name": "target", "domains": ["shop"], "max_steps": 2}]
+    return made
+
+
+def test_a_run_keeps_its_type_on_another_machine(
+    tiny_folder: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    takes(monkeypatch, 0.5)
+    recipe = check_recipe(short(tiny_folder, data, dtype="auto"))
+    run = Run.start(recipe, tmp_path)
+    train_run(run)
+    assert json.loads((run.folder / "run.json").read_text())["dtype"]["dtype"] == "bfloat16"
+
+    takes(monkeypatch, 20.0)  # the other machine
+    again = Run.start(recipe, tmp_path)
+    assert again.dtype == run.dtype
+    assert evaluate_run(again)["dtype"] == "bfloat16"
+    assert open_recommender(again, again.final()).strategies.towers.head.dtype is torch.bfloat16
+    exported = export_run(again, tmp_path / "export")
+    assert json.loads((exported / "calrec.json").read_text())["dtype"] == "bfloat16"
+    assert Recommender.from_pretrained(exported).strategies.towers.head.dtype is torch.float32  # chooses anew
+    asked = Recommender.from_pretrained(exported, dtype="bfloat16")
+    assert asked.strategies.towers.head.dtype is torch.bfloat16
+
+    assert Run.start(check_recipe(short(tiny_folder, data, dtype="bfloat16")), tmp_path).dtype.dtype == "bfloat16"
+    with pytest.raises(InputError, match="another recipe .*differs in base"):
+        Run.start(check_recipe(short(tiny_folder, data, dtype="float32")), tmp_path)
+
+
+def test_a_run_begun_with_a_type_keeps_it_under_a_recipe_that_says_auto(
+    tiny_folder: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    takes(monkeypatch, 20.0)
+    Run.start(check_recipe(short(tiny_folder, data, dtype="bfloat16")), tmp_path)
+    assert Run.start(check_recipe(short(tiny_folder, data, dtype="auto")), tmp_path).dtype.dtype == "bfloat16"
+
+
+def test_before_a_model_was_loaded_a_recipe_may_still_ask_for_a_type(
+    tiny_folder: Path, data: Path, tmp_path: Path
+) -> None:
+    Run.start(check_recipe(short(tiny_folder, data, dtype="auto")), tmp_path)
+    assert Run.start(check_recipe(short(tiny_folder, data, dtype="bfloat16")), tmp_path).dtype.dtype == "bfloat16"
+
+
+PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "linear", "convolution", "attention", "gemv_4bit", "int8")
+
+
+class Multiplied(TorchDispatchMode):
+    """Counts products by the floating number types that go into them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.types: Counter[torch.dtype] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Sequence[type], args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        if any(part in name for part in PRODUCTS):
+            for value in (*args, *(kwargs or {}).values()):
+                if isinstance(value, torch.Tensor) and value.dtype.is_floating_point:
+                    self.types[value.dtype] += 1
+            if "gemv_4bit" in name:  # bitsandbytes' fused kernel: bfloat16 inside, whatever goes in
+                self.types[torch.bfloat16] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("base", "halves"),
+    [
+        ({"dtype": "float32"}, False),
+        ({"dtype": "float32", "load_in_4bit": True}, False),
+        ({"dtype": "bfloat16"}, True),
+    ],
+    ids=["float32", "float32 NF4", "bfloat16"],
+)
+def test_nothing_but_the_runs_type_is_multiplied(
+    tiny_folder: Path, data: Path, tmp_path: Path, base: dict[str, Any], halves: bool
+) -> None:
+    """Training, validation, merging, lists by every strategy, and the export's; the last case shows that it counts."""
+    run = Run.start(check_recipe(short(tiny_folder, data, **base)), tmp_path)
+    with Multiplied() as counted:
+        train_run(run)
+        exported = export_run(run, tmp_path / "export")
+        for strategy in ("beam", "sample", "dense", "rerank"):
+            for quantised in (False, bool(base.get("load_in_4bit"))):
+                recommender = Recommender.from_pretrained(exported, quantised, strategy, dtype=base["dtype"])
+                histories = [run.domain("shop").catalogue.titles[:3]]
+                assert recommender.recommend(histories, k=3)[0]
+    assert counted.types[torch.float32] > 0  # of a bfloat16 run: exact scores, vectors
+    assert (counted.types[torch.bfloat16] > 0) == halves
+    assert not counted.types[torch.float16]
