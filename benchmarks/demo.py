@@ -5,6 +5,7 @@ python benchmarks/demo.py [--runs FOLDER] [--out benchmarks/results/demo_cpu.jso
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -15,6 +16,15 @@ from calrec_lite.evaluate.results import hardware, versions
 from calrec_lite.files import write_json
 
 ROOT = Path(__file__).parents[1]
+LIMITS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS")  # by which an older one is imitated
+
+
+def cpu_flags() -> list[str]:
+    """The processor's vector and matrix instructions, as Linux names them; empty elsewhere."""
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    flags = next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), [])
+    return sorted(flag for flag in flags if flag.startswith(("avx", "amx", "fma")))
 
 
 def main() -> None:
@@ -40,7 +50,9 @@ def main() -> None:
             "command": "python benchmarks/demo.py",
             "versions": versions(),
             "hardware": hardware(),
-            "wall_seconds": round(seconds),
+            "minutes": round(seconds / 60, 1),
+            "cpu_flags": cpu_flags(),
+            "imitated": {name: os.environ[name] for name in LIMITS if name in os.environ},
             "peak_memory_bytes": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024,
             "stages": {
                 stage.name: json.loads((stage / "metrics.json").read_text(encoding="utf-8"))

@@ -35,8 +35,9 @@ def machine(facts: dict[str, Any]) -> str:
 
 def demo() -> str:
     facts = results("demo_cpu")
-    minutes, memory = facts["wall_seconds"] / 60, facts["peak_memory_bytes"] / 1e9
-    return f"{table(facts)}\n\n{machine(facts)}: {minutes:.1f} minutes, {memory:.1f} GB at most.\n"
+    kind = facts["hardware"]["cpu_capability"] + (" at most, a newer one held to it" if facts["imitated"] else "")
+    spent = f"{facts['minutes']:.1f} minutes in {facts['dtype']}, {facts['peak_memory_bytes'] / 1e9:.1f} GB at most"
+    return f"{table(facts)}\n\n{machine(facts)}, instructions: {kind}: {spent}.\n"
 
 
 def demo_output() -> str:

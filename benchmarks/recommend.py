@@ -306,12 +306,13 @@ def tuned(bench: Bench, users: int) -> list[dict[str, float]]:
 
 def about(options: argparse.Namespace, run: Run, results: dict[str, Any]) -> dict[str, Any]:
     stages = list(run.stage_metrics().values())
+    steps = " + ".join(str(s["steps"]) for s in stages)
     measured = next(iter(results["rows"].values()))["users"] if "rows" in results else options.users
     trained = f"--run {run.folder.name}" if options.run else f"--steps {options.steps}"
     blocks = f" --blocks {options.blocks}" if options.blocks else ""
     return {
         "command": f"python benchmarks/recommend.py {trained}{blocks}",
-        "setting": f"SmolLM2-135M-Instruct in {run.dtype.dtype}, trained for {' + '.join(str(s['steps']) for s in stages)} steps of "
+        "setting": f"SmolLM2-135M-Instruct in {run.dtype.dtype}, trained for {steps} steps of "
         f"{run.recipe.optim.batch_size} rows, the last stage on amazon18_scientific (validation nats an item: base "
         f"{stages[0]['valid_nats_before']:.2f}, now {stages[-1]['valid_nats_merged']:.2f}); {measured} test "
         f"users, seen items masked; blocks of {BLOCK} users in turn, medians; A and B take one user at a time, ours "

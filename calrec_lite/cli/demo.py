@@ -18,7 +18,7 @@ LATEST = 8  # titles of their histories
 @runs_option
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a value of recipes/demo.yaml.")
 def demo(runs: Path, overrides: tuple[str, ...]) -> None:
-    """Train, evaluate and export a recommender on real data, films and groceries, in about 25 minutes on a CPU."""
+    """Train, evaluate and export a recommender of films on real data, in a quarter of an hour on two CPU cores."""
     quiet_libraries()
     from calrec_lite.data.prepare import describe
     from calrec_lite.evaluate.results import table

@@ -43,6 +43,8 @@ def train_run(run: Run) -> None:
         InputError, RunError: as described at what they name; the run can be started again.
     """
     _check_reporters(run.recipe.optim.report_to)
+    if not all(folder.metrics.is_file() for folder in run.stages):
+        _say_device(run)
     for i, folder in enumerate(run.stages):
         if folder.done:
             print(f"stage {folder.folder.name}: done already")
@@ -50,7 +52,6 @@ def train_run(run: Run) -> None:
             print(f"stage {folder.folder.name}: done already, merged again")
             merge_adapter(stage_origin(run, i)[0], folder.adapter, folder.merged)
         else:
-            _say_device(run)
             _train_stage(run, i)
 
 

@@ -21,6 +21,7 @@ from calrec_lite.evaluate.report import write_report
 from calrec_lite.evaluate.systems import evaluate_run
 from calrec_lite.recipe import Recipe
 from calrec_lite.recipe_file import check_recipe
+from calrec_lite.train.cells import plan
 from calrec_lite.train.clock import Clock
 from calrec_lite.train.run import Run
 from calrec_lite.train.stage import train_run
@@ -78,6 +79,27 @@ def test_a_row_is_the_mean_over_seeds_and_its_difference_paired_by_user(ablated:
     assert row["minus_full"] == paired_bootstrap(full, own, 200, 0)
     assert (ranks["full", 0] != ranks["full", 1]).any()  # the seeds did train differently
     assert compare(folder / f"{FULL}.seed0" / "evaluation", folder / f"{FULL}.seed1" / "evaluation")["comparisons"]
+
+
+def test_all_cells_are_of_the_number_type_of_the_first(
+    two_stages: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where they leave it open; another machine, or a close race in the probe, changes nothing between cells."""
+    open_ = {**two_stages, "base": {**two_stages["base"], "dtype": "auto"}}
+    grid = recipe(open_, steps=4, seeds=[], variants={"asked": {"base.dtype": "float32"}})
+    for factor, cells in ((0.5, ["untouched"]), (20.0, [])):
+        monkeypatch.setattr("calrec_lite.model.device.bfloat16_time", lambda hidden, inner, own=factor: own)
+        ablate(grid, tmp_path, cells)
+    types = {file.parent.name: json.loads(file.read_text())["dtype"]["dtype"] for file in tmp_path.rglob("run.json")}
+    assert types.pop("asked.joint.target.seed0") == "float32"
+    assert len(types) == 3
+    assert set(types.values()) == {"bfloat16"}
+
+
+def test_cells_measure_models_and_baselines_on_the_same_users(two_stages: dict[str, Any]) -> None:
+    measured = {**two_stages["evaluate"], "users": 15, "model_users": 10}
+    cells = [cell.recipe.evaluate for cell in plan(recipe({**two_stages, "evaluate": measured}))]
+    assert {(own.users, own.model_users) for own in cells} == {(10, None)}
 
 
 def test_shared_stages_are_trained_once(ablated: Any) -> None:

@@ -11,7 +11,7 @@ from calrec_lite.evaluate.baselines import BASELINES
 from calrec_lite.evaluate.compare import Run, compare, comparison_table
 from calrec_lite.evaluate.metrics import METRICS, paired_bootstrap
 from calrec_lite.evaluate.protocol import Protocol, SystemResult, build_cases, evaluate_system
-from calrec_lite.evaluate.results import write_results
+from calrec_lite.evaluate.results import table, write_results
 
 PROTOCOL = Protocol(bootstrap=50)
 SEQUENCES = [np.random.default_rng(n).permutation(30)[: 3 + n % 7].tolist() for n in range(40)]
@@ -133,3 +133,42 @@ def test_compare_says_what_is_damaged(make_domain: Any, tmp_path: Path, damage: 
     with pytest.raises(InputError, match=message) as error:
         compare(tmp_path, tmp_path, [("popularity", "popularity")])
     assert "\n" not in str(error.value)
+
+
+def test_a_model_measured_on_a_part_is_compared_on_that_part(make_domain: Any, tmp_path: Path) -> None:
+    domain, protocol = make_domain(SEQUENCES, 30), Protocol(bootstrap=50, model_users=12)
+    cases = build_cases(domain, "test", None, 0)
+    part = cases.part(protocol.model_users, protocol.seed)
+    model, baseline = (BASELINES[name](domain, 0) for name in ("transitions", "popularity"))
+    systems = {
+        "popularity": evaluate_system(baseline, cases, protocol),
+        "last_item": evaluate_system(baseline, cases, protocol),
+        "final": evaluate_system(model, part, protocol),
+    }
+    results = write_results(tmp_path, domain, protocol, cases, systems, {})
+    assert results["users"] == {"popularity": len(cases.users), "last_item": len(cases.users), "final": 12}
+    assert results["slices"]["final"]["target: explore"]["users"] == 12
+    text = table(results)
+    assert f"{len(cases.users)} users (models: 12 of them)" in text
+    assert [row.split("|")[2].strip() for row in text.splitlines()[2:5]] == [str(len(cases.users))] * 2 + ["12"]
+
+    pairs = [("popularity", "final"), ("popularity", "last_item")]
+    found = compare(tmp_path, tmp_path, pairs)
+    of_part = evaluate_system(baseline, part, protocol)
+    expected = paired_bootstrap(of_part.ranks, systems["final"].ranks, 50, 0)
+    assert found["comparisons"][0] == {"a": "popularity", "b": "final", "users": 12, "metrics": expected}
+    assert found["comparisons"][1]["users"] == len(cases.users)
+    assert "| popularity -> final     |    12 |" in comparison_table(found)
+
+
+def test_a_part_of_the_users_is_drawn_by_the_seed_and_in_order(make_domain: Any) -> None:
+    cases = build_cases(make_domain(SEQUENCES, 30), "test", None, 0)
+    part = cases.part(9, 3)
+    assert part.users.tolist() == cases.part(9, 3).users.tolist() == sorted(part.users.tolist())
+    assert part.users.tolist() != cases.part(9, 4).users.tolist()
+    where = {user: i for i, user in enumerate(cases.users.tolist())}
+    for user, history, target in zip(part.users.tolist(), part.histories, part.targets, strict=True):
+        np.testing.assert_array_equal(history, cases.histories[where[user]])
+        assert target == cases.targets[where[user]]
+    assert cases.part(None, 0) is cases
+    assert cases.part(1000, 0) is cases

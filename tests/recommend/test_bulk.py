@@ -16,7 +16,7 @@ import pytest
 from calrec_lite.data.domain import Domain
 from calrec_lite.errors import InputError, RunError
 from calrec_lite.recommend import Recommendation
-from calrec_lite.recommend.bulk import Bulk, Progress
+from calrec_lite.recommend.bulk import Bulk, Progress, begun_option
 from calrec_lite.recommend.histories import LONGEST, Histories, Rejected, User
 
 OPTIONS = {"model": "popularity", "k": 3}
@@ -190,6 +190,19 @@ def test_another_input_model_or_k_is_not_gone_on_with(users: Path, tmp_path: Pat
         Bulk(users, out, OPTIONS, BLOCK)
     (tmp_path / "lists.jsonl.state.json").unlink()
     assert bulk(users, out, Popular(domain)).rejected == len(BAD) + 1
+
+
+def test_an_option_of_the_unfinished_run_can_be_taken_over(users: Path, tmp_path: Path, domain: Domain) -> None:
+    """The number type is chosen by the machine where a run begins, and stays where another one goes on."""
+    out = tmp_path / "lists.jsonl"
+    assert begun_option(out, "dtype") is None
+    with pytest.raises(KeyboardInterrupt):
+        Bulk(users, out, {**OPTIONS, "dtype": "bfloat16"}, BLOCK).run(Popular(domain, 3, KeyboardInterrupt), False)
+    assert begun_option(out, "dtype") == "bfloat16"
+    assert begun_option(out, "deny") is None
+    for damaged in ("{", "[]", '{"run": 1}', "{}"):
+        (tmp_path / "lists.jsonl.state.json").write_text(damaged)
+        assert begun_option(out, "dtype") is None
 
 
 def test_all_formats_say_the_same(users: Path, tmp_path: Path, domain: Domain) -> None:

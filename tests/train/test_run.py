@@ -13,6 +13,7 @@ from calrec_lite.errors import InputError
 from calrec_lite.recipe_file import check_recipe
 from calrec_lite.train.run import Run
 from calrec_lite.train.stage import train_run
+from calrec_lite.train.trainer import StageProgress
 from tests.conftest import needs_compiler
 from tests.train.conftest import values, weights
 
@@ -180,3 +181,28 @@ def test_offload_without_a_gpu_is_an_error(tiny_folder: Path, data: Path, tmp_pa
     recipe["optim"]["gradient_checkpointing"] = "offload"
     with pytest.raises(InputError, match="no CUDA device: set it to true"):
         train_run(Run.start(check_recipe(recipe), tmp_path))
+
+
+def test_the_device_and_the_minutes_are_said_before_they_are_spent(
+    tiny_folder: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = check_recipe(values(tiny_folder, data))
+    train_run(Run.start(recipe, tmp_path))
+    said = capsys.readouterr()
+    lines = said.out.splitlines()
+    assert "device: CPU, 1 thread" in lines[0]
+    assert lines[0].endswith("; float32: as base.dtype asks")
+    assert [line for line in lines if "to go" in line] == [line for line in lines if line.startswith("3 steps to go, ")]
+    assert sum("about 1 minutes" in line for line in lines) == 2  # once a stage
+    assert "more than an hour" not in said.out
+
+
+def test_more_than_an_hour_is_a_warning_with_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
+    progress = StageProgress()
+    progress._tell(seconds=8.04, steps=440)
+    assert capsys.readouterr().out == "440 steps to go, 8 seconds each: about 59 minutes\n"
+    progress._tell(seconds=8.04, steps=900)
+    said = capsys.readouterr().out
+    assert "about 121 minutes" in said
+    assert "WARNING: more than an hour" in said
+    assert "stages.N.max_steps" in said
