@@ -45,7 +45,7 @@ class Base(Section):
     model: str = Field(description="Hub id, local folder, .gguf file, or pypi://PACKAGE==VERSION/FILE#sha256=...")
     revision: str | None = None
     license: str | None = Field(None, description="of the base, as the Hub abbreviates it; stated on the model card")
-    dtype: Literal["auto", "bfloat16", "float32"] = Field(
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
         "auto",
         description="of weights and products; auto: bfloat16 where this machine multiplies it faster",
     )

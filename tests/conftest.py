@@ -21,6 +21,12 @@ torch.set_num_threads(1)
 SHARED = Path(__file__).parents[2] / "shared"
 needs_compiler = pytest.mark.skipif(not shutil.which(compiler()), reason="torch.compile needs a C++ compiler")
 
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Real weights first: these take longest, and of two processes one would end with nothing beside it."""
+    items.sort(key=lambda item: "tests/real/" not in item.nodeid)
+
+
 WORDS = tuple("red blue green small large steel glass paper tea cup lamp pen book box pot fan rug mat jar key".split())
 
 

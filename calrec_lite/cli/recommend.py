@@ -63,7 +63,7 @@ def recommend(
     if not users:
         _show(_open(model, engine, strategy, quantised), titles, k, lists)
         return
-    from calrec_lite.model.device import dtype_here
+    from calrec_lite.model.device import described_device, dtype_here
     from calrec_lite.recommend.bulk import Bulk, begun_option
 
     assert out is not None
@@ -72,9 +72,11 @@ def recommend(
     options |= {"model": fingerprint(folder), "version": __version__}
     options |= {name: hashlib.sha256("\n".join(items).encode()).hexdigest() for name, items in lists.items()}
     # A list begun in one number type ends in it, also where another machine goes on.
-    options["dtype"] = begun_option(out, "dtype") or dtype_here(folder)
+    choice = dtype_here(folder, begun_option(out, "dtype") or "auto")
+    options["dtype"] = choice.dtype
     job = Bulk(users, out, options, block)
-    recommender = _open(folder, engine, strategy, quantised, options["dtype"])
+    recommender = _open(folder, engine, strategy, quantised, choice.dtype)
+    click.echo(described_device(choice), err=True)
 
     def rank(histories: list[list[str]], candidates: list[list[str] | None]) -> Any:
         own: dict[str, Any] = {"candidates": candidates} if any(c is not None for c in candidates) else {}

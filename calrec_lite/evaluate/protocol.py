@@ -119,8 +119,11 @@ class Protocol:
         `tied_share` is the share of targets whose place among events of the same time was drawn by the domain's seed.
         """
         unreachable = int(cases.repeats.sum()) if self.exclude_seen else 0
+        said = asdict(self)
+        if self.model_users is None:
+            del said["model_users"]
         return {
-            **asdict(self),
+            **said,
             "users": len(cases.users),
             "items": cases.items,
             "unreachable": unreachable,

@@ -12,6 +12,7 @@ from calrec_lite.evaluate.results import write_results
 from calrec_lite.evaluate.sasrec import Sasrec, require_cornac
 from calrec_lite.files import atomic_path
 from calrec_lite.model.base import Placement, load_model, placement
+from calrec_lite.model.device import described_device
 from calrec_lite.model.towers import Towers
 from calrec_lite.recipe import Recipe
 from calrec_lite.recommend.recommender import Recommender
@@ -43,6 +44,7 @@ def evaluate_run(run: Run, trained: bool = True, folder: Path | None = None) -> 
     domain = run.domain(recipe.target)
     protocol = Protocol.of(recipe)
     cases = build_cases(domain, protocol.split, protocol.users, protocol.seed)
+    print(described_device(run.dtype))
     # Once for all models, which are of one size: with another one in memory the answer might be another.
     placed = placement(run.base, run.loading)
     made = {"recommend": recipe.recommend.model_dump(), "quantised": placed[0], "dtype": run.dtype.dtype}

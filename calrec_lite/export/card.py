@@ -138,6 +138,8 @@ def _stages(stages: dict[str, Any]) -> str:
         "full precision and quantised as the base was in training, and as the next stage started. Top-1 agreement and "
         "absolute differences: logits of the merged weights against the live adapter."
     )
+    if types := dict.fromkeys(facts["dtype"] for facts in stages.values() if "dtype" in facts):
+        notes += f" Trained and measured in {' and '.join(types)}."
     if any(facts.get("merged_quantised") for facts in stages.values()):
         notes += " The merged weights were too large for the GPU and were measured quantised as in training."
     return "\n".join(lines) + f"\n\n{notes}"

@@ -14,8 +14,8 @@ from torch.nn.functional import linear
 from calrec_lite.recipe import Base
 from calrec_lite.threads import described
 
-DType = Literal["bfloat16", "float32"]
-AskedDType = Literal["auto", "bfloat16", "float32"]
+DType = Literal["bfloat16", "float16", "float32"]
+AskedDType = Literal["auto", "bfloat16", "float16", "float32"]
 
 PROBE_SECONDS = 0.1
 PROBE_TOKENS = 128  # in a product, enough for it to be bound by arithmetic
@@ -44,7 +44,7 @@ def choose_dtype(base: Base, folder: Path, where: torch.device | None = None) ->
     """The number type that weights are loaded and multiplied in (DESIGN 4.17).
 
     One that the recipe asks for is obeyed; `auto` follows the device. On a CPU a probe of a tenth of a second decides,
-    on a GPU its compute capability.
+    on a GPU its compute capability: bfloat16 from Ampere on, on older ones float16 around NF4 weights, else float32.
 
     Args:
         base: `dtype` as asked for.
@@ -59,8 +59,10 @@ def choose_dtype(base: Base, folder: Path, where: torch.device | None = None) ->
         known = f"compute capability {capability[0]}.{capability[1]}"
         if capability >= AMPERE:
             return Choice("bfloat16", known)
-        return Choice("float32", f"{known}; units for bfloat16 came with {AMPERE[0]}.{AMPERE[1]}")
-    factor = bfloat16_time(*_sizes(folder))
+        # Around NF4 weights float16 is tried before training (`train.trial`): its range is small.
+        older: DType = "float16" if base.load_in_4bit else "float32"
+        return Choice(older, f"{known}; units for bfloat16 came with {AMPERE[0]}.{AMPERE[1]}")
+    factor = half_time(torch.bfloat16, *_sizes(folder))
     if factor < WORTH:
         return Choice("bfloat16", f"took {factor:.2g} times float32's time in a probe")
     return Choice("float32", f"bfloat16 took {factor:.2g} times its time in a probe")
@@ -72,15 +74,18 @@ def slow_at(dtype: DType, folder: Path, where: torch.device | None = None) -> st
     if dtype == "float32":
         return None
     if where.type == "cuda":
-        has = torch.cuda.get_device_capability(where) >= AMPERE
+        has = dtype == "float16" or torch.cuda.get_device_capability(where) >= AMPERE
         return None if has else "this GPU has no units for bfloat16: float32 is faster on it"
-    factor = bfloat16_time(*_sizes(folder))
-    return f"bfloat16 is about {factor:.0f} times slower here than float32" if factor > SLOW else None
+    factor = half_time(getattr(torch, dtype), *_sizes(folder))
+    return f"{dtype} is about {factor:.0f} times slower here than float32" if factor > SLOW else None
 
 
-def dtype_here(folder: Path) -> DType:
-    """The number type in which weights that are only used, not trained on, are loaded on this machine."""
-    return choose_dtype(Base(model=str(folder)), folder).dtype
+def dtype_here(folder: Path, asked: AskedDType = "auto") -> Choice:
+    """The number type in which weights that are only used, not trained on, are loaded on this machine.
+
+    Never float16 by itself: nothing is tried here before lists are made.
+    """
+    return choose_dtype(Base(model=str(folder), dtype=asked, load_in_4bit=False), folder)
 
 
 def described_device(choice: Choice, where: torch.device | None = None) -> str:
@@ -100,14 +105,14 @@ def _sizes(folder: Path) -> tuple[int, int]:
         return 1024, 4096
 
 
-def bfloat16_time(hidden: int, inner: int) -> float:
-    """How many times as long as in float32 a linear layer takes in bfloat16 on this CPU, forward and backward.
+def half_time(half: torch.dtype, hidden: int, inner: int) -> float:
+    """How many times as long as in float32 a linear layer takes in 16 bits on this CPU, forward and backward.
 
     Of one thread, so that other programs' threads disturb it little; of products in turns, the best of each type.
     """
     weight = torch.randn(min(inner, max(64, PROBE_WEIGHTS // hidden)), hidden)
     states = torch.randn(PROBE_TOKENS, hidden)
-    pairs = {dtype: (states.to(dtype), weight.to(dtype)) for dtype in (torch.float32, torch.bfloat16)}
+    pairs = {dtype: (states.to(dtype), weight.to(dtype)) for dtype in (torch.float32, half)}
     best = dict.fromkeys(pairs, float("inf"))
     threads, begun = torch.get_num_threads(), time.perf_counter()
     torch.set_num_threads(1)
@@ -117,7 +122,7 @@ def bfloat16_time(hidden: int, inner: int) -> float:
                 best[dtype] = min(best[dtype], _seconds(*pair))
     finally:
         torch.set_num_threads(threads)
-    return best[torch.bfloat16] / best[torch.float32]
+    return best[half] / best[torch.float32]
 
 
 @torch.no_grad()

@@ -31,7 +31,7 @@ class PackageInfo(Section):
     domain: str
     fingerprint: str = Field(description="of the prepared domain")
     labels: list[str] = Field(description="attributes of an item's text, in order")
-    dtype: Literal["bfloat16", "float32"] = Field(description="in which it was trained and measured")
+    dtype: Literal["bfloat16", "float16", "float32"] = Field(description="in which it was trained and measured")
     text: Text
     recommend: Recommend
     prior: float = Field(description="weight of the items' log training counts in their logits")

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from calrec_lite.errors import InputError, RunError
 from calrec_lite.model.base import load_model, load_tokenizer
-from calrec_lite.model.device import AskedDType
+from calrec_lite.model.device import AskedDType, dtype_here
 from calrec_lite.model.towers import Towers
 from calrec_lite.recipe import Base, Recommend
 from calrec_lite.recommend.ground import normalised
@@ -95,7 +95,8 @@ class Recommender:
         package = open_package(source)
         options = with_strategy(package.options, strategy)
         transitions = package.transitions() if options.counts_transitions else None
-        base = Base(model=str(package.folder), dtype=dtype, load_in_4bit=quantised)
+        chosen = dtype_here(package.folder, dtype).dtype
+        base = Base(model=str(package.folder), dtype=chosen, load_in_4bit=quantised)
         encoder = Encoder(load_tokenizer(package.folder), package.text)
         towers = Towers(load_model(package.folder, base))
         return cls(

@@ -50,7 +50,7 @@ def vllm_recommender(source: str | Path, strategy: str | None = None, dtype: Ask
     room = _room(package.folder, encoder, most)
     llm = LLM(
         model=str(package.folder),
-        dtype=dtype_here(package.folder) if dtype == "auto" else dtype,
+        dtype=dtype_here(package.folder, dtype).dtype,
         seed=package.seed,
         max_model_len=room,
         enable_prefix_caching=True,  # a user's texts share the prompt's cache

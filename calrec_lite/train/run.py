@@ -5,14 +5,14 @@ import time
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from calrec_lite.data.domain import Domain
 from calrec_lite.data.prepare import prepare_to
 from calrec_lite.errors import InputError
 from calrec_lite.files import write_json
 from calrec_lite.model.base import base_folder, load_tokenizer
-from calrec_lite.model.device import Choice, choose_dtype
+from calrec_lite.model.device import AskedDType, Choice, choose_dtype
 from calrec_lite.recipe import Base, Recipe, require_domain, resolved
 from calrec_lite.recipe_file import load_resolved, save_resolved
 from calrec_lite.text.encoding import EncodedCatalogue, Encoder, encode_catalogue
@@ -74,8 +74,9 @@ class Run:
                     f"{run.folder} holds a run of another recipe (it differs in {', '.join(changed)}): "
                     "give this one another `name`, or remove that folder"
                 )
-            if recipe.base.dtype == "auto" and before.came_to != "auto" and not before.kept_dtype:
-                run.keep_dtype(Choice(before.came_to, "as base.dtype asked when this run began"))
+            asked = before.recipe.base.dtype
+            if recipe.base.dtype == "auto" and asked != "auto" and not before.kept_dtype:
+                run.keep_dtype(Choice(asked, "as base.dtype asked when this run began"))
         save_resolved(recipe, run._recipe_file)
         return run
 
@@ -113,7 +114,7 @@ class Run:
         """Folder of the untouched base."""
         return base_folder(self.recipe.base)
 
-    @cached_property
+    @property
     def dtype(self) -> Choice:
         """The number type of all that this run computes: chosen where its first model is loaded, kept on any machine.
 
@@ -133,7 +134,7 @@ class Run:
 
     def keep_dtype(self, choice: Choice) -> None:
         """Compute in this type from now on."""
-        write_json(self.folder / "run.json", {"dtype": asdict(choice), **self._states()})
+        write_json(self.folder / "run.json", {**self._states(), "dtype": asdict(choice)})
 
     @property
     def loading(self) -> Base:
@@ -141,7 +142,7 @@ class Run:
         return self.recipe.base.model_copy(update={"dtype": self.dtype.dtype})
 
     @property
-    def came_to(self) -> Literal["auto", "bfloat16", "float32"]:
+    def came_to(self) -> AskedDType:
         """The number type as far as it is known: `auto` before any model was loaded."""
         kept = self.kept_dtype
         return kept.dtype if kept else self.recipe.base.dtype

@@ -31,6 +31,7 @@ from calrec_lite.train.clock import trained_seconds
 from calrec_lite.train.memory import auto_micro_batch, check_offload, free_memory
 from calrec_lite.train.run import Run, StageFolder
 from calrec_lite.train.trainer import CALRecConfig, CALRecTrainer, validation_loss
+from calrec_lite.train.trial import float16_holds
 
 PARITY_ROWS = 8
 NO_LIMIT = 1_000_000_000  # steps of a stage that ends by the clock
@@ -139,6 +140,10 @@ def _adapter(run: Run, index: int, rows: Rows, valid: Rows) -> tuple[dict[str, A
     with environment("TENSORBOARD_LOGGING_DIR", str(folder.folder / "tensorboard")):
         log = RunLog(run, folder.folder.name)
         trainer = CALRecTrainer(model, config, run.encoder, catalogues, rows, valid, [log])
+    if index == 0 and not float16_holds(run, trainer, rows):
+        del model, trainer
+        free_memory()
+        return _adapter(run, index, rows, valid)
     facts = _train(trainer, valid, folder)
     with atomic_path(folder.adapter) as temporary:
         model.save_pretrained(str(temporary))
@@ -247,6 +252,7 @@ def _train(trainer: CALRecTrainer, valid: Rows, folder: StageFolder) -> dict[str
         "seconds_of_last_session": round(seconds, 1),
         "micro_batch_size": trainer.micro.size,
         "peak_memory_bytes": trainer.peak_bytes,
+        "dtype": str(trainer.towers.head.dtype).removeprefix("torch."),
     }
 
 
@@ -262,13 +268,9 @@ def _nats(trainer: CALRecTrainer, valid: Rows) -> float:
     return validation_loss(trainer.towers, valid, trainer.eval_collator)
 
 
-def _step_of(checkpoint: Path) -> int:
-    return int(checkpoint.name.partition("-")[2])
-
-
 def last_checkpoint(folder: Path) -> Path | None:
     """The newest whole checkpoint; one that was cut off (its state is written last) is passed over."""
-    found = sorted(folder.glob("checkpoint-*"), key=_step_of, reverse=True)
+    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.partition("-")[2]), reverse=True)
     for path in found:
         try:
             json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))

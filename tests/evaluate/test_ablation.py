@@ -88,7 +88,7 @@ def test_all_cells_are_of_the_number_type_of_the_first(
     open_ = {**two_stages, "base": {**two_stages["base"], "dtype": "auto"}}
     grid = recipe(open_, steps=4, seeds=[], variants={"asked": {"base.dtype": "float32"}})
     for factor, cells in ((0.5, ["untouched"]), (20.0, [])):
-        monkeypatch.setattr("calrec_lite.model.device.bfloat16_time", lambda hidden, inner, own=factor: own)
+        monkeypatch.setattr("calrec_lite.model.device.half_time", lambda half, hidden, inner, own=factor: own)
         ablate(grid, tmp_path, cells)
     types = {file.parent.name: json.loads(file.read_text())["dtype"]["dtype"] for file in tmp_path.rglob("run.json")}
     assert types.pop("asked.joint.target.seed0") == "float32"

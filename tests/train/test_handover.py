@@ -55,7 +55,7 @@ def test_a_merged_model_that_does_not_fit_on_the_gpu_is_measured_quantised(
     assert whole["valid_nats_merged"] != whole["valid_nats_requantised"]
     assert large["valid_nats_merged"] == large["valid_nats_requantised"]
     assert large["valid_nats_requantised"] == pytest.approx(whole["valid_nats_requantised"], abs=1e-3)
-    assert "by `beam`, quantised as in training" in table(evaluate_run(runs["large"]))
+    assert "by `beam` in float32, quantised as in training" in table(evaluate_run(runs["large"]))
     assert "too large for the GPU" in render_card(runs["large"])
     assert "too large for the GPU" not in render_card(runs["whole"])
 
