@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-from calrec_lite.evaluate.results import hardware, versions
+from calrec_lite.evaluate.results import versions
 from calrec_lite.files import write_json
 
 ROOT = Path(__file__).parents[1]
@@ -49,7 +49,6 @@ def main() -> None:
             **metrics,
             "command": "python benchmarks/demo.py",
             "versions": versions(),
-            "hardware": hardware(),
             "minutes": round(seconds / 60, 1),
             "cpu_flags": cpu_flags(),
             "imitated": {name: os.environ[name] for name in LIMITS if name in os.environ},

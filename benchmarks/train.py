@@ -23,15 +23,14 @@ import numpy as np
 import train_gpu
 import train_quality
 from train_ladder import LADDER
-from train_rows import DATA, DTYPES, SEED, WHAT, Bench, build
+from train_rows import DATA, DTYPES, SEED, WHAT, Bench, build, faster
 from train_tables import ratios, table
 
 from calrec_lite.cli.options import quiet_libraries
 from calrec_lite.data.sources import fetch
 from calrec_lite.evaluate.results import hardware, versions
 from calrec_lite.files import write_json
-from calrec_lite.model.base import base_folder
-from calrec_lite.model.device import choose_dtype, device
+from calrec_lite.model.device import device
 from calrec_lite.recipe_file import load_recipe
 from calrec_lite.text.rows import Rows, StepSampler
 from calrec_lite.train.memory import peak_bytes
@@ -168,12 +167,6 @@ def extra_versions() -> dict[str, str]:
     from importlib.metadata import version
 
     return {name: version(name) for name in ("trl", "sentence-transformers", "datasets")}
-
-
-def faster() -> str:
-    """Of bf16 and fp32 the one that a run would take on this machine."""
-    base = load_recipe("demo").base
-    return "bf16" if choose_dtype(base, base_folder(base)).dtype == "bfloat16" else "fp32"
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from peft.tuners.lora import LoraLayer
-from train_rows import LOSSES, SEED, Bench, build
+from train_rows import LOSSES, SEED, Bench, build, faster
 
 from calrec_lite.evaluate.metrics import summarise
 from calrec_lite.evaluate.protocol import Protocol, build_cases, evaluate_system
@@ -126,7 +126,7 @@ def nats(towers: Towers, bench: Bench, scored_as: Loss, users: int) -> float:
 def run(results: Any, options: argparse.Namespace) -> None:
     """Train all rows in turns, then measure each at each age, the oldest first; at 0 all are the untouched base."""
     ages = sorted({0.0, *(float(m) for m in options.quality_minutes.split(","))})
-    bench = Bench("scientific", "bf16", options.data, options.runs)
+    bench = Bench("scientific", faster(), options.data, options.runs)
     folder = options.runs / "quality"
     folder.mkdir(parents=True, exist_ok=True)
     some = np.random.default_rng(SEED).permutation(len(bench.last))[:MOST]

@@ -13,7 +13,8 @@ import yaml
 from torch import nn
 from train_ladder import LADDER, Measure
 
-from calrec_lite.model.base import add_adapter, load_model
+from calrec_lite.model.base import add_adapter, base_folder, load_model
+from calrec_lite.model.device import choose_dtype
 from calrec_lite.recipe import Base, Loss
 from calrec_lite.recipe_file import builtin_folder, check_recipe, load_recipe
 from calrec_lite.text.encoding import EncodedCatalogue, Row
@@ -45,6 +46,12 @@ def recipe_values(name: str, data: Path) -> dict[str, Any]:
         "text": {"max_items": ITEMS},
         "stages": [{"name": "target", "domains": [name], "max_steps": 1}],
     }
+
+
+def faster() -> str:
+    """Of bf16 and fp32 the one that a run would take on this machine."""
+    base = load_recipe("demo").base
+    return "bf16" if choose_dtype(base, base_folder(base)).dtype == "bfloat16" else "fp32"
 
 
 class Bench:

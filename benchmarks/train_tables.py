@@ -7,26 +7,28 @@ from train_rows import WHAT
 from calrec_lite.evaluate.results import interval_cell
 
 RATIOS = {
-    "E_vs_A_targets_ml100k": ("ml100k bf16", "E", "A", "targets_per_second"),
-    "E_vs_A_targets_scientific": ("scientific bf16", "E", "A", "targets_per_second"),
-    "D_vs_A_rows": ("ml100k bf16", "D", "A", "rows_per_second"),
-    "D_vs_A_rows_scientific": ("scientific bf16", "D", "A", "rows_per_second"),
-    "D_vs_C_time": ("ml100k bf16", "D", "C", "seconds_a_step"),
-    "D_vs_C_time_scientific": ("scientific bf16", "D", "C", "seconds_a_step"),
+    "E_vs_A_targets_ml100k": ("ml100k", "E", "A", "targets_per_second"),
+    "E_vs_A_targets_scientific": ("scientific", "E", "A", "targets_per_second"),
+    "D_vs_A_rows": ("ml100k", "D", "A", "rows_per_second"),
+    "D_vs_A_rows_scientific": ("scientific", "D", "A", "rows_per_second"),
+    "D_vs_C_time": ("ml100k", "D", "C", "seconds_a_step"),
+    "D_vs_C_time_scientific": ("scientific", "D", "C", "seconds_a_step"),
 }
 
 
 def ratios(values: dict[str, Any]) -> dict[str, float]:
-    """What the results hold so far, by name. Memory is the peak of the whole process on ML-100K in bf16."""
+    """What the results hold so far, by name, not in NF4. Memory is the peak of the whole process on ML-100K."""
     found: dict[str, float] = {}
-    for name, (part, one, other, key) in RATIOS.items():
-        rows = values.get("throughput", {}).get(part, {})
+    kinds = [name for part in ("throughput", "memory") for key in values.get(part, {}) for name in key.split()[1:2]]
+    full = "fp32" if "fp32" in kinds and "bf16" not in kinds else "bf16"
+    for name, (data, one, other, key) in RATIOS.items():
+        rows = values.get("throughput", {}).get(f"{data} {full}", {})
         if one in rows and other in rows:
             found[name] = rows[one][key] / rows[other][key]
     memory = values.get("memory", {})
 
     def peak(row: str, batch: int) -> float | None:
-        facts = memory.get(f"ml100k bf16 {row} batch {batch} micro 4")
+        facts = memory.get(f"ml100k {full} {row} batch {batch} micro 4")
         return facts and facts["peak_bytes"]
 
     for name, one, other in (

@@ -8,10 +8,11 @@ from pathlib import Path
 import psutil
 
 CPUS = Path("/sys/devices/system/cpu")
-GROUP = Path("/sys/fs/cgroup")
+GROUPS = Path("/sys/fs/cgroup")
+OWN_GROUP = Path("/proc/self/cgroup")
 
 
-def cores(cpus: Path = CPUS, group: Path = GROUP) -> int:
+def cores(cpus: Path = CPUS, groups: Path = GROUPS) -> int:
     """Physical cores that this process may use: within its affinity, and at most what its container may have.
 
     A second thread on a core (SMT) shares its arithmetic units: matrix products gain nothing by it.
@@ -21,11 +22,21 @@ def cores(cpus: Path = CPUS, group: Path = GROUP) -> int:
         found = len({(cpus / f"cpu{n}" / "topology" / "thread_siblings_list").read_text() for n in allowed})
     except OSError:
         found = min(psutil.cpu_count(logical=False) or len(allowed), len(allowed))
-    return max(1, min(found, _group_limit(group)))
+    return max(1, min([found, *map(_group_limit, _own_groups(groups))]))
+
+
+def _own_groups(groups: Path) -> list[Path]:
+    """Folders of the control group that this process is in, and of those around it."""
+    own = ""
+    with suppress(OSError, StopIteration):
+        lines = OWN_GROUP.read_text().splitlines()
+        own = next(line for line in lines if line.startswith("0::")).removeprefix("0::").strip("/")
+    folder = groups / own
+    return [folder, *(above for above in folder.parents if above.is_relative_to(groups))]
 
 
 def _group_limit(group: Path) -> int:
-    """Cores that a control group (a container) may have, begun ones as whole; of both versions of it."""
+    """Cores that a control group (a container, a service) may have, begun ones as whole; of both versions of it."""
     with suppress(OSError, ValueError):
         quota, period = (group / "cpu.max").read_text().split()
         return math.ceil(int(quota) / int(period))  # `max` is no number: no limit
@@ -53,5 +64,5 @@ def described(threads: int) -> str:
     if threads >= machine:
         return text
     may = cores()
-    why = "as OMP_NUM_THREADS says" if threads != may else "all that this process may use"
+    why = "as was asked for" if threads != may else "all that this process may use"
     return f"{text} of {machine} cores, {why}"

@@ -44,6 +44,21 @@ def test_cores_are_physical_and_within_affinity_and_container(
     assert cores(machine, group) == expected
 
 
+def test_the_limit_of_a_group_around_the_own_one_counts(
+    machine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A service in a slice, or a job in a user's share: the tightest of all groups on the way up holds."""
+    groups, said = tmp_path / "groups", tmp_path / "cgroup"
+    (groups / "user.slice" / "job").mkdir(parents=True)
+    said.write_text("0::/user.slice/job\n")
+    monkeypatch.setattr("calrec_lite.threads.OWN_GROUP", said)
+    assert cores(machine, groups) == 3
+    (groups / "user.slice" / "cpu.max").write_text("200000 100000\n")
+    assert cores(machine, groups) == 2
+    (groups / "user.slice" / "job" / "cpu.max").write_text("90000 100000\n")
+    assert cores(machine, groups) == 1
+
+
 def test_a_machine_that_does_not_tell_its_cores_has_one_a_thread_at_most(
     machine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -58,7 +73,7 @@ def test_what_is_said_where_the_process_may_not_use_the_whole_machine(monkeypatc
     monkeypatch.setattr("calrec_lite.threads.cores", lambda: 2)
     assert described(8) == "8 threads"
     assert described(2) == "2 threads of 8 cores, all that this process may use"
-    assert described(1) == "1 thread of 8 cores, as OMP_NUM_THREADS says"
+    assert described(1) == "1 thread of 8 cores, as was asked for"
 
 
 SHOW = """

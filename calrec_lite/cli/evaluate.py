@@ -1,5 +1,6 @@
 """evaluate, compare, report."""
 
+import math
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +18,7 @@ FOLDER = click.Path(path_type=Path, file_okay=False)
 
 @click.command()
 @click.argument("run", type=FOLDER)
-@click.option("--users", type=click.IntRange(min=1), help="Measure so many users instead of the recipe's number.")
+@click.option("--users", type=click.IntRange(min=1), help="Measure all systems on so many, instead of the recipe's.")
 @click.option("--split", type=click.Choice(["test", "validation"]), help="Instead of the recipe's split.")
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Also write metrics.json here.")
 def evaluate(run: Path, users: int | None, split: str | None, out: Path | None) -> None:
@@ -36,7 +37,8 @@ def evaluate(run: Path, users: int | None, split: str | None, out: Path | None) 
     own = opened.recipe.evaluate.split
     changes = {key: value for key, value in (("users", users), ("split", split)) if value}
     if changes:
-        options = opened.recipe.evaluate.model_copy(update=changes)
+        # Whoever asks for so many users asks for them of every system.
+        options = opened.recipe.evaluate.model_copy(update=changes | ({"model_users": None} if users else {}))
         opened = Run(opened.recipe.model_copy(update={"evaluate": options}), run)
     folder = _place(opened, own)
     click.echo(table(evaluate_run(opened, folder=folder)))
@@ -55,10 +57,12 @@ def _place(run: "Run", own: str) -> Path:
     try:
         there = read_metrics(run.evaluation)
         same = there["domain"]["fingerprint"] == run.domain(run.recipe.target).fingerprint
-        kept = there["protocol"]["users"] if same and there["protocol"]["split"] == own else 0
+        protocol = there["protocol"] if same and there["protocol"]["split"] == own else {}
     except InputError:  # none, or a damaged one, which is made anew
-        kept = 0
-    if asked.split == own and (asked.users is None or asked.users >= kept):
+        protocol = {}
+    kept = protocol.get("users", 0), protocol.get("model_users", protocol.get("users", 0))
+    every = asked.users or math.inf
+    if asked.split == own and every >= kept[0] and min(asked.model_users or math.inf, every) >= kept[1]:
         return run.evaluation
     return run.folder / f"evaluation-{asked.split}-{asked.users or 'all'}"
 

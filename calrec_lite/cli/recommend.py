@@ -76,7 +76,7 @@ def recommend(
     options["dtype"] = choice.dtype
     job = Bulk(users, out, options, block)
     recommender = _open(folder, engine, strategy, quantised, choice.dtype)
-    click.echo(described_device(choice), err=True)
+    click.echo(described_device(choice, folder), err=True)
 
     def rank(histories: list[list[str]], candidates: list[list[str] | None]) -> Any:
         own: dict[str, Any] = {"candidates": candidates} if any(c is not None for c in candidates) else {}

@@ -15,7 +15,9 @@ from calrec_lite.evaluate.metrics import METRICS, Copies, Ranks, paired_bootstra
 from calrec_lite.evaluate.results import caption, difference_cell, hardware, interval_cell, markdown, versions
 from calrec_lite.evaluate.systems import evaluate_run
 from calrec_lite.files import atomic_path, write_json
+from calrec_lite.model.device import Choice
 from calrec_lite.recipe import Recipe, resolved
+from calrec_lite.recipe_file import check_recipe
 from calrec_lite.train.cells import FULL, Cell, plan, stage_keys
 from calrec_lite.train.run import FREE, Run
 from calrec_lite.train.stage import train_run
@@ -71,8 +73,11 @@ def _finished(cell: Cell, folder: Path) -> bool:
     file = folder / cell.name / "cell.json"
     if not file.is_file():
         return False
-    measured = json.loads(file.read_text(encoding="utf-8"))["recipe"]
-    return _deciding(measured) == _deciding(resolved(cell.recipe))
+    measured = resolved(check_recipe(json.loads(file.read_text(encoding="utf-8"))["recipe"]))  # keys it lacks: defaults
+    now = resolved(cell.recipe)
+    if "auto" in (measured["base"]["dtype"], now["base"]["dtype"]):  # whatever it came to, the cell was measured in it
+        now["base"]["dtype"] = measured["base"]["dtype"]
+    return _deciding(measured) == _deciding(now)
 
 
 def _refuse_other_data(cell: Cell, folder: Path) -> None:
@@ -136,14 +141,20 @@ def _share_domains(run: Run, folder: Path) -> None:
 
 
 def _share_dtype(run: Run, folder: Path, cells: Sequence[Cell]) -> None:
-    """One number type for all cells whose recipe leaves it open: what differs between them is their recipes."""
+    """One number type for all cells whose recipe leaves it open: what differs between them is their recipes.
+
+    Not float16, which not every cell would be tried in.
+    """
     if run.recipe.base.dtype != "auto" or run.kept_dtype:
         return
     for cell in cells:
-        other = Run(cell.recipe, folder / cell.name)
-        if cell.recipe.base.dtype == "auto" and (known := other.kept_dtype):
-            run.keep_dtype(known)
-            return
+        if (folder / cell.name / "recipe.yaml").is_file() and cell.recipe.base.dtype == "auto":
+            known = Run.open(folder / cell.name).came_to  # of an older cell by its recipe alone
+            if known != "auto":
+                run.keep_dtype(Choice(known, "as of the first cell"))
+                return
+    if run.dtype.dtype == "float16":
+        run.keep_dtype(Choice("float32", "float16 is not tried in every cell"))
 
 
 def _borrow(cell: Cell, run: Run, folder: Path, cells: Sequence[Cell]) -> None:
@@ -247,6 +258,7 @@ def summary(recipe: Recipe, folder: Path, cells: Sequence[Cell]) -> dict[str, An
         "domain": first["domain"],
         "protocol": first["protocol"],
         "recommend": first.get("recommend"),
+        "dtype": first.get("dtype"),
         "quantised": any(run.results.get("quantised") for run in evaluated.values()),
         "full": every,
         "budget": {"steps": recipe.ablate.steps, "minutes": recipe.ablate.minutes},

@@ -15,6 +15,7 @@ from calrec_lite.errors import InputError
 from calrec_lite.evaluate.metrics import MRR_CUT, Copies, Interval, Ranks, ranks_from_lists, summarise
 
 RARE = 10  # trained on fewer times than this: a rare target
+SAME = "users: of the models"  # the slice on which baselines and models can be compared
 LENGTHS = (1, 5, 10, 20)  # lower ends of the history lengths that are reported apart
 
 
@@ -120,8 +121,8 @@ class Protocol:
         """
         unreachable = int(cases.repeats.sum()) if self.exclude_seen else 0
         said = asdict(self)
-        if self.model_users is None:
-            del said["model_users"]
+        if self.model_users is None or self.model_users >= len(cases.users):
+            del said["model_users"]  # it changes nothing
         return {
             **said,
             "users": len(cases.users),
@@ -208,7 +209,8 @@ def slices(domain: Domain, cases: Cases, ranks: Ranks, protocol: Protocol) -> di
 
     `target: new | rare | popular` by how often the target was trained on (0, under 10, 10 and more),
     `history: ...` by the number of items in the history, `target: repeat | explore` by whether the target is in it,
-    `time: tied | alone` by whether another event of the user has the target's time, so that a draw put them in order.
+    `time: tied | alone` by whether another event of the user has the target's time, so that a draw put them in order,
+    `users: of the models` are those on whom models are measured where `model_users` sets that: the same for any system.
 
     Args:
         ranks: of one system on `cases`, (U,).
@@ -227,6 +229,8 @@ def slices(domain: Domain, cases: Cases, ranks: Ranks, protocol: Protocol) -> di
         masks[name] = (length >= low) & (True if high is None else length < high)
     if cases.tied is not None:
         masks |= {"time: tied": cases.tied, "time: alone": ~cases.tied}
+    if protocol.model_users:
+        masks[SAME] = np.isin(cases.users, cases.part(protocol.model_users, protocol.seed).users)
     return {
         name: {"users": int(mask.sum()), **protocol.summary(cases, ranks, mask)}
         for name, mask in masks.items()

@@ -16,7 +16,7 @@ from calrec_lite.evaluate.compare import compare
 from calrec_lite.evaluate.examples import examples
 from calrec_lite.evaluate.metrics import METRICS
 from calrec_lite.evaluate.plots import Bar, Curve, histogram, interval_chart, line_chart
-from calrec_lite.evaluate.results import caption, read_metrics
+from calrec_lite.evaluate.results import caption, measured_on, read_metrics
 from calrec_lite.evaluate.systems import BASELINE_NAMES
 from calrec_lite.files import atomic_path
 from calrec_lite.recipe import resolved
@@ -59,6 +59,7 @@ def write_report(run: Run, reasons: bool = True) -> Path:
         "recipe_text": yaml.safe_dump(resolved(run.recipe), sort_keys=False, allow_unicode=True, width=10_000),
         "base": run.recipe.base.model.partition("#")[0],
         "results": results,
+        "measured_on": measured_on(results),
         "caption": caption(results),
         "subject": subject,
         "metrics": _metric_names(results),

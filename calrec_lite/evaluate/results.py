@@ -18,7 +18,7 @@ from calrec_lite import __version__
 from calrec_lite.data.domain import Domain
 from calrec_lite.errors import InputError
 from calrec_lite.evaluate.metrics import METRICS
-from calrec_lite.evaluate.protocol import Cases, Protocol, SystemResult, slices
+from calrec_lite.evaluate.protocol import SAME, Cases, Protocol, SystemResult, slices
 from calrec_lite.files import atomic_path, write_json
 
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "numpy", "duckdb", "cornac")
@@ -162,15 +162,17 @@ def hardware() -> dict[str, Any]:
 
 def table(results: Mapping[str, Any]) -> str:
     """The contents of a metrics.json as a Markdown table, its protocol as the caption below."""
-    speeds, users = results["users_per_second"], _measured_on(results)
+    speeds, users = results["users_per_second"], measured_on(results)
     apart = len(set(users.values())) > 1
     head = ["system", *(["users"] if apart else []), "R@1", "R@10", "N@10"]
-    head += [f"MRR@{results['protocol']['mrr_cut']}", "users/s"]
+    head += [f"MRR@{results['protocol']['mrr_cut']}", *([f"N@10, same {min(users.values()):,}"] if apart else [])]
+    head += ["users/s"]
     rows = [
         [
             name,
             *([f"{users[name]:,}"] if apart else []),
             *(interval_cell(metrics[metric]) for metric in METRICS),
+            *([interval_cell(results["slices"][name][SAME]["ndcg@10"])] if apart else []),
             f"{speeds[name]:.{0 if speeds[name] >= 100 else 1}f}",
         ]
         for name, metrics in results["systems"].items()
@@ -178,7 +180,7 @@ def table(results: Mapping[str, Any]) -> str:
     return f"{markdown(head, rows)}\n\n{caption(results)}"
 
 
-def _measured_on(results: Mapping[str, Any]) -> dict[str, int]:
+def measured_on(results: Mapping[str, Any]) -> dict[str, int]:
     """How many users each system was measured on; before that was written down, all were measured on all."""
     return dict.fromkeys(results["systems"], results["protocol"]["users"]) | results.get("users", {})
 

@@ -44,7 +44,7 @@ def evaluate_run(run: Run, trained: bool = True, folder: Path | None = None) -> 
     domain = run.domain(recipe.target)
     protocol = Protocol.of(recipe)
     cases = build_cases(domain, protocol.split, protocol.users, protocol.seed)
-    print(described_device(run.dtype))
+    print(described_device(run.dtype, run.base))
     # Once for all models, which are of one size: with another one in memory the answer might be another.
     placed = placement(run.base, run.loading)
     made = {"recommend": recipe.recommend.model_dump(), "quantised": placed[0], "dtype": run.dtype.dtype}

@@ -5,12 +5,13 @@ import time
 from dataclasses import dataclass
 from os import environ
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from calrec_lite.errors import InputError
 from calrec_lite.recipe import Base
 from calrec_lite.threads import described
 
@@ -84,15 +85,22 @@ def dtype_here(folder: Path, asked: AskedDType = "auto") -> Choice:
     """The number type in which weights that are only used, not trained on, are loaded on this machine.
 
     Never float16 by itself: nothing is tried here before lists are made.
+
+    Raises:
+        InputError: there is no such type.
     """
+    if asked not in get_args(AskedDType):
+        raise InputError(f"dtype: {asked}; write one of {', '.join(get_args(AskedDType))}")
     return choose_dtype(Base(model=str(folder), dtype=asked, load_in_4bit=False), folder)
 
 
-def described_device(choice: Choice, where: torch.device | None = None) -> str:
-    """One line: the device, its threads or name, the number type and why."""
-    where = where or device()
+def described_device(choice: Choice, folder: Path) -> str:
+    """One line: the device, its threads or name, the number type and why; and one more where it is slow at that."""
+    where = device()
     name = described(torch.get_num_threads()) if where.type == "cpu" else torch.cuda.get_device_name(where)
-    return f"device: {where.type.upper()}, {name}; {choice.dtype}: {choice.why}"
+    slow = slow_at(choice.dtype, folder, where)
+    warning = f"\nWARNING: {slow}; base.dtype: auto would take that" if slow else ""
+    return f"device: {where.type.upper()}, {name}; {choice.dtype}: {choice.why}{warning}"
 
 
 def _sizes(folder: Path) -> tuple[int, int]:

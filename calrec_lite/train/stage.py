@@ -21,7 +21,7 @@ from transformers.integrations import get_reporting_integration_callbacks
 from calrec_lite.errors import InputError, RunError
 from calrec_lite.files import atomic_path, write_json
 from calrec_lite.model.base import add_adapter, load_adapter_weights, load_model, placement
-from calrec_lite.model.device import described_device, device, slow_at
+from calrec_lite.model.device import described_device, device
 from calrec_lite.model.merge import merge_adapter, parity
 from calrec_lite.model.towers import Towers
 from calrec_lite.recipe import Base, Stage
@@ -45,7 +45,7 @@ def train_run(run: Run) -> None:
     """
     _check_reporters(run.recipe.optim.report_to)
     if not all(folder.metrics.is_file() for folder in run.stages):
-        _say_device(run)
+        print(described_device(run.dtype, run.base))
     for i, folder in enumerate(run.stages):
         if folder.done:
             print(f"stage {folder.folder.name}: done already")
@@ -54,13 +54,6 @@ def train_run(run: Run) -> None:
             merge_adapter(stage_origin(run, i)[0], folder.adapter, folder.merged)
         else:
             _train_stage(run, i)
-
-
-def _say_device(run: Run) -> None:
-    """Where and in which number type the run is trained, before it is."""
-    print(described_device(run.dtype))
-    if slow := slow_at(run.dtype.dtype, run.base):
-        print(f"WARNING: {slow}; a run of another `name` with base.dtype: auto would be faster")
 
 
 def _check_reporters(names: list[str]) -> None:

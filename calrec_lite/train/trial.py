@@ -7,6 +7,7 @@ from torch import nn
 
 from calrec_lite.model.device import Choice, described_device
 from calrec_lite.text.rows import Rows
+from calrec_lite.train.memory import out_of_memory
 from calrec_lite.train.run import Run
 from calrec_lite.train.step import rng_state, set_rng_state, two_tower_step
 from calrec_lite.train.trainer import CALRecTrainer
@@ -23,7 +24,8 @@ def float16_holds(run: Run, trainer: CALRecTrainer, rows: Rows) -> bool:
     if begun or run.recipe.base.dtype != "auto" or run.dtype.dtype != "float16" or stays_finite(trainer, rows):
         return True
     run.keep_dtype(Choice("float32", "float16 gave no numbers in a trial"))
-    print(described_device(run.dtype))
+    (run.stages[0].folder / "micro_batch.json").unlink(missing_ok=True)  # estimated for half as wide numbers
+    print(described_device(run.dtype, run.base))
     return False
 
 
@@ -34,12 +36,16 @@ def stays_finite(trainer: CALRecTrainer, rows: Rows) -> bool:
     number. Small gradients are less of a matter: without any scaling of the loss, gradients of SmolLM2-135M in NF4 had
     a cosine of .996 or more with those of float32 (docs/training.md).
     """
-    model, before = cast(nn.Module, trainer.model), rng_state(trainer.args.device)
+    model, before = cast(nn.Module, trainer.model).train(), rng_state(trainer.args.device)
     batch = trainer.collator([rows[i] for i in range(min(ROWS, len(rows)))]).to(trainer.args.device)
     try:
         result = two_tower_step(trainer.towers, batch, trainer.args.objective, torch.Tensor.backward)
         found = [result.loss, *(p.grad for p in model.parameters() if p.grad is not None)]
         return all(bool(torch.isfinite(value).all()) for value in found)
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        return True  # training cuts its steps smaller, and stops at a loss that is no number
     finally:
         model.zero_grad()
         set_rng_state(before)

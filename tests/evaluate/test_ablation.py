@@ -19,7 +19,7 @@ from calrec_lite.evaluate.compare import compare
 from calrec_lite.evaluate.metrics import ndcg_at, paired_bootstrap
 from calrec_lite.evaluate.report import write_report
 from calrec_lite.evaluate.systems import evaluate_run
-from calrec_lite.recipe import Recipe
+from calrec_lite.recipe import Recipe, resolved
 from calrec_lite.recipe_file import check_recipe
 from calrec_lite.train.cells import plan
 from calrec_lite.train.clock import Clock
@@ -354,3 +354,16 @@ def test_a_stage_by_the_clock_goes_on_after_a_kill(
     assert facts["train_seconds"] == pytest.approx(times[-1], abs=0.1)
     assert times[-2] < 3 <= times[-1]
     assert facts["steps"] == len(times)
+
+
+def test_a_cell_measured_before_a_key_was_there_is_finished_still(two_stages: dict[str, Any], tmp_path: Path) -> None:
+    """And one that was measured in a type, where the recipe now leaves the type open."""
+    name = f"{FULL}.seed0"
+    measured = resolved(next(cell for cell in plan(recipe(two_stages)) if cell.name == name).recipe)
+    del measured["evaluate"]["model_users"]
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "cell.json").write_text(json.dumps({"recipe": measured}))
+    for base, loss, expected in (("auto", {}, True), ("bfloat16", {}, False), ("auto", {"tau": 0.4}, False)):
+        changed = {**two_stages, "base": {**two_stages["base"], "dtype": base}, "loss": loss}
+        cell = next(cell for cell in plan(recipe(changed)) if cell.name == name)
+        assert ablation_module._finished(cell, tmp_path) == expected

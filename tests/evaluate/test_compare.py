@@ -10,8 +10,8 @@ from calrec_lite.errors import InputError
 from calrec_lite.evaluate.baselines import BASELINES
 from calrec_lite.evaluate.compare import Run, compare, comparison_table
 from calrec_lite.evaluate.metrics import METRICS, paired_bootstrap
-from calrec_lite.evaluate.protocol import Protocol, SystemResult, build_cases, evaluate_system
-from calrec_lite.evaluate.results import table, write_results
+from calrec_lite.evaluate.protocol import SAME, Protocol, SystemResult, build_cases, evaluate_system
+from calrec_lite.evaluate.results import interval_cell, table, write_results
 
 PROTOCOL = Protocol(bootstrap=50)
 SEQUENCES = [np.random.default_rng(n).permutation(30)[: 3 + n % 7].tolist() for n in range(40)]
@@ -150,6 +150,13 @@ def test_a_model_measured_on_a_part_is_compared_on_that_part(make_domain: Any, t
     assert results["slices"]["final"]["target: explore"]["users"] == 12
     text = table(results)
     assert f"{len(cases.users)} users (models: 12 of them)" in text
+    same = evaluate_system(baseline, part, protocol).metrics["ndcg@10"]
+    assert results["slices"]["popularity"][SAME] | {"users": 0} == {
+        "users": 0,
+        **evaluate_system(baseline, part, protocol).metrics,
+    }
+    assert text.splitlines()[0].split("|")[7].strip() == "N@10, same 12"
+    assert text.splitlines()[2].split("|")[7].strip() == interval_cell(same)
     assert [row.split("|")[2].strip() for row in text.splitlines()[2:5]] == [str(len(cases.users))] * 2 + ["12"]
 
     pairs = [("popularity", "final"), ("popularity", "last_item")]

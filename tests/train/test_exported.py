@@ -17,6 +17,7 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM
 
 from calrec_lite.cli import main
+from calrec_lite.cli.evaluate import _place
 from calrec_lite.errors import InputError
 from calrec_lite.evaluate.fusion import FUSION, tune_fusion
 from calrec_lite.evaluate.metrics import ndcg_at, ranks_from_lists
@@ -300,3 +301,14 @@ def test_fusion_is_tuned_on_validation_users_as_the_lists_are_made(
     monkeypatch.setattr(sys, "argv", ["calrec-lite", "tune", str(trained.folder), "--users", "15"])
     main()
     assert "15 validation users" in capsys.readouterr().out
+
+
+def test_an_evaluation_of_fewer_model_users_does_not_replace_one_of_more(
+    trained: Run, exported: tuple[dict, Path]
+) -> None:
+    results, _ = exported
+    assert results["protocol"]["users"] == 20
+    for users, model_users, replaces in ((20, None, True), (20, 20, True), (None, 30, True), (20, 10, False)):
+        options = trained.recipe.evaluate.model_copy(update={"users": users, "model_users": model_users})
+        asked = Run(trained.recipe.model_copy(update={"evaluate": options}), trained.folder)
+        assert (_place(asked, "test") == trained.evaluation) == replaces
