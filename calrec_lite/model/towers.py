@@ -17,6 +17,7 @@ from torch.autograd.graph import save_on_cpu
 from transformers import Cache
 
 from calrec_lite.errors import InputError
+from calrec_lite.files import cache_folder
 from calrec_lite.model.losses import generation_loss
 from calrec_lite.text.batch import Chunk, ItemChunk
 
@@ -88,6 +89,11 @@ class Towers:
             raise InputError(
                 "optim.compile: torch.compile needs triton on a GPU: pip install triton, or set it to false"
             )
+        if self.head.device.type == "cpu":
+            # torch's cache does not tell kernels for one set of instructions from those for another: found there by a
+            # process with other ones, they crash, or give what is no number. So each set has a folder of its own.
+            kernels = cache_folder() / "compiled" / f"{torch.__version__}-{torch.backends.cpu.get_cpu_capability()}"
+            os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(kernels))
         torch._dynamo.config.recompile_limit = max(RECOMPILE_LIMIT, torch._dynamo.config.recompile_limit)
         for layer in layers:  # dropout draws as it would uncompiled, in a first and in a replayed pass
             layer.compile(dynamic=True, options={"fallback_random": True})

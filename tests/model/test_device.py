@@ -23,11 +23,13 @@ from calrec_lite.export.bundle import export_run
 from calrec_lite.model import device as device_module
 from calrec_lite.model.base import load_model
 from calrec_lite.model.device import Choice, choose_dtype, dtype_here, half_time, slow_at
+from calrec_lite.model.towers import Towers
 from calrec_lite.recipe import Base
 from calrec_lite.recipe_file import check_recipe
 from calrec_lite.recommend import Recommender
 from calrec_lite.train.run import Run
 from calrec_lite.train.stage import train_run
+from tests.conftest import needs_compiler
 from tests.train.conftest import values
 
 GPU = torch.device("cuda")
@@ -36,6 +38,7 @@ PROBE = """
 from pathlib import Path
 from calrec_lite.model.device import Choice, choose_dtype, half_time
 import torch
+from calrec_lite.model.towers import Towers
 from calrec_lite.recipe import Base
 print(choose_dtype(Base(model="m"), Path("nowhere")).dtype, half_time(torch.bfloat16, 576, 1536))
 """
@@ -241,3 +244,17 @@ def test_nothing_but_the_runs_type_is_multiplied(
     assert counted.types[torch.float32] > 0  # of a bfloat16 run: exact scores, vectors
     assert (counted.types[torch.bfloat16] > 0) == halves
     assert not counted.types[torch.float16]
+
+
+@needs_compiler
+def test_compiled_kernels_are_kept_apart_by_the_processors_instructions(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kernels of one set of instructions, read by a process with another, gave NaN or crashed."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "mine")
+    towers = Towers(load_model(tiny_folder, Base(model=str(tiny_folder), dtype="float32", load_in_4bit=False)))
+    towers.compile()
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"].endswith("mine")  # torch makes it a whole path
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    towers.compile()
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"].endswith(torch.backends.cpu.get_cpu_capability())
