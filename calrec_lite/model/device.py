@@ -118,8 +118,9 @@ def half_time(half: torch.dtype, hidden: int, inner: int) -> float:
 
     Of one thread, so that other programs' threads disturb it little; of products in turns, the best of each type.
     """
-    weight = torch.randn(min(inner, max(64, PROBE_WEIGHTS // hidden)), hidden)
-    states = torch.randn(PROBE_TOKENS, hidden)
+    own = torch.Generator().manual_seed(0)  # whoever asks keeps their random numbers
+    weight = torch.randn(min(inner, max(64, PROBE_WEIGHTS // hidden)), hidden, generator=own)
+    states = torch.randn(PROBE_TOKENS, hidden, generator=own)
     pairs = {dtype: (states.to(dtype), weight.to(dtype)) for dtype in (torch.float32, half)}
     best = dict.fromkeys(pairs, float("inf"))
     threads, begun = torch.get_num_threads(), time.perf_counter()

@@ -49,12 +49,13 @@ def takes(monkeypatch: pytest.MonkeyPatch, factor: float) -> None:
     monkeypatch.setattr(device_module, "half_time", lambda half, hidden, inner: factor)
 
 
-def test_the_probe_leaves_the_threads_alone() -> None:
-    before = torch.get_num_threads()
+def test_the_probe_leaves_threads_and_random_numbers_alone() -> None:
+    before, drawn = torch.get_num_threads(), torch.get_rng_state()
     torch.set_num_threads(2)
     try:
         assert 0.01 < half_time(torch.bfloat16, 576, 1536) < 1000
         assert torch.get_num_threads() == 2
+        assert torch.equal(torch.get_rng_state(), drawn)
     finally:
         torch.set_num_threads(before)
 
