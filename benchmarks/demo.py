@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-from calrec_lite.evaluate.results import versions
+from calrec_lite.evaluate.store import versions
 from calrec_lite.files import write_json
 
 ROOT = Path(__file__).parents[1]

@@ -22,19 +22,22 @@ import numpy as np
 from amazon import TARGETS, WORDING, domain
 from evidence_control import Mixed
 
+from calrec_lite.ablation.run import ablate, ablation_folder, remove_weights
+from calrec_lite.ablation.table import ablation_table
 from calrec_lite.cli.options import quiet_libraries
-from calrec_lite.evaluate.ablation import ablate, ablation_folder, ablation_table, remove_weights
+from calrec_lite.evaluate.cases import build_cases
 from calrec_lite.evaluate.compare import compare
-from calrec_lite.evaluate.fusion import TRANSITIONS, Tried, all_candidates, tried_on
-from calrec_lite.evaluate.protocol import Protocol, build_cases, evaluate_system
-from calrec_lite.evaluate.results import difference_cell, interval_cell, markdown, read_metrics, write_results
-from calrec_lite.evaluate.systems import open_recommender
+from calrec_lite.evaluate.evaluate_run import open_recommender
+from calrec_lite.evaluate.protocol import Protocol, evaluate_system
+from calrec_lite.evaluate.store import read_metrics, write_results
+from calrec_lite.evaluate.tables import difference_cell, interval_cell, markdown
+from calrec_lite.evaluate.tune import TRANSITIONS, Tried, all_candidates, tried_on
 from calrec_lite.files import write_json
 from calrec_lite.recipe import Recipe
-from calrec_lite.recipe_file import check_recipe, load_recipe
-from calrec_lite.recommend.candidates import Candidates
-from calrec_lite.train.run import Run
-from calrec_lite.train.stage import train_run
+from calrec_lite.recipe.file import check_recipe, load_recipe
+from calrec_lite.recommend.rerank import Candidates
+from calrec_lite.run import Run
+from calrec_lite.training.stage import train_run
 
 ROOT = Path(__file__).parents[1]
 JOINT = {

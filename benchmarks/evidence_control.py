@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from calrec_lite import recipe
 from calrec_lite.data.domain import Domain
+from calrec_lite.evaluate.baselines.minilm import MiniLMBaseline
+from calrec_lite.evaluate.cases import Cases
 from calrec_lite.evaluate.metrics import ndcg_at, ranks_from_lists
-from calrec_lite.evaluate.minilm import MiniLM
-from calrec_lite.evaluate.protocol import Cases
+from calrec_lite.recipe import MiniLMSettings
 from calrec_lite.recommend.transitions import Transitions
 
 COSINE = (0.0, 0.5, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 15.0, 20.0)
@@ -24,8 +24,8 @@ POPULARITY = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8)
 class Mixed:
     """log transitions + `cosine` x MiniLM's cosine + `popularity` x log count, over the whole catalogue."""
 
-    def __init__(self, domain: Domain, seed: int, options: recipe.MiniLM, exclude_seen: bool) -> None:
-        self.minilm = MiniLM(domain, seed, options, exclude_seen)
+    def __init__(self, domain: Domain, seed: int, options: MiniLMSettings, exclude_seen: bool) -> None:
+        self.minilm = MiniLMBaseline(domain, seed, options, exclude_seen)
         self.transitions = Transitions.of(domain)
         self.counted = np.log1p(domain.train_counts())  # (N,)
         self.weights = (0.0, 0.0)

@@ -18,10 +18,11 @@ from evidence import FINAL, LISTS, ROOT, ratios, recipe_values
 from sasrec import about, target
 
 from calrec_lite.errors import InputError
-from calrec_lite.evaluate.protocol import Protocol, build_cases, evaluate_system
-from calrec_lite.evaluate.systems import build_baseline
+from calrec_lite.evaluate.baselines import build_baseline
+from calrec_lite.evaluate.cases import build_cases
+from calrec_lite.evaluate.protocol import Protocol, evaluate_system
 from calrec_lite.files import write_json
-from calrec_lite.recipe_file import check_recipe
+from calrec_lite.recipe.file import check_recipe
 
 NAME, EARLIER = "sasrec", "earlier sasrec"
 Z = 1.959964  # standard errors on either side of a mean in a 95% interval

@@ -17,17 +17,19 @@ import evidence
 import torch
 from amazon import TITLE
 
+from calrec_lite.ablation.run import ablate, ablation_folder
+from calrec_lite.ablation.table import ablation_table
 from calrec_lite.cli.options import quiet_libraries
-from calrec_lite.evaluate.ablation import ablate, ablation_folder, ablation_table
+from calrec_lite.evaluate.cases import build_cases
 from calrec_lite.evaluate.compare import compare
-from calrec_lite.evaluate.fusion import tune_fusion
-from calrec_lite.evaluate.protocol import build_cases
-from calrec_lite.evaluate.results import difference_cell, interval_cell, read_metrics
-from calrec_lite.evaluate.systems import evaluate_run, open_recommender
+from calrec_lite.evaluate.evaluate_run import evaluate_run, open_recommender
+from calrec_lite.evaluate.store import read_metrics
+from calrec_lite.evaluate.tables import difference_cell, interval_cell
+from calrec_lite.evaluate.tune import tune_fusion
 from calrec_lite.files import write_json
-from calrec_lite.recipe_file import check_recipe
-from calrec_lite.train.run import Run
-from calrec_lite.train.stage import train_run
+from calrec_lite.recipe.file import check_recipe
+from calrec_lite.run import Run
+from calrec_lite.training.stage import train_run
 
 CATEGORY = {"Category": "categories"}
 # Of each group what its recipe has other than evidence.py's, fields that come before the title, and what is tried.

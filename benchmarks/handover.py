@@ -22,22 +22,25 @@ from amazon import WORDING, domain
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from calrec_lite.cli.options import quiet_libraries
-from calrec_lite.data.sources import fetch
+from calrec_lite.evaluate.cases import build_cases
 from calrec_lite.evaluate.metrics import paired_bootstrap, summarise
-from calrec_lite.evaluate.protocol import Protocol, build_cases, evaluate_system
-from calrec_lite.evaluate.results import hardware, interval_cell, versions
+from calrec_lite.evaluate.protocol import Protocol, evaluate_system
+from calrec_lite.evaluate.store import hardware, versions
+from calrec_lite.evaluate.tables import interval_cell
 from calrec_lite.files import write_json
+from calrec_lite.method.batch import Collator
+from calrec_lite.method.rows import Rows, validation_rows
+from calrec_lite.method.towers import Towers
 from calrec_lite.model.base import add_adapter, load_model
-from calrec_lite.model.merge import merge_adapter, parity
-from calrec_lite.model.towers import Towers
+from calrec_lite.model.merge import merge_adapter
+from calrec_lite.model.parity import parity
 from calrec_lite.recipe import Base, Lora
-from calrec_lite.recipe_file import check_recipe, load_recipe
+from calrec_lite.recipe.file import check_recipe, load_recipe
 from calrec_lite.recommend import Recommender
-from calrec_lite.text.batch import Collator
-from calrec_lite.text.rows import Rows, validation_rows
-from calrec_lite.train.run import Run
-from calrec_lite.train.stage import train_run
-from calrec_lite.train.trainer import validation_loss
+from calrec_lite.run import Run
+from calrec_lite.sources import fetch
+from calrec_lite.training.stage import train_run
+from calrec_lite.training.trainer import validation_loss
 
 ROOT = Path(__file__).parents[1]
 USERS = 300

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from calrec_lite.evaluate.results import caption, interval_cell, markdown, table
+from calrec_lite.evaluate.tables import caption, interval_cell, markdown, table
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -73,7 +73,7 @@ def training_gpu() -> str:
 def evidence(target: str = "scientific") -> str:
     from evidence import rerank_table
 
-    from calrec_lite.evaluate.ablation import ablation_table
+    from calrec_lite.ablation.table import ablation_table
 
     facts = results(f"evidence_{target}")
     by = facts["ratio_lists"]

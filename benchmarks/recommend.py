@@ -25,23 +25,23 @@ from recommend_scale import BATCH_TOKENS, scale
 from recommend_tables import ROWS, table
 
 from calrec_lite.cli.options import quiet_libraries
-from calrec_lite.evaluate.fusion import tune_fusion
+from calrec_lite.decode.beam import beam_search
+from calrec_lite.decode.prompt_tree import PromptTree
+from calrec_lite.decode.ranked import Ranked
+from calrec_lite.decode.trie_tensors import TrieTensors
+from calrec_lite.evaluate.cases import Cases, build_cases
 from calrec_lite.evaluate.metrics import paired_bootstrap, ranks_from_lists, summarise
-from calrec_lite.evaluate.protocol import Cases, build_cases
-from calrec_lite.evaluate.results import hardware, versions
+from calrec_lite.evaluate.store import hardware, versions
+from calrec_lite.evaluate.tune import tune_fusion
 from calrec_lite.files import write_json
+from calrec_lite.method.towers import Towers
 from calrec_lite.model.base import load_model
-from calrec_lite.model.towers import Towers
 from calrec_lite.recipe import Recipe
-from calrec_lite.recipe_file import check_recipe, load_recipe
+from calrec_lite.recipe.file import check_recipe, load_recipe
 from calrec_lite.recommend import Recommender
-from calrec_lite.recommend.beam import beam_search
-from calrec_lite.recommend.paths import Paths
-from calrec_lite.recommend.ranked import Ranked
 from calrec_lite.recommend.recommender import batches
-from calrec_lite.recommend.tree import PromptTree
-from calrec_lite.train.run import Run
-from calrec_lite.train.stage import train_run
+from calrec_lite.run import Run
+from calrec_lite.training.stage import train_run
 
 ROOT = Path(__file__).parents[1]
 BLOCK = 25  # users of one timing
@@ -52,7 +52,7 @@ Ranker = Callable[[list[np.ndarray]], Any]
 
 
 def recipe_values(data: Path, steps: int) -> dict[str, Any]:
-    """One stage on the target; L_UT weighs more than in the paper, since `dense` and `rerank` live on it (METHOD 6)."""
+    """One stage on the target; L_UT weighs more than in the paper, for `dense` and `rerank` (docs/method.md, 6b)."""
     return {
         "name": "recommend",
         "base": {"model": load_recipe("demo").base.model, "load_in_4bit": False},
@@ -76,7 +76,7 @@ class Bench:
         self.model.eval()
         self.towers, self.encoder = Towers(self.model), run.encoder
         self.catalogue, self.ids = run.catalogue("scientific"), domain.catalogue.ids
-        self.paths = Paths.of(self.catalogue, "catalogue")
+        self.paths = TrieTensors.of(self.catalogue, "catalogue")
         self.trie_beams = TrieBeams(self.model, self.encoder, self.catalogue, BEAMS)
 
     def recommender(self, **options: Any) -> Recommender:

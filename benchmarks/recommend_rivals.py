@@ -6,8 +6,9 @@ import numpy as np
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
+from calrec_lite.method.catalogue import EncodedCatalogue
 from calrec_lite.recommend.ground import Grounder
-from calrec_lite.text.encoding import EncodedCatalogue, Encoder
+from calrec_lite.text.encoding import Encoder
 
 Lists = list[list[int]]
 
@@ -19,7 +20,7 @@ def unseen(items: Iterable[int], history: np.ndarray, k: int) -> list[int]:
 
 
 class SampleAndGround:
-    """A: `generate` draws 32 texts a user, BM25 finds the items (METHOD 6, the paper's order)."""
+    """A: `generate` draws 32 texts a user, BM25 finds the items (docs/method.md, 6: the paper's order)."""
 
     def __init__(self, model: PreTrainedModel, encoder: Encoder, catalogue: EncodedCatalogue, samples: int) -> None:
         self.model, self.encoder, self.catalogue, self.samples = model, encoder, catalogue, samples

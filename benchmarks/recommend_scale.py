@@ -11,11 +11,12 @@ import torch
 from transformers import PreTrainedModel
 
 from calrec_lite.data.domain import Catalogue
-from calrec_lite.model.towers import Towers
+from calrec_lite.method.catalogue import EncodedCatalogue, encode_catalogue
+from calrec_lite.method.towers import Towers
 from calrec_lite.recipe import Recommend
 from calrec_lite.recommend import Recommender
-from calrec_lite.recommend.dense import ItemVectors
-from calrec_lite.text.encoding import EncodedCatalogue, Encoder, encode_catalogue
+from calrec_lite.recommend.vectors import ItemVectors
+from calrec_lite.text.encoding import Encoder
 
 OTHERS = ("amazon14_beauty", "amazon14_toys", "amazon14_health", "amazon14_clothing", "amazon18_games")
 USERS = 32

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from calrec_lite.evaluate.results import interval_cell, markdown
+from calrec_lite.evaluate.tables import interval_cell, markdown
 
 ROWS = {
     "A": "transformers generate, 32 samples, BM25",

@@ -19,25 +19,27 @@ from typing import Any
 
 import amazon
 
-from calrec_lite import recipe
 from calrec_lite.data.domain import Domain
 from calrec_lite.data.prepare import describe, prepare
-from calrec_lite.evaluate.baselines import BASELINES
-from calrec_lite.evaluate.minilm import MiniLM
-from calrec_lite.evaluate.protocol import Protocol, Ranker, build_cases, evaluate_system
-from calrec_lite.evaluate.results import hardware, table, versions
-from calrec_lite.evaluate.sasrec import Sasrec
+from calrec_lite.evaluate.baselines.counting import BASELINES
+from calrec_lite.evaluate.baselines.minilm import MiniLMBaseline
+from calrec_lite.evaluate.baselines.sasrec import SASRecBaseline
+from calrec_lite.evaluate.cases import build_cases
+from calrec_lite.evaluate.protocol import Protocol, Ranker, evaluate_system
+from calrec_lite.evaluate.store import hardware, versions
+from calrec_lite.evaluate.tables import table
 from calrec_lite.files import write_json
+from calrec_lite.recipe import Columns, DomainSpec, MiniLMSettings, SASRecSettings
 
 ROOT = Path(__file__).parents[1]
 LEAST = 0.090
 # The default, a wider model by larger steps, more and less dropout. The epoch is chosen by all validation users. On
 # Beauty the default only: a training takes half an hour of a core there, of the wide one some two by its steps' time.
 GRID = [
-    recipe.Sasrec(valid_users=None),
-    recipe.Sasrec(valid_users=None, hidden=128, batch_size=1024),
-    recipe.Sasrec(valid_users=None, dropout=0.6),
-    recipe.Sasrec(valid_users=None, dropout=0.3),
+    SASRecSettings(valid_users=None),
+    SASRecSettings(valid_users=None, hidden=128, batch_size=1024),
+    SASRecSettings(valid_users=None, dropout=0.6),
+    SASRecSettings(valid_users=None, dropout=0.3),
 ]
 ORDERS = {"drawn": True, "file": False}
 TEST_USERS = 2000  # of the evidence
@@ -46,12 +48,12 @@ TEST_USERS = 2000  # of the evidence
 def beauty(data: Path, drawn: bool) -> Domain:
     """The domain; `drawn`: events of the same time in an order drawn by the seed, else as the file has them."""
     place = data / "amazon14_beauty"
-    columns = recipe.Columns(user="user", item="items", time="ts" if drawn else None)
+    columns = Columns(user="user", item="items", time="ts" if drawn else None)
     files = {"interactions": str(place / "seqs.jsonl.gz"), "items": str(place / "items.jsonl.gz")}
-    return prepare("beauty", recipe.Domain(**files, columns=columns, fields={"Title": "title"}), seed=0)
+    return prepare("beauty", DomainSpec(**files, columns=columns, fields={"Title": "title"}), seed=0)
 
 
-def facts_of(ranker: Sasrec) -> dict[str, Any]:
+def facts_of(ranker: SASRecBaseline) -> dict[str, Any]:
     own = ranker.trained
     minutes = round(own["epochs"][-1]["seconds"] / 60, 1)
     kept = {"best_epoch": own["best_epoch"], "epochs": len(own["epochs"]), "minutes": minutes}
@@ -62,7 +64,7 @@ def in_file_order(data: Path) -> dict[str, Any]:
     """SASRec and transition counts where events of one time stand as public preprocessing leaves them: by ASIN."""
     domain = beauty(data, drawn=False)
     cases, protocol = build_cases(domain, "test", None, 0), Protocol(users=None)
-    ranker = Sasrec(domain, 0, GRID[0], exclude_seen=True)
+    ranker = SASRecBaseline(domain, 0, GRID[0], exclude_seen=True)
     systems: dict[str, Ranker] = {"transitions": BASELINES["transitions"](domain, 0), "sasrec": ranker}
     measured = {name: evaluate_system(system, cases, protocol).metrics for name, system in systems.items()}
     return {"trained": facts_of(ranker), "systems": measured}
@@ -70,14 +72,14 @@ def in_file_order(data: Path) -> dict[str, Any]:
 
 def target(name: str, data: Path) -> Domain:
     """A target of the evidence."""
-    return prepare(name, recipe.Domain(**amazon.domain(data, amazon.TARGETS[name])), seed=0)
+    return prepare(name, DomainSpec(**amazon.domain(data, amazon.TARGETS[name])), seed=0)
 
 
 def on_target(name: str, data: Path) -> dict[str, Any]:
     """All settings on a target of the evidence: all validation users, and its test users."""
     domain, tried = target(name, data), []
     for options in GRID:
-        ranker = Sasrec(domain, 0, options, exclude_seen=True)
+        ranker = SASRecBaseline(domain, 0, options, exclude_seen=True)
         one = {"options": options.model_dump(), "trained": facts_of(ranker)}
         for split, users in (("validation", None), ("test", TEST_USERS)):
             protocol, cases = Protocol(users=users, split=split), build_cases(domain, split, users, 0)
@@ -108,14 +110,14 @@ def main() -> None:
             parser.error(f"--train: no domain {name}")
         order = ORDERS.get(name)
         domain = target(name, options.data) if order is None else beauty(options.data, order)
-        Sasrec(domain, 0, GRID[int(setting)], exclude_seen=True)
+        SASRecBaseline(domain, 0, GRID[int(setting)], exclude_seen=True)
         return
     domain = beauty(options.data, drawn=True)
     print(describe(domain))
     protocol = Protocol(users=None)
-    sasrec = Sasrec(domain, 0, GRID[0], exclude_seen=True)
+    sasrec = SASRecBaseline(domain, 0, GRID[0], exclude_seen=True)
     cases = build_cases(domain, "test", None, 0)
-    minilm = MiniLM(domain, 0, recipe.MiniLM(), True)
+    minilm = MiniLMBaseline(domain, 0, MiniLMSettings(), True)
     systems: dict[str, Ranker] = {name: make(domain, 0) for name, make in BASELINES.items()}
     systems |= {"minilm": minilm, "sasrec": sasrec}
     measured = {name: evaluate_system(system, cases, protocol) for name, system in systems.items()}

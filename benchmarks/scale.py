@@ -20,10 +20,11 @@ from typing import Any
 import numpy as np
 
 from calrec_lite.data.domain import Catalogue, Domain, Sequences
-from calrec_lite.evaluate.baselines import Transitions
+from calrec_lite.evaluate.baselines.counting import TransitionsBaseline
+from calrec_lite.evaluate.cases import build_cases
 from calrec_lite.evaluate.metrics import ranks_in_chunks, summarise
-from calrec_lite.evaluate.protocol import Protocol, build_cases, evaluate_system
-from calrec_lite.evaluate.results import hardware, versions
+from calrec_lite.evaluate.protocol import Protocol, evaluate_system
+from calrec_lite.evaluate.store import hardware, versions
 from calrec_lite.files import write_json
 
 ROOT = Path(__file__).parents[1]
@@ -50,7 +51,7 @@ def lists(users: int, items: int) -> dict[str, Any]:
         {"fingerprint": "0" * 64},
     )
     cases = build_cases(domain, "test", None, 0)
-    return dict(evaluate_system(Transitions(domain, 0), cases, Protocol()).metrics)
+    return dict(evaluate_system(TransitionsBaseline(domain, 0), cases, Protocol()).metrics)
 
 
 def main() -> None:

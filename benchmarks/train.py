@@ -27,13 +27,13 @@ from train_rows import DATA, DTYPES, SEED, WHAT, Bench, build, faster
 from train_tables import ratios, table
 
 from calrec_lite.cli.options import quiet_libraries
-from calrec_lite.data.sources import fetch
-from calrec_lite.evaluate.results import hardware, versions
+from calrec_lite.evaluate.store import hardware, versions
 from calrec_lite.files import write_json
+from calrec_lite.method.rows import Rows, StepSampler
 from calrec_lite.model.device import device
-from calrec_lite.recipe_file import load_recipe
-from calrec_lite.text.rows import Rows, StepSampler
-from calrec_lite.train.memory import peak_bytes
+from calrec_lite.model.memory import peak_bytes
+from calrec_lite.recipe.file import load_recipe
+from calrec_lite.sources import fetch
 
 ROOT = Path(__file__).parents[1]
 BATCH = 16

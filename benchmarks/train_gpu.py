@@ -22,16 +22,17 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import AutoTokenizer, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
+from calrec_lite.method.batch import ITEMS_AT_ONCE, Collator
+from calrec_lite.method.catalogue import EncodedCatalogue
+from calrec_lite.method.step import two_tower_step
+from calrec_lite.method.towers import Towers
 from calrec_lite.model.base import add_adapter, base_folder
 from calrec_lite.model.device import device
-from calrec_lite.model.towers import Towers
 from calrec_lite.recipe import Base, Lora, Loss
-from calrec_lite.recipe_file import load_recipe
-from calrec_lite.text.batch import ITEMS_AT_ONCE, Collator
-from calrec_lite.text.encoding import EncodedCatalogue, Row
+from calrec_lite.recipe.file import load_recipe
+from calrec_lite.text.encoding import Row
 from calrec_lite.text.trie import Trie
-from calrec_lite.train.flops import StepFlops, matmul_rate
-from calrec_lite.train.step import two_tower_step
+from calrec_lite.training.mfu import StepFlops, matmul_rate
 
 ROWS, TOKENS, ITEM = 64, 1024, 32  # rows of a step, tokens of a row, tokens of an item
 ITEMS = 2000

@@ -7,15 +7,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from peft.tuners.lora import LoraLayer
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from calrec_lite.model.losses import vocabulary_nll
-from calrec_lite.model.towers import RowStates, Towers
-from calrec_lite.text.batch import Chunk, Collator, StepBatch
-from calrec_lite.train.step import StepLoss, _whole
-from calrec_lite.train.trainer import CALRecTrainer, _step
+from calrec_lite.method.batch import Chunk, Collator, StepBatch
+from calrec_lite.method.losses import vocabulary_nll
+from calrec_lite.method.step import StepLoss, _whole
+from calrec_lite.method.towers import RowStates, Towers
+from calrec_lite.training.trainer import CALRecTrainer, _step
 
 
 class FullHead(Towers):
@@ -77,7 +76,7 @@ class AsTheyCome(CALRecTrainer):
 
 
 class KeptGraphs(CALRecTrainer):
-    """The other way to micro-batches (DESIGN 4.4): every chunk keeps its graph, checkpointed, and one backward."""
+    """The other way to micro-batches (docs/architecture.md): chunks keep their graphs, checkpointed; one backward."""
 
     def _attempt(self, batch: StepBatch) -> StepLoss | None:
         batch = batch.to(self.args.device)
@@ -104,8 +103,7 @@ def _collator(kind: type[Collator]) -> Callable[[CALRecTrainer], None]:
 
 
 def _cast_inputs(trainer: CALRecTrainer) -> None:
-    for layer in (m for m in trainer.model.modules() if isinstance(m, LoraLayer)):  # type: ignore[union-attr]
-        layer.cast_input_dtype_enabled = True
+    trainer.towers.adapters = []  # none is told to leave its cast out
 
 
 def _nothing(trainer: CALRecTrainer) -> None:

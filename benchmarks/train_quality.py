@@ -15,18 +15,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from peft.tuners.lora import LoraLayer
 from train_rows import LOSSES, SEED, Bench, build, faster
 
+from calrec_lite.evaluate.cases import build_cases
 from calrec_lite.evaluate.metrics import summarise
-from calrec_lite.evaluate.protocol import Protocol, build_cases, evaluate_system
+from calrec_lite.evaluate.protocol import Protocol, evaluate_system
 from calrec_lite.files import atomic_path
-from calrec_lite.model.towers import Towers
+from calrec_lite.method.batch import Collator
+from calrec_lite.method.rows import Rows, StepSampler, validation_rows
+from calrec_lite.method.towers import Towers
 from calrec_lite.recipe import Loss
 from calrec_lite.recommend import Recommender
-from calrec_lite.text.batch import Collator
-from calrec_lite.text.rows import Rows, StepSampler, validation_rows
-from calrec_lite.train.trainer import validation_loss
+from calrec_lite.training.trainer import validation_loss
 
 ROWS = ("A", "E", "F")
 BATCH = 16
@@ -99,9 +99,7 @@ def measured(student: Student, users: int) -> dict[str, Any]:
     """Validation loss over the catalogue's items and lists for test users; as it was trained, the loss alone."""
     bench, run = student.bench, student.bench.run
     model = student.system.trainer.model
-    layers = [m for m in model.modules() if isinstance(m, LoraLayer)]
-    casting = layers[0].cast_input_dtype_enabled
-    towers = Towers(model)  # turns the casts off
+    towers = Towers(model)
     facts: dict[str, Any] = {"nats_per_item": nats(towers, bench, LOSSES["F"], users)}
     if student.name != "F":
         facts["as_trained"] = {"nats_per_item": nats(towers, bench, Loss(softmax="vocabulary"), users)}
@@ -109,8 +107,6 @@ def measured(student: Student, users: int) -> dict[str, Any]:
     recommender = Recommender(towers, bench.encoder, bench.catalogue(LOSSES["F"]), ids, run.recipe.recommend)
     ranks = evaluate_system(recommender, cases, Protocol(users=users)).ranks
     model.train()
-    for layer in layers:
-        layer.cast_input_dtype_enabled = casting
     return {**facts, "ndcg@10": summarise(ranks, 2000, SEED)["ndcg@10"], "users": users, **student.state}
 
 

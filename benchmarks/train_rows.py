@@ -13,14 +13,15 @@ import yaml
 from torch import nn
 from train_ladder import LADDER, Measure
 
+from calrec_lite.method.catalogue import EncodedCatalogue
+from calrec_lite.method.rows import Rows, training_rows
 from calrec_lite.model.base import add_adapter, base_folder, load_model
 from calrec_lite.model.device import choose_dtype
 from calrec_lite.recipe import Base, Loss
-from calrec_lite.recipe_file import builtin_folder, check_recipe, load_recipe
-from calrec_lite.text.encoding import EncodedCatalogue, Row
-from calrec_lite.text.rows import Rows, training_rows
-from calrec_lite.train.run import Run
-from calrec_lite.train.trainer import CALRecConfig
+from calrec_lite.recipe.file import builtin_folder, check_recipe, load_recipe
+from calrec_lite.run import Run
+from calrec_lite.text.encoding import Row
+from calrec_lite.training.config import CALRecConfig
 
 ITEMS = 10  # of a row, the target included
 SEED = 0
@@ -87,6 +88,10 @@ class Bench:
             part = chosen(part, np.flatnonzero(part.end - part.start == ITEMS))
         return Rows([part], self.encoder)
 
+    def seen(self, rows: Rows, loss: Loss) -> Rows:
+        """The rows with the items as a loss sees them."""
+        return Rows([replace(part, catalogue=self.catalogue(loss)) for part in rows.parts], rows.encoder)
+
     def model(self, checkpointing: bool = False) -> nn.Module:
         torch.manual_seed(SEED)
         return add_adapter(load_model(self.run.base, self.base), self.base, checkpointing)
@@ -134,9 +139,8 @@ class Ours:
             use_cpu=not torch.cuda.is_available(),
             save_strategy="no",
         )
-        catalogues = {bench.domain.name: bench.catalogue(loss)}
         model = bench.model(measure.checkpointing)
-        self.trainer = measure.trainer(model, config, bench.encoder, catalogues, self.rows)
+        self.trainer = measure.trainer(model, config, bench.seen(self.rows, loss))
         measure.prepare(self.trainer)
         self.trainer.create_optimizer()
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from train_rows import WHAT
 
-from calrec_lite.evaluate.results import interval_cell
+from calrec_lite.evaluate.tables import interval_cell
 
 RATIOS = {
     "E_vs_A_targets_ml100k": ("ml100k", "E", "A", "targets_per_second"),

@@ -1,5 +1,6 @@
 """Files that are whole or absent: everything is written under a temporary name and renamed."""
 
+import hashlib
 import json
 import os
 import re
@@ -13,6 +14,7 @@ import platformdirs
 import psutil
 
 TERMS = ("LICENSE*", "NOTICE*", "Notice*")  # what whoever passes a model on has to pass on with it
+BLOCK = 1 << 20  # bytes hashed at once
 BESIDE_WEIGHTS = ("*.json", "*.model", "*.txt", "*.jinja", *TERMS)  # a model's config, tokenizer, templates, terms
 
 
@@ -26,6 +28,15 @@ def copy_matching(source: Path, to: Path, patterns: Sequence[str]) -> None:
     """Copy the files of a folder (not of those below it) whose names match one of `patterns` into another."""
     for file in (f for pattern in patterns for f in source.glob(pattern) if f.is_file()):
         shutil.copy(file, to / file.name)
+
+
+def file_sha256(path: Path) -> str:
+    """The SHA-256 of a file's bytes, as 64 hex digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 @contextmanager

@@ -11,9 +11,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from calrec_lite.data.domain import Catalogue, Domain, Sequences
-from calrec_lite.model.towers import compiler
+from calrec_lite.method.catalogue import EncodedCatalogue, encode_catalogue
+from calrec_lite.model.compiling import compiler
 from calrec_lite.recipe import Loss, Text
-from calrec_lite.text.encoding import EncodedCatalogue, Encoder, encode_catalogue
+from calrec_lite.text.encoding import Encoder
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["OMP_NUM_THREADS"] = "1"  # for the processes tests start; a tiny model is slower on many threads

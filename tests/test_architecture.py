@@ -1,6 +1,8 @@
 """The rooms and the directions in which they may import, as docs/architecture.md says; and the house rules on size."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -48,8 +50,17 @@ def test_imports_go_only_where_the_page_says(module: Path) -> None:
         if name.startswith("calrec_lite."):
             other = name.split(".")[1]
             assert other == own or other in rooms[own], f"{own} may not import {other}"
-    if own in ("recipe", "recipe_file", "files", "errors", "data"):
-        assert not {n.split(".")[0] for n in imports(module)} & {"torch", "transformers", "peft"}
+
+
+def test_rooms_without_torch_import_none() -> None:
+    """What reads recipes, data and texts starts at once; so does `import calrec_lite`, whose face is lazy."""
+    light = ("errors", "files", "sources", "threads", "recipe", "data", "text", "run")
+    names = [
+        f"calrec_lite.{'.'.join(m.relative_to(PACKAGE).with_suffix('').parts)}" for m in MODULES if room(m) in light
+    ]
+    code = f"import sys, {', '.join(names)}; print(sorted({{'torch', 'transformers', 'peft'}} & set(sys.modules)))"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert said.stdout.strip() == "[]"
 
 
 def test_every_room_of_the_page_is_there() -> None:

@@ -24,14 +24,14 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from calrec_lite.evaluate.systems import open_recommender
+from calrec_lite.evaluate.evaluate_run import open_recommender
+from calrec_lite.method.catalogue import EncodedCatalogue
+from calrec_lite.model.memory import activation_bytes
 from calrec_lite.recipe import Recommend
-from calrec_lite.recipe_file import builtin_folder, load_recipe
+from calrec_lite.recipe.file import builtin_folder, load_recipe
 from calrec_lite.recommend import Recommender
-from calrec_lite.text.encoding import EncodedCatalogue
-from calrec_lite.train.memory import activation_bytes
-from calrec_lite.train.run import Run
-from calrec_lite.train.stage import train_run
+from calrec_lite.run import Run
+from calrec_lite.training.stage import train_run
 from tests.conftest import ring_domains
 
 BASES = builtin_folder() / "base"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from calrec_lite.cli import group
-from calrec_lite.recipe_file import builtin_folder, load_recipe
+from calrec_lite.recipe.file import builtin_folder, load_recipe
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -7,7 +7,7 @@ import pytest
 
 from calrec_lite.errors import InputError
 from calrec_lite.recipe import require_domain
-from calrec_lite.recipe_file import builtin_folder, load_recipe, save_resolved
+from calrec_lite.recipe.file import builtin_folder, load_recipe, save_resolved
 
 GOOD = """\
 name: small

@@ -18,13 +18,14 @@ def ablate(recipe: str, overrides: tuple[str, ...], runs: Path, only: tuple[str,
     Stages that cells share are trained once. Started again after a stop, it goes on. On a GPU that one cell does not
     fill, start it several times, each with other cells.
     """
-    from calrec_lite.recipe_file import load_recipe
+    from calrec_lite.recipe.file import load_recipe
 
     loaded = load_recipe(recipe, overrides)
     quiet_libraries()
-    from calrec_lite.evaluate.ablation import ablate as run_ablation
-    from calrec_lite.evaluate.ablation import ablation_folder, ablation_table, refuse_unknown
-    from calrec_lite.train.cells import plan
+    from calrec_lite.ablation.grid import plan
+    from calrec_lite.ablation.run import ablate as run_ablation
+    from calrec_lite.ablation.run import ablation_folder, refuse_unknown
+    from calrec_lite.ablation.table import ablation_table
 
     cells = plan(loaded)
     refuse_unknown(cells, only)

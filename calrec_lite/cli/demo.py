@@ -8,7 +8,7 @@ import click
 from calrec_lite.cli.options import quiet_libraries, runs_option
 
 if TYPE_CHECKING:
-    from calrec_lite.train.run import Run
+    from calrec_lite.run import Run
 
 SHOWN = 3  # users whose lists are printed
 LATEST = 8  # titles of their histories
@@ -21,12 +21,12 @@ def demo(runs: Path, overrides: tuple[str, ...]) -> None:
     """Train, evaluate and export a recommender of films on real data, in a quarter of an hour on two CPU cores."""
     quiet_libraries()
     from calrec_lite.data.prepare import describe
-    from calrec_lite.evaluate.results import table
-    from calrec_lite.evaluate.systems import evaluate_run
+    from calrec_lite.evaluate.evaluate_run import evaluate_run
+    from calrec_lite.evaluate.tables import table
     from calrec_lite.export.bundle import export_run
-    from calrec_lite.recipe_file import load_recipe
-    from calrec_lite.train.run import Run
-    from calrec_lite.train.stage import train_run
+    from calrec_lite.recipe.file import load_recipe
+    from calrec_lite.run import Run
+    from calrec_lite.training.stage import train_run
 
     run = Run.start(load_recipe("demo", overrides), runs)
     for name in run.recipe.domains:
@@ -50,7 +50,7 @@ def _show(run: "Run", exported: Path) -> None:
     """Three held-out users: what they took, what is recommended, what they really took next."""
     import numpy as np
 
-    from calrec_lite.evaluate.protocol import build_cases
+    from calrec_lite.evaluate.cases import build_cases
     from calrec_lite.recommend import Recommender
 
     recipe = run.recipe

@@ -11,7 +11,7 @@ from calrec_lite.cli.options import quiet_libraries
 from calrec_lite.errors import InputError
 
 if TYPE_CHECKING:
-    from calrec_lite.train.run import Run
+    from calrec_lite.run import Run
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
 
@@ -28,10 +28,10 @@ def evaluate(run: Path, users: int | None, split: str | None, out: Path | None) 
     own: it is neither reported nor exported.
     """
     quiet_libraries()
-    from calrec_lite.evaluate.results import table
-    from calrec_lite.evaluate.systems import evaluate_run
+    from calrec_lite.evaluate.evaluate_run import evaluate_run
+    from calrec_lite.evaluate.tables import table
     from calrec_lite.files import atomic_path
-    from calrec_lite.train.run import Run
+    from calrec_lite.run import Run
 
     opened = Run.open(run)
     own = opened.recipe.evaluate.split
@@ -51,7 +51,7 @@ def evaluate(run: Path, users: int | None, split: str | None, out: Path | None) 
 
 def _place(run: "Run", own: str) -> Path:
     """Where an evaluation goes: the run's own place, unless of another split than its `own` or of fewer users."""
-    from calrec_lite.evaluate.results import read_metrics
+    from calrec_lite.evaluate.store import read_metrics
 
     asked = run.recipe.evaluate
     try:
@@ -84,7 +84,7 @@ def compare(run_a: Path, run_b: Path, pairs: tuple[tuple[str, str], ...]) -> Non
 
 def _evaluation(folder: Path) -> Path:
     """A run's evaluation, or the folder itself where it is one."""
-    from calrec_lite.train.run import Run
+    from calrec_lite.run import Run
 
     return folder if (folder / "rankings.parquet").is_file() else Run.open(folder).evaluation
 
@@ -95,7 +95,7 @@ def _evaluation(folder: Path) -> Path:
 def report(run: Path, no_reasons: bool) -> None:
     """Write an evaluated RUN's report: one HTML page with results, training, example users, data and recipe."""
     quiet_libraries()
-    from calrec_lite.evaluate.report import write_report
-    from calrec_lite.train.run import Run
+    from calrec_lite.page.report import write_report
+    from calrec_lite.run import Run
 
     click.echo(f"-> {write_report(Run.open(run), not no_reasons)}")

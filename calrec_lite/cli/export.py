@@ -18,7 +18,7 @@ def export(run: Path, to: Path | None, adapter: bool) -> None:
     """Write RUN's model as one folder for transformers, vLLM and `calrec-lite recommend`, with its model card."""
     quiet_libraries()
     from calrec_lite.export.bundle import export_adapter, export_run
-    from calrec_lite.train.run import Run
+    from calrec_lite.run import Run
 
     opened = Run.open(run)
     if adapter:

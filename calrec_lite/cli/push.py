@@ -16,6 +16,6 @@ def push(folder: Path, repo: str, private: bool, revision: str | None) -> None:
     The token comes from `hf auth login` or HF_TOKEN. Only the files of an export are sent, its catalogue among them
     if it holds one (`export.catalogue`); anything else in DIR is left out, and named.
     """
-    from calrec_lite.export.hub import push_folder
+    from calrec_lite.package.hub import push_folder
 
     click.echo(f"-> {push_folder(folder, repo, private, revision)}")

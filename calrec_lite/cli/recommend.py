@@ -58,7 +58,7 @@ def recommend(
         raise InputError("--engine vllm: not together with --4bit")
     lists: dict[str, Any] = {name: _lines(name, path) for name, path in (("allow", allow), ("deny", deny)) if path}
     quiet_libraries()
-    from calrec_lite.recommend.package import fingerprint, locate
+    from calrec_lite.package.layout import fingerprint, locate
 
     if not users:
         _show(_open(model, engine, strategy, quantised), titles, k, lists)

@@ -12,14 +12,15 @@ from calrec_lite.cli.options import quiet_libraries, recipe_arguments, runs_opti
 @runs_option
 def prepare(recipe: str, overrides: tuple[str, ...], runs: Path) -> None:
     """Prepare the domains of RECIPE and say what was kept, what was dropped and why."""
-    from calrec_lite.data.prepare import describe, prepare_to
-    from calrec_lite.recipe_file import load_recipe
+    from calrec_lite.data.report import describe
+    from calrec_lite.recipe.file import load_recipe
+    from calrec_lite.run import Run
 
     loaded = load_recipe(recipe, overrides)
-    for name, spec in loaded.domains.items():
-        folder = runs / loaded.name / "domains" / name
-        click.echo(describe(prepare_to(name, spec, loaded.seed, folder)))
-        click.echo(f"-> {folder}\n")
+    run = Run(loaded, runs / loaded.name)
+    for name in loaded.domains:
+        click.echo(describe(run.prepare(name)))
+        click.echo(f"-> {run.folder / 'domains' / name}\n")
 
 
 @click.command()
@@ -29,7 +30,7 @@ def prepare(recipe: str, overrides: tuple[str, ...], runs: Path) -> None:
 def train(recipe: str, overrides: tuple[str, ...], runs: Path, dry_run: bool) -> None:
     """Train every stage of RECIPE. Started again after a stop, it goes on from the last checkpoint."""
     from calrec_lite.recipe import resolved
-    from calrec_lite.recipe_file import load_recipe
+    from calrec_lite.recipe.file import load_recipe
 
     loaded = load_recipe(recipe, overrides)
     if dry_run:
@@ -38,8 +39,8 @@ def train(recipe: str, overrides: tuple[str, ...], runs: Path, dry_run: bool) ->
         click.echo(yaml.safe_dump(resolved(loaded), sort_keys=False, allow_unicode=True), nl=False)
         return
     quiet_libraries()
-    from calrec_lite.train.run import Run
-    from calrec_lite.train.stage import train_run
+    from calrec_lite.run import Run
+    from calrec_lite.training.stage import train_run
 
     run = Run.start(loaded, runs)
     train_run(run)

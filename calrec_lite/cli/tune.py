@@ -16,11 +16,11 @@ def tune(run: Path, users: int) -> None:
     By validation users only. Nothing is changed.
     """
     quiet_libraries()
-    from calrec_lite.evaluate.fusion import FUSION, TRANSITIONS, tune_fusion
-    from calrec_lite.evaluate.protocol import build_cases
-    from calrec_lite.evaluate.results import markdown
-    from calrec_lite.evaluate.systems import open_recommender
-    from calrec_lite.train.run import Run
+    from calrec_lite.evaluate.cases import build_cases
+    from calrec_lite.evaluate.evaluate_run import open_recommender
+    from calrec_lite.evaluate.tables import markdown
+    from calrec_lite.evaluate.tune import FUSION, TRANSITIONS, tune_fusion
+    from calrec_lite.run import Run
 
     opened = Run.open(run)
     recipe = opened.recipe

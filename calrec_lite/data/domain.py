@@ -9,7 +9,7 @@ On disk it is a folder, written whole or not at all:
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import cached_property
@@ -22,9 +22,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from calrec_lite.data.checksum import file_sha256
 from calrec_lite.errors import InputError
-from calrec_lite.files import atomic_path
+from calrec_lite.files import atomic_path, file_sha256
 
 Split = Literal["validation", "test"]
 TABLES = ("items.parquet", "aliases.parquet", "sequences.parquet")
@@ -59,7 +58,7 @@ class Catalogue:
                 order.add(label, *labels[:i])
         return tuple(order.static_order())
 
-    @property
+    @cached_property
     def titles(self) -> list[str]:
         """What a person calls each item: its `Title`, or where it has none the value of its first label, (N,)."""
         return [item.get("Title") or next(iter(item.values())) for item in self.fields]
@@ -102,6 +101,10 @@ class Sequences:
     def of(self, u: int) -> NDArray[np.int32]:
         """All items of user u, oldest first (a view)."""
         return self.items[self.offsets[u] : self.offsets[u + 1]]
+
+    def each(self) -> Iterator[NDArray[np.int32]]:
+        """Every user's items, as `of` gives them."""
+        return (self.of(u) for u in range(len(self)))
 
     def train_items(self, u: int) -> NDArray[np.int32]:
         """What may be trained on.

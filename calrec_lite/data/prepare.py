@@ -20,7 +20,7 @@ The steps, in this order:
 import hashlib
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import date, datetime, timezone
@@ -30,13 +30,13 @@ from typing import Any
 import duckdb
 import numpy as np
 
-from calrec_lite import recipe
-from calrec_lite.data.checksum import file_sha256
 from calrec_lite.data.domain import Catalogue, Domain, Sequences, moment, read_info
 from calrec_lite.data.readers import Raw, read
 from calrec_lite.data.report import describe, statistics
-from calrec_lite.data.sources import fetch
 from calrec_lite.errors import InputError
+from calrec_lite.files import file_sha256
+from calrec_lite.recipe import DomainSpec, Holdout
+from calrec_lite.sources import fetch
 from calrec_lite.threads import cores
 
 __all__ = ["describe", "prepare", "prepare_to"]
@@ -48,7 +48,7 @@ RESHAPING = ("drop_repeats", "min_user_events", "min_item_events", "max_users", 
 Dropped = dict[str, dict[str, int]]
 
 
-def prepare(name: str, spec: recipe.Domain, seed: int) -> Domain:
+def prepare(name: str, spec: DomainSpec, seed: int) -> Domain:
     """Prepare one domain of a recipe.
 
     The result depends on the files' content, the options and the seed only: not on their place, the number of
@@ -61,8 +61,13 @@ def prepare(name: str, spec: recipe.Domain, seed: int) -> Domain:
     return _prepare(name, spec, seed, files, _source_key(spec, seed, files))
 
 
-def prepare_to(name: str, spec: recipe.Domain, seed: int, folder: Path) -> Domain:
+def prepare_to(
+    name: str, spec: DomainSpec, seed: int, folder: Path, check: Callable[[Domain], None] | None = None
+) -> Domain:
     """Open `folder` if it holds just this domain (same files, options and seed), else prepare and save it there.
+
+    Args:
+        check: sees the domain before what is in `folder` is replaced, and may raise InputError.
 
     Raises:
         InputError: as `prepare`; or the folder holds something that is no prepared domain.
@@ -72,14 +77,19 @@ def prepare_to(name: str, spec: recipe.Domain, seed: int, folder: Path) -> Domai
     if (folder / "domain.json").is_file():
         ready = _open_if_same(name, source_key, folder)
         if ready:
+            if check:
+                check(ready)
             return ready
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder}: exists and is no prepared domain; choose another folder")
-    _prepare(name, spec, seed, files, source_key).save(folder)
+    domain = _prepare(name, spec, seed, files, source_key)
+    if check:
+        check(domain)
+    domain.save(folder)
     return Domain.open(folder)
 
 
-def _fetch_all(spec: recipe.Domain) -> dict[str, Path]:
+def _fetch_all(spec: DomainSpec) -> dict[str, Path]:
     places = {"interactions": spec.interactions} | ({"items": spec.items} if spec.items else {})
     return {role: fetch(location) for role, location in places.items()}
 
@@ -92,13 +102,13 @@ def _open_if_same(name: str, source_key: str, folder: Path) -> Domain | None:
         return None
 
 
-def _source_key(spec: recipe.Domain, seed: int, files: dict[str, Path]) -> str:
+def _source_key(spec: DomainSpec, seed: int, files: dict[str, Path]) -> str:
     options = spec.model_dump(mode="json", exclude=LOCATIONS)
     hashes = {role: file_sha256(path) for role, path in files.items()}
     return _sha256_json([VERSION, options, seed, hashes])
 
 
-def _prepare(name: str, spec: recipe.Domain, seed: int, files: dict[str, Path], source_key: str) -> Domain:
+def _prepare(name: str, spec: DomainSpec, seed: int, files: dict[str, Path], source_key: str) -> Domain:
     with _database() as connection:
         raw = read(connection, spec, files["interactions"], files.get("items"))
         dropped: Dropped = {}
@@ -200,7 +210,7 @@ def _order(connection: duckdb.DuckDBPyConnection, seed: int, drop_repeats: bool)
     return timed
 
 
-def _core(connection: duckdb.DuckDBPyConnection, spec: recipe.Domain, dropped: Dropped) -> None:
+def _core(connection: duckdb.DuckDBPyConnection, spec: DomainSpec, dropped: Dropped) -> None:
     """Step 5, to the fixed point."""
     repeats = (
         "position IN (SELECT position FROM kept QUALIFY item = lag(item) OVER (PARTITION BY user ORDER BY position))"
@@ -243,7 +253,7 @@ def _catalogue(connection: duckdb.DuckDBPyConnection, raw: Raw) -> Catalogue:
     )
 
 
-def _cap(connection: duckdb.DuckDBPyConnection, spec: recipe.Domain, seed: int, dropped: Dropped) -> None:
+def _cap(connection: duckdb.DuckDBPyConnection, spec: DomainSpec, seed: int, dropped: Dropped) -> None:
     """Step 7."""
     if spec.max_users:
         drawn = (
@@ -272,7 +282,7 @@ def _sequences(connection: duckdb.DuckDBPyConnection, timed: bool) -> Sequences:
     )
 
 
-def _hold_out(sequences: Sequences, name: str, holdout: recipe.Holdout) -> Sequences:
+def _hold_out(sequences: Sequences, name: str, holdout: Holdout) -> Sequences:
     """Step 8."""
     if holdout.by == "leave_one_out":
         return sequences

@@ -27,10 +27,10 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from calrec_lite import recipe
 from calrec_lite.data.clean import is_given, plain, tidy_amazon, tidy_movielens
 from calrec_lite.data.tables import Table, open_table, quoted
 from calrec_lite.errors import InputError
+from calrec_lite.recipe import Columns, DomainSpec
 
 RARE = 0.05  # a label of the default fields that fewer items have is left out: `Price: Unknown` teaches nothing
 CHUNK = 20_000  # items cleaned at a time
@@ -89,7 +89,7 @@ class Raw:
     rare: dict[str, float]
 
 
-def read(connection: duckdb.DuckDBPyConnection, spec: recipe.Domain, interactions: Path, items: Path | None) -> Raw:
+def read(connection: duckdb.DuckDBPyConnection, spec: DomainSpec, interactions: Path, items: Path | None) -> Raw:
     """Make the tables `events` and `items`.
 
     Raises:
@@ -133,7 +133,7 @@ class _Ids:
     time: str | None
 
 
-def _id_columns(table: Table, given: recipe.Columns, names: Names) -> _Ids:
+def _id_columns(table: Table, given: Columns, names: Names) -> _Ids:
     user = table.find("columns.user", given.user, names.user)
     item = table.find("columns.item", given.item, names.item)
     timed = given.time is not None or any(name in table.columns for name in names.time)

@@ -11,7 +11,8 @@ import pyarrow.compute as pc
 
 from calrec_lite.errors import InputError
 from calrec_lite.evaluate.metrics import METRICS, Copies, Ranks, paired_bootstrap
-from calrec_lite.evaluate.results import caption, difference_cell, made_by, markdown, read_metrics, read_rankings
+from calrec_lite.evaluate.store import read_metrics, read_rankings
+from calrec_lite.evaluate.tables import caption, difference_cell, made_by, markdown
 
 MEND = "evaluate both on the same prepared domain"
 # These say how users were drawn and how wide the intervals are. What they led to, the users, is compared itself.
@@ -19,7 +20,7 @@ DRAW = ("seed", "bootstrap")
 
 
 @dataclass(frozen=True)
-class Run:
+class Evaluation:
     """An evaluation read back from its folder."""
 
     folder: Path
@@ -27,7 +28,7 @@ class Run:
     rankings: pa.Table
 
     @classmethod
-    def open(cls, folder: Path) -> "Run":
+    def open(cls, folder: Path) -> "Evaluation":
         """Read what `write_results` wrote into `folder`. Raises InputError if it is missing or damaged."""
         return cls(folder, read_metrics(folder), read_rankings(folder, ["system", "user", "rank", "copies"]))
 
@@ -67,7 +68,7 @@ def compare(a: Path, b: Path, pairs: Sequence[tuple[str, str]] = ()) -> dict[str
     Raises:
         InputError: the two differ in data, protocol or users, lack a system of `pairs`, or leave nothing to compare.
     """
-    run_a, run_b = Run.open(a), Run.open(b)
+    run_a, run_b = Evaluation.open(a), Evaluation.open(b)
     refuse_unlike(run_a, run_b)
     same = a.resolve() == b.resolve()
     shared = [] if same else [(name, name) for name in run_a.results["systems"] if name in run_b.results["systems"]]
@@ -99,7 +100,7 @@ def comparison_table(comparison: dict[str, Any]) -> str:
     return f"{markdown(head, rows)}\n\n{notes}"
 
 
-def _differences(a: Run, of_a: str, b: Run, of_b: str) -> dict[str, Any]:
+def _differences(a: Evaluation, of_a: str, b: Evaluation, of_b: str) -> dict[str, Any]:
     """Over the users of both: a model may have been measured on a part of them (`evaluate.model_users`)."""
     users_a, ranks_a = a.ranks(of_a)
     users_b, ranks_b = b.ranks(of_b)
@@ -121,7 +122,7 @@ def _differences(a: Run, of_a: str, b: Run, of_b: str) -> dict[str, Any]:
     return {"users": len(both), "metrics": paired_bootstrap(ranks_a[in_a], ranks_b[in_b], *options)}
 
 
-def refuse_unlike(a: Run, b: Run) -> None:
+def refuse_unlike(a: Evaluation, b: Evaluation) -> None:
     """Raises InputError unless both are of the same data and protocol."""
     prints = [run.results["domain"]["fingerprint"] for run in (a, b)]
     of_a, of_b = a.results["protocol"], b.results["protocol"]

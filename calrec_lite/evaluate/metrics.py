@@ -1,7 +1,7 @@
 """Ranks of targets, the field's metrics of one target per user, and bootstrap intervals over users.
 
 A rank is 1-based; `inf` stands for a target that is not in the list. With one target per user, Recall@K equals Hit@K
-and NDCG@K is 1 / log2(rank + 1) (METHOD section 7).
+and NDCG@K is 1 / log2(rank + 1) (docs/method.md, 7).
 """
 
 from collections.abc import Callable, Sequence

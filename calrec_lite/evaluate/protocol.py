@@ -1,7 +1,7 @@
-"""Cases drawn from a domain, systems measured on them, and slices of the result (METHOD section 7)."""
+"""Cases drawn from a domain, systems measured on them, and slices of the result (docs/method.md, 7)."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from time import perf_counter
 from typing import Any, Literal
 from typing import Protocol as Interface
@@ -9,10 +9,10 @@ from typing import Protocol as Interface
 import numpy as np
 from numpy.typing import NDArray
 
-from calrec_lite import recipe
 from calrec_lite.data.domain import Domain, Split
-from calrec_lite.errors import InputError
+from calrec_lite.evaluate.cases import Cases
 from calrec_lite.evaluate.metrics import MRR_CUT, Copies, Interval, Ranks, ranks_from_lists, summarise
+from calrec_lite.recipe import Recipe
 
 RARE = 10  # trained on fewer times than this: a rare target
 SAME = "users: of the models"  # the slice on which baselines and models can be compared
@@ -31,38 +31,6 @@ class Ranker(Interface):
             exclude_seen: leave out what is in the history.
         """
         ...
-
-
-@dataclass(frozen=True)
-class Cases:
-    """Held-out users: histories[i] -> targets[i] is what user users[i] (an index of the domain's sequences) did."""
-
-    users: NDArray[np.int64]  # (U,)
-    histories: list[NDArray[np.int32]]  # (U,) arrays, oldest first
-    targets: NDArray[np.int64]  # (U,)
-    items: int  # size of the catalogue that is ranked
-    copies: Copies  # how many original items each item of the catalogue stands for, (N,)
-    tied: NDArray[np.bool_] | None  # whether another event of the user has the target's time, (U,); None: no times
-    holdout: str  # how they were held out, in words
-
-    @property
-    def repeats(self) -> NDArray[np.bool_]:
-        """Whether the target is already in the history, (U,)."""
-        pairs = zip(self.histories, self.targets, strict=True)
-        return np.array([bool((history == target).any()) for history, target in pairs], dtype=np.bool_)
-
-    def part(self, n: int | None, seed: int) -> "Cases":
-        """`n` of the users, drawn by the seed, in the same order; all of them if n is None or there are no more."""
-        if n is None or n >= len(self.users):
-            return self
-        drawn = np.sort(np.random.default_rng(seed).choice(len(self.users), size=n, replace=False))
-        return replace(
-            self,
-            users=self.users[drawn],
-            histories=[self.histories[i] for i in drawn],
-            targets=self.targets[drawn],
-            tied=None if self.tied is None else self.tied[drawn],
-        )
 
 
 @dataclass(frozen=True)
@@ -93,7 +61,7 @@ class Protocol:
     model_users: int | None = None
 
     @classmethod
-    def of(cls, asked: recipe.Recipe) -> "Protocol":
+    def of(cls, asked: Recipe) -> "Protocol":
         """As a recipe says."""
         options = asked.evaluate
         return cls(
@@ -159,34 +127,6 @@ class SystemResult:
     def users_per_second(self) -> float:
         """Lists made a second."""
         return len(self.ranks) / self.seconds
-
-
-def build_cases(domain: Domain, split: Split, n_users: int | None, seed: int) -> Cases:
-    """The cases of `n_users` users that have one, drawn by the seed, ascending; of all of them if there are no more.
-
-    Raises:
-        InputError: no user has a case.
-    """
-    sequences = domain.sequences
-    users, positions = sequences.held_out(split)
-    if not len(users):
-        needs = "the three events" if sequences.cuts is None else "the events before and after the cut"
-        raise InputError(
-            f"domain `{domain.name}`: no user has {needs} that a {split} case needs by {domain.holdout}; "
-            "nothing can be evaluated: add data, or lower its min_user_events and min_item_events"
-        )
-    starts = sequences.offsets[users]
-    copies = np.bincount(list(domain.catalogue.aliases.values()), minlength=len(domain.catalogue))
-    every = Cases(
-        users=users,
-        histories=[sequences.items[start:end] for start, end in zip(starts.tolist(), positions.tolist(), strict=True)],
-        targets=sequences.items[positions].astype(np.int64),
-        items=len(domain.catalogue),
-        copies=np.maximum(copies, 1),
-        tied=sequences.tied(users, positions),
-        holdout=domain.holdout,
-    )
-    return every.part(n_users, seed)
 
 
 def evaluate_system(ranker: Ranker, cases: Cases, protocol: Protocol) -> SystemResult:

@@ -4,18 +4,14 @@ import json
 import shutil
 from pathlib import Path
 
-from transformers import GenerationConfig
-
 from calrec_lite.errors import InputError
 from calrec_lite.export.card import base_name, render_card
-from calrec_lite.export.sentence import write_sentence_files
 from calrec_lite.files import TERMS, atomic_path, copy_matching
-from calrec_lite.recommend.package import TRANSITIONS, PackageInfo, write_package
+from calrec_lite.package.layout import TRANSITIONS, PackageInfo, write_package
+from calrec_lite.package.save import complete_model, copy_model, refuse_foreign
 from calrec_lite.recommend.transitions import Transitions
-from calrec_lite.train.run import Run
-from calrec_lite.train.stage import stage_origin
-
-PLACES = {"_name_or_path", "name_or_path", "tokenizer_file", "special_tokens_map_file"}
+from calrec_lite.run import Run
+from calrec_lite.training.handover import stage_origin
 
 
 def export_run(run: Run, to: Path) -> Path:
@@ -29,15 +25,11 @@ def export_run(run: Run, to: Path) -> Path:
         InputError: if the run is not trained to the end, or `to` is a folder of something else.
     """
     merged = run.final()
-    _refuse_foreign(to)
+    refuse_foreign(to)
     with atomic_path(to) as temporary:
-        shutil.copytree(merged, temporary)
-        _without_places(temporary)
-        _explicit_generation(temporary, run)
-        try:
-            write_sentence_files(temporary, run.encoder)
-        except InputError as error:  # the rest of the folder is as good without them
-            print(f"no sentence-transformers files: {error}")
+        temporary.mkdir()
+        copy_model(merged, temporary)
+        complete_model(temporary, run.encoder, max(map(len, run.catalogue(run.recipe.target).tokens)))
         _describe(temporary, run)
     return to
 
@@ -55,7 +47,7 @@ def export_adapter(run: Run, to: Path) -> Path:
             "--adapter: the last stage was trained on merged weights of this run, which nobody else has; "
             "export the whole model, or train with `handover: continue`"
         )
-    _refuse_foreign(to)
+    refuse_foreign(to)
     with atomic_path(to) as temporary:
         shutil.copytree(run.stages[-1].adapter, temporary)
         copy_matching(origin, temporary, TERMS)
@@ -64,23 +56,6 @@ def export_adapter(run: Run, to: Path) -> Path:
         (temporary / "adapter_config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
         _describe(temporary, run, adapter=True)
     return to
-
-
-def _without_places(folder: Path) -> None:
-    """Take out what older versions of transformers wrote of where a base lay on its maker's machine."""
-    for name in ("config.json", "tokenizer_config.json"):
-        file = folder / name
-        values = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-        if PLACES & values.keys():
-            kept = {key: value for key, value in values.items() if key not in PLACES}
-            file.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _refuse_foreign(to: Path) -> None:
-    if Path.cwd().is_relative_to(to.resolve()):
-        raise InputError(f"{to}: is or holds the folder you are in; name another one")
-    if to.is_dir() and any(to.iterdir()) and not (to / "calrec.json").is_file():
-        raise InputError(f"{to}: is there and is no earlier export; name another folder")
 
 
 def _describe(folder: Path, run: Run, adapter: bool = False) -> None:
@@ -102,22 +77,3 @@ def _describe(folder: Path, run: Run, adapter: bool = False) -> None:
     if recipe.export.catalogue and recipe.recommend.transitions:
         Transitions.of(domain).save(folder / TRANSITIONS, domain.catalogue.ids)
     (folder / "README.md").write_text(render_card(run, adapter), encoding="utf-8")
-
-
-def _explicit_generation(folder: Path, run: Run) -> None:
-    """A base's own sampling defaults would silently change what a user measures (DESIGN 4.9)."""
-    encoder = run.encoder
-    config = GenerationConfig(
-        do_sample=False,
-        num_beams=1,
-        max_new_tokens=_item_tokens(run),
-        bos_token_id=int(encoder.start[0]),
-        eos_token_id=[int(i) for i in encoder.stops],
-        pad_token_id=encoder.pad,
-    )
-    (folder / "generation_config.json").write_text(json.dumps(config.to_diff_dict(), indent=1) + "\n", encoding="utf-8")
-
-
-def _item_tokens(run: Run) -> int:
-    """Tokens an item may have."""
-    return max(map(len, run.catalogue(run.recipe.target).tokens))

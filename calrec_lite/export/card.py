@@ -8,9 +8,10 @@ import yaml
 
 from calrec_lite import __version__
 from calrec_lite.errors import InputError
-from calrec_lite.evaluate.results import read_metrics, table
+from calrec_lite.evaluate.store import read_metrics
+from calrec_lite.evaluate.tables import table
 from calrec_lite.recipe import Recipe, resolved
-from calrec_lite.train.run import Run
+from calrec_lite.run import Run
 
 
 def render_card(run: Run, adapter: bool = False) -> str:

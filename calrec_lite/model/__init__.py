@@ -1,1 +1,1 @@
-"""The LLM: loading, two towers, losses, merging."""
+"""A base LLM: loading, adapters, merging, memory; it knows nothing of CALRec."""

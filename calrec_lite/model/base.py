@@ -22,13 +22,12 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from calrec_lite.data.checksum import file_sha256
-from calrec_lite.data.sources import fetch, snapshot
 from calrec_lite.errors import InputError, RunError
-from calrec_lite.files import BESIDE_WEIGHTS, atomic_path, cache_folder
+from calrec_lite.files import BESIDE_WEIGHTS, atomic_path, cache_folder, file_sha256
 from calrec_lite.model.device import choose_dtype, device
 from calrec_lite.model.merge import shards
-from calrec_lite.recipe import Base
+from calrec_lite.recipe import Base, Lora
+from calrec_lite.sources import fetch, snapshot
 
 
 def base_folder(base: Base) -> Path:
@@ -117,7 +116,13 @@ def loaded_bytes(folder: Path, base: Base) -> int:
     return numbers * int(getattr(torch, choose_dtype(base, folder).dtype).itemsize)
 
 
-def load_model(folder: Path, base: Base, quantised: bool = True, where: torch.device | None = None) -> PreTrainedModel:
+def load_model(
+    folder: Path,
+    base: Base,
+    quantised: bool = True,
+    where: torch.device | None = None,
+    quantisation: BitsAndBytesConfig | None = None,
+) -> PreTrainedModel:
     """Load the weights of a local folder as the recipe says: NF4 with double quantisation, int8, bf16 or fp32.
 
     Whatever is quantised is multiplied in the number type of `base.dtype`, which `auto` chooses for this machine.
@@ -126,6 +131,7 @@ def load_model(folder: Path, base: Base, quantised: bool = True, where: torch.de
         folder: from `base_folder`, or a stage's merged weights.
         quantised: False loads full weights whatever the recipe says.
         where: default: `device()`.
+        quantisation: in place of the recipe's.
 
     Raises:
         InputError: transformers cannot load it so: an architecture or attention that it does not know or has not
@@ -133,16 +139,8 @@ def load_model(folder: Path, base: Base, quantised: bool = True, where: torch.de
         RunError: there is not memory enough for it.
     """
     dtype = getattr(torch, choose_dtype(base, folder, where).dtype)
-    quantisation = None
-    if quantised and base.load_in_4bit:
-        quantisation = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=dtype,
-        )
-    elif quantised and base.load_in_8bit:
-        quantisation = BitsAndBytesConfig(load_in_8bit=True)
+    if quantisation is None and quantised:
+        quantisation = _quantisation(base, dtype)
     try:
         _require_causal(folder, base)
         model = AutoModelForCausalLM.from_pretrained(
@@ -168,6 +166,19 @@ def load_model(folder: Path, base: Base, quantised: bool = True, where: torch.de
     return model
 
 
+def _quantisation(base: Base, dtype: torch.dtype) -> BitsAndBytesConfig | None:
+    if base.load_in_8bit:
+        return BitsAndBytesConfig(load_in_8bit=True)
+    if not base.load_in_4bit:
+        return None
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+
+
 def _without_fused_kernel(model: nn.Module) -> None:
     for layer in (m for m in model.modules() if isinstance(m, Linear4bit)):
         layer.support_avx512bf16_for_cpu = False
@@ -184,16 +195,9 @@ def _require_causal(folder: Path, base: Base) -> None:
         raise InputError(f"base.model: {base.model} is an encoder-decoder; a causal language model is needed")
 
 
-def add_adapter(
-    model: PreTrainedModel, base: Base, gradient_checkpointing: bool = False, carried: Path | None = None
-) -> PeftModel:
-    """Put LoRA layers into the linear layers of the decoder, fresh or `carried` from a folder; only they are trained.
-
-    Never through `prepare_model_for_kbit_training`, whose fp32 copies cost more than 4 bits save
-    (DESIGN 4.5). The adapter is kept in fp32: it is small, and bf16 loses the small updates.
-    """
-    lora = base.lora
-    config = LoraConfig(
+def lora_config(lora: Lora) -> LoraConfig:
+    """PEFT's configuration of a recipe's adapter."""
+    return LoraConfig(
         task_type="CAUSAL_LM",
         r=lora.r,
         lora_alpha=lora.alpha,  # type: ignore[arg-type]  # PEFT's hint says int, its code divides
@@ -202,6 +206,23 @@ def add_adapter(
         use_rslora=lora.use_rslora,
         use_dora=lora.use_dora,
     )
+
+
+def add_adapter(
+    model: PreTrainedModel, base: Base, gradient_checkpointing: bool = False, carried: Path | None = None
+) -> PeftModel:
+    """`add_lora` as a recipe's base says."""
+    return add_lora(model, lora_config(base.lora), gradient_checkpointing, carried)
+
+
+def add_lora(
+    model: PreTrainedModel, config: LoraConfig, gradient_checkpointing: bool = False, carried: Path | None = None
+) -> PeftModel:
+    """Put LoRA layers into the linear layers of the decoder, fresh or `carried` from a folder; only they are trained.
+
+    Never through `prepare_model_for_kbit_training`, whose fp32 copies cost more than 4 bits save
+    (docs/architecture.md). The adapter is kept in fp32: it is small, and bf16 loses the small updates.
+    """
     # In eval mode on a CPU bitsandbytes repacks the weights for a kernel that has no backward, for good:
     # a validation loss before training would cut off every gradient below, without an error.
     _without_fused_kernel(model)
@@ -215,6 +236,11 @@ def add_adapter(
             adapted = get_peft_model(model, config)
     except ValueError as error:
         raise InputError(f"base.lora: {' '.join(str(error).split())[:200]}") from None
+    return ready_adapter(adapted)
+
+
+def ready_adapter(adapted: PeftModel) -> PeftModel:
+    """The adapter in fp32, and only on layers that can be merged. Raises InputError where it is on others."""
     _require_linear(adapted)
     for parameter in adapted.parameters():
         if parameter.requires_grad:

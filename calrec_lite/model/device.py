@@ -42,7 +42,7 @@ def device() -> torch.device:
 
 
 def choose_dtype(base: Base, folder: Path, where: torch.device | None = None) -> Choice:
-    """The number type that weights are loaded and multiplied in (DESIGN 4.17).
+    """The number type that weights are loaded and multiplied in (docs/architecture.md).
 
     One that the recipe asks for is obeyed; `auto` follows the device. On a CPU a probe of a tenth of a second decides,
     on a GPU its compute capability: bfloat16 from Ampere on, on older ones float16 around NF4 weights, else float32.
@@ -81,7 +81,7 @@ def slow_at(dtype: DType, folder: Path, where: torch.device | None = None) -> st
     return f"{dtype} is about {factor:.0f} times slower here than float32" if factor > SLOW else None
 
 
-def dtype_here(folder: Path, asked: AskedDType = "auto") -> Choice:
+def dtype_here(folder: Path, asked: AskedDType = "auto", where: torch.device | None = None) -> Choice:
     """The number type in which weights that are only used, not trained on, are loaded on this machine.
 
     Never float16 by itself: nothing is tried here before lists are made.
@@ -91,7 +91,7 @@ def dtype_here(folder: Path, asked: AskedDType = "auto") -> Choice:
     """
     if asked not in get_args(AskedDType):
         raise InputError(f"dtype: {asked}; write one of {', '.join(get_args(AskedDType))}")
-    return choose_dtype(Base(model=str(folder), dtype=asked, load_in_4bit=False), folder)
+    return choose_dtype(Base(model=str(folder), dtype=asked, load_in_4bit=False), folder, where)
 
 
 def described_device(choice: Choice, folder: Path) -> str:

@@ -1,10 +1,9 @@
-"""Adapter -> full weights, tensor by tensor, onto the original weights (DESIGN 4.7)."""
+"""Adapter -> full weights, tensor by tensor, onto the original weights (docs/architecture.md)."""
 
 import json
 import math
 import re
 import struct
-from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -213,24 +212,3 @@ def _through_nf4(weight: Tensor) -> Tensor:
 
 def _raw(tensor: Tensor) -> memoryview:
     return tensor.contiguous().view(torch.uint8).flatten().numpy().data
-
-
-@dataclass(frozen=True)
-class Parity:
-    """How far two models' next-token logits lie apart over some texts."""
-
-    max_difference: float
-    mean_difference: float
-    top1_agreement: float
-
-
-@torch.no_grad()
-def parity(one: Iterator[Tensor], other: Iterator[Tensor]) -> Parity:
-    """Compare logits pairwise; each element is (T, V). The differences are absolute, the agreement a share of T."""
-    worst, total, count, agree, places = 0.0, 0.0, 0, 0, 0
-    for a, b in zip(one, other, strict=True):
-        difference = (a.float() - b.float()).abs()
-        worst = max(worst, float(difference.nan_to_num(float("inf")).max()))
-        total, count = total + float(difference.sum()), count + difference.numel()
-        agree, places = agree + int((a.argmax(-1) == b.argmax(-1)).sum()), places + len(a)
-    return Parity(worst, total / count, agree / places)

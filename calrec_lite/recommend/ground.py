@@ -1,4 +1,4 @@
-"""Generated texts to real items: exact match, BM25, and the paper's quasi-round-robin (METHOD 6)."""
+"""Generated texts to real items: exact match, BM25, and the paper's quasi-round-robin (docs/method.md, 6)."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -7,7 +7,7 @@ from functools import lru_cache
 import bm25s
 import numpy as np
 
-from calrec_lite.recommend.ranked import Ranked
+from calrec_lite.decode.ranked import Ranked
 
 DEPTH = 100  # matches asked of BM25 beyond the length of a list
 

@@ -1,29 +1,37 @@
 """`Recommender`: histories in, ranked lists of real items out."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
+from calrec_lite.decode.ranked import Ranked
 from calrec_lite.errors import InputError, RunError
+from calrec_lite.files import atomic_path
+from calrec_lite.method.catalogue import EncodedCatalogue
+from calrec_lite.method.towers import Towers
 from calrec_lite.model.base import load_model, load_tokenizer
 from calrec_lite.model.device import AskedDType, dtype_here
-from calrec_lite.model.towers import Towers
+from calrec_lite.package.hub import push_folder
+from calrec_lite.package.layout import open_package, with_strategy
+from calrec_lite.package.save import copy_package, refuse_foreign
 from calrec_lite.recipe import Base, Recommend
 from calrec_lite.recommend.ground import normalised
-from calrec_lite.recommend.package import open_package, with_strategy
-from calrec_lite.recommend.ranked import Ranked
 from calrec_lite.recommend.strategies import Draw, Strategies, Users
+from calrec_lite.recommend.tables import like_table, read_table
 from calrec_lite.recommend.transitions import Transitions
-from calrec_lite.text.encoding import EncodedCatalogue, Encoder, Tokens
+from calrec_lite.text.encoding import Encoder, Tokens
 
 Names = Sequence[str]  # titles or item ids
+Save = Callable[[Recommend, Path], None]
 FLOOR = 64  # tokens a prompt counts at least: what hangs below it takes memory too, however short it is
 
 
@@ -50,6 +58,7 @@ class Recommender:
         seed: of the sampling.
         draw: another engine for `strategy: sample`: prompts -> each user's texts.
         transitions: what followed what, for `strategy: rerank` with `recommend.transitions`.
+        save: writes model, items and given options into a new folder, for `save_pretrained`.
     """
 
     def __init__(
@@ -63,9 +72,11 @@ class Recommender:
         aliases: Mapping[str, int] | None = None,
         draw: Draw | None = None,
         transitions: Transitions | None = None,
+        save: Save | None = None,
     ) -> None:
         self.encoder, self.catalogue, self.ids = encoder, catalogue, ids
         self.aliases = aliases or {}
+        self._save = save
         self.strategies = Strategies(towers, encoder, catalogue, options, seed, draw, transitions)
 
     @property
@@ -80,27 +91,33 @@ class Recommender:
         quantised: bool = False,
         strategy: str | None = None,
         dtype: AskedDType = "auto",
+        revision: str | None = None,
+        device: str | torch.device | None = None,
     ) -> "Recommender":
-        """Open a folder that `calrec-lite export` wrote, or a Hub id of one.
+        """Open a folder that `calrec-lite export` or `save_pretrained` wrote, or a Hub id of one.
 
         Args:
             quantised: load in 4 bits.
             strategy: default: the recipe's.
             dtype: number type of weights and products; `auto`: the faster one of this machine, whatever the model was
                 trained in.
+            revision: branch, tag or commit of a Hub id.
+            device: default: the first GPU, or the CPU where there is none.
 
         Raises:
             InputError: if it is no such folder, or no such strategy.
         """
-        package = open_package(source)
+        package = open_package(source, revision)
         options = with_strategy(package.options, strategy)
-        transitions = package.transitions() if options.counts_transitions else None
-        chosen = dtype_here(package.folder, dtype).dtype
+        transitions = None
+        if options.counts_transitions:
+            transitions = Transitions.open(package.transitions_file(), package.aliases, len(package.ids))
+        where = None if device is None else torch.device(device)
+        chosen = dtype_here(package.folder, dtype, where).dtype
         base = Base(model=str(package.folder), dtype=chosen, load_in_4bit=quantised)
         encoder = Encoder(load_tokenizer(package.folder), package.text)
-        towers = Towers(load_model(package.folder, base))
         return cls(
-            towers,
+            Towers(load_model(package.folder, base, where=where)),
             encoder,
             package.catalogue(encoder),
             package.ids,
@@ -108,7 +125,35 @@ class Recommender:
             package.seed,
             package.aliases,
             transitions=transitions,
+            save=partial(copy_package, package.folder),
         )
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Write model, tokenizer, items and options as one folder, which `from_pretrained` opens.
+
+        It appears under its name only when it is complete; an earlier one there is replaced.
+
+        Raises:
+            InputError: `folder` holds something else; or this recommender is of weights that lie elsewhere already.
+        """
+        if self._save is None:
+            raise InputError(
+                "save_pretrained: neither opened from a folder nor made by a trainer; export its run instead"
+            )
+        to = Path(folder)
+        refuse_foreign(to)
+        with atomic_path(to) as temporary:
+            self._save(self.options, temporary)
+        return to
+
+    def push_to_hub(self, repo: str, private: bool = False, revision: str | None = None) -> str:
+        """`save_pretrained`, and that folder sent to the Hub as OWNER/NAME; returns its address.
+
+        Raises:
+            InputError, RunError: as `package.hub.push_folder`.
+        """
+        with tempfile.TemporaryDirectory(prefix="calrec-lite-") as work:
+            return push_folder(self.save_pretrained(Path(work) / "model"), repo, private, revision)
 
     def recommend(
         self,
@@ -138,6 +183,7 @@ class Recommender:
             raise InputError(f"k: {k}; ask for 1 item or more")
         for history in (histories, *histories):
             _refuse_text(history, "histories")
+        histories = [[str(name) for name in history] for history in histories]  # ids may be numbers
         known = [[self.find(t) for t in history] for history in histories]
         if candidates is not None and len(candidates) != len(histories):
             raise InputError(f"candidates: {len(candidates)} sets for {len(histories)} histories; give one for each")
@@ -157,6 +203,21 @@ class Recommender:
             ]
             for r in ranked
         ]
+
+    def recommend_table(self, table: Any, k: int | None = None, progress: bool = False) -> Any:
+        """`recommend` for a pandas DataFrame or a `datasets.Dataset`; one of the same kind comes back.
+
+        Args:
+            table: a row a user: `history` (or `items`), titles or ids, oldest first; and perhaps `user`.
+
+        Returns:
+            A row an item, best first: user, rank (from 1), item, title, score, why.
+
+        Raises:
+            InputError: it is no such table, or as `recommend`.
+        """
+        users, histories = read_table(table)
+        return like_table(table, users, self.recommend(histories, k, progress))
 
     def rank(self, histories: Sequence[np.ndarray], k: int, exclude_seen: bool) -> np.ndarray:
         """(U, k) items for histories of catalogue indices, best first; -1 where the catalogue is used up."""

@@ -1,4 +1,4 @@
-"""The four ways to make a list (METHOD 6), behind one call: beam, sample, dense, rerank."""
+"""The four ways to make a list (docs/method.md, 6), behind one call: beam, sample, dense, rerank."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,20 +8,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from calrec_lite.model.towers import Towers
+from calrec_lite.decode.beam import beam_search
+from calrec_lite.decode.exact import catalogue_logprobs, item_logprobs
+from calrec_lite.decode.prompt_tree import PromptTree, padded
+from calrec_lite.decode.ranked import Ranked
+from calrec_lite.decode.sample import Sample, sample
+from calrec_lite.decode.trie_tensors import TrieTensors
+from calrec_lite.method.catalogue import EncodedCatalogue
+from calrec_lite.method.towers import Towers
 from calrec_lite.recipe import Recommend
-from calrec_lite.recommend.approximate import FaissIndex
-from calrec_lite.recommend.beam import beam_search
-from calrec_lite.recommend.candidates import Candidates
-from calrec_lite.recommend.dense import ItemVectors
+from calrec_lite.recommend.faiss_index import FaissIndex
 from calrec_lite.recommend.ground import Grounder
-from calrec_lite.recommend.likelihood import catalogue_logprobs, item_logprobs
-from calrec_lite.recommend.paths import Paths
-from calrec_lite.recommend.ranked import Ranked
-from calrec_lite.recommend.sample import Sample, sample
+from calrec_lite.recommend.rerank import Candidates
 from calrec_lite.recommend.transitions import Transitions
-from calrec_lite.recommend.tree import PromptTree, padded
-from calrec_lite.text.encoding import EncodedCatalogue, Encoder, Tokens
+from calrec_lite.recommend.vectors import ItemVectors
+from calrec_lite.text.encoding import Encoder, Tokens
 
 Draw = Callable[[Sequence[Tokens]], list[list[Sample]]]
 
@@ -114,8 +115,8 @@ class Strategies:
         return self.model
 
     @cached_property
-    def _paths(self) -> Paths:
-        return Paths.of(self.catalogue, self.options.score).to(self.towers.head.device)
+    def _paths(self) -> TrieTensors:
+        return TrieTensors.of(self.catalogue, self.options.score).to(self.towers.head.device)
 
     @cached_property
     def _grounder(self) -> Grounder:

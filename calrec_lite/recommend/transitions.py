@@ -18,7 +18,7 @@ History = NDArray[Any]  # of catalogue indices, oldest first
 
 
 class Transitions:
-    """Items that followed, or preceded, the last five items of a history within three steps (METHOD section 7).
+    """Items that followed, or preceded, the last five items of a history within three steps (docs/method.md, 7).
 
     An item's score is the sum over the history's last 5 items of `.6^age * counts[history item, item]`, divided by the
     item's popularity^0.3. A following item counts 1 at any distance up to 3, a preceding one .5. Of 36 settings (decay,
@@ -42,8 +42,12 @@ class Transitions:
     @classmethod
     def of(cls, domain: Domain) -> "Transitions":
         """Counted on the domain's training part."""
-        sequences, counts = domain.sequences, domain.train_counts()
-        histories = (sequences.train_items(u) for u in range(len(sequences)))
+        sequences = domain.sequences
+        return cls.counted((sequences.train_items(u) for u in range(len(sequences))), domain.train_counts())
+
+    @classmethod
+    def counted(cls, histories: Iterable[History], counts: NDArray[np.int64]) -> "Transitions":
+        """Counted on histories; `counts` (N,) says how often each item stands in them."""
         before, after = _pairs(histories, cls.WINDOW)
         weight = np.maximum(counts, 1) ** -cls.POWER  # (N,)
         values = np.concatenate([weight[after], cls.BACKWARD * weight[before]]).astype(np.float32)

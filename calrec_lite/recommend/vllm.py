@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 from transformers import AutoConfig
 
+from calrec_lite.decode.sample import Sample
 from calrec_lite.errors import InputError
 from calrec_lite.model.base import load_tokenizer
 from calrec_lite.model.device import AskedDType, dtype_here
+from calrec_lite.package.layout import open_package, with_strategy
 from calrec_lite.recipe import Recommend
-from calrec_lite.recommend.package import open_package, with_strategy
 from calrec_lite.recommend.recommender import Recommender
-from calrec_lite.recommend.sample import Sample
 from calrec_lite.text.encoding import Encoder, Tokens
 
 TEMPERATURES = (0.01, 2.0)  # what vLLM takes as it is

@@ -1,18 +1,19 @@
-"""Token ids: each item's text is tokenised once, histories are concatenations of ids (DESIGN section 1)."""
+"""Token ids: each item's text is tokenised once, histories are concatenations of ids (docs/architecture.md)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 from tqdm import tqdm
-from transformers import PreTrainedTokenizerBase
 
-from calrec_lite.data.domain import Catalogue
 from calrec_lite.errors import InputError
 from calrec_lite.recipe import Text
-from calrec_lite.text.template import END_OF_ITEM, Template
-from calrec_lite.text.trie import Trie
+from calrec_lite.text.template import END_OF_ITEM
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Tokens = np.ndarray  # int64, 1-D
 
@@ -45,7 +46,7 @@ class Encoder:
     merges a line break into the punctuation before it or puts a mark before the first word.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, text: Text) -> None:
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", text: Text) -> None:
         if not tokenizer.is_fast:
             raise InputError(
                 "this base has only a slow tokenizer; calrec-lite needs character offsets (tokenizer.json)"
@@ -142,70 +143,3 @@ class Encoder:
             ends.append(at)
         pieces.append(np.array([self.end]))
         return Row(np.concatenate(pieces), np.array(starts), np.array(ends), np.asarray(items), domain, user)
-
-
-@dataclass(frozen=True)
-class EncodedCatalogue:
-    """A domain's items ready for the model: texts, ids, and the trie over them.
-
-    Attributes:
-        name: the domain.
-        titles: what a person calls each item (its first attribute).
-        texts: each item as the template writes it.
-        tokens: ids of each text, distinct, none a prefix of another.
-        trie: the radix tree over `tokens`.
-        bias: (E,) what is added to the logit of each edge of the trie: `loss.prior` times the log of how often the
-            items below it were trained on.
-        counts: (N,) how often each item was trained on.
-        logit_scale: what the LM head's logits are multiplied by before `bias` is added (`loss.logit_scale`).
-    """
-
-    name: str
-    titles: list[str]
-    texts: list[str]
-    tokens: list[Tokens]
-    trie: Trie = field(repr=False)
-    bias: np.ndarray
-    counts: np.ndarray
-    logit_scale: float
-
-    def __len__(self) -> int:
-        return len(self.texts)
-
-
-def encode_catalogue(
-    name: str,
-    catalogue: Catalogue,
-    encoder: Encoder,
-    counts: np.ndarray | None = None,
-    prior: float = 0.0,
-    logit_scale: float = 1.0,
-    progress: bool = False,
-    labels: Sequence[str] | None = None,
-) -> EncodedCatalogue:
-    """Tokenise a catalogue.
-
-    Args:
-        counts: (N,) events of each item in the training part; None: all alike.
-        prior, logit_scale: of their logarithm, and of the model's logits, in the catalogue softmax (`loss.prior`,
-            `loss.logit_scale`).
-        labels: of the items' texts, in order; None: all that any item has.
-
-    Raises:
-        InputError: where two items cannot be told apart by their ids.
-    """
-    template = Template(encoder.text, catalogue.labels if labels is None else tuple(labels))
-    texts = [template.item(f) for f in catalogue.fields]
-    tokens = encoder.limit(encoder.items(texts, progress))
-    seen: dict[bytes, int] = {}
-    for i, t in enumerate(tokens):
-        other = seen.setdefault(t.tobytes(), i)
-        if other != i:
-            raise InputError(
-                f"domain `{name}`: the tokenizer cannot tell {texts[other]!r} from {texts[i]!r}; "
-                "add a field that differs to `fields`"
-            )
-    trie = Trie.build(tokens)
-    counts = np.zeros(len(tokens), np.int64) if counts is None else counts
-    bias = (prior * np.log(trie.below(counts + 1.0))).astype(np.float32)
-    return EncodedCatalogue(name, catalogue.titles, texts, tokens, trie, bias, counts, logit_scale)

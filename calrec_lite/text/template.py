@@ -1,4 +1,4 @@
-"""The paper's template: an item is `Name: value` attributes, a history sentences that only ever append (METHOD 1)."""
+"""The paper's template: an item is `Name: value` attributes, a history only ever appends (docs/method.md, 1)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

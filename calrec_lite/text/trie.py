@@ -1,4 +1,4 @@
-"""A catalogue's token sequences as a radix tree in flat arrays (CSR): only forks are nodes (METHOD 5b)."""
+"""A catalogue's token sequences as a radix tree in flat arrays (CSR): only forks are nodes (docs/method.md, 5b)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -13,16 +13,16 @@ import evidence
 import evidence_sasrec
 import readme
 
-from calrec_lite.evaluate.ablation import ablate
+from calrec_lite.ablation.grid import plan
+from calrec_lite.ablation.run import ablate
+from calrec_lite.evaluate.cases import build_cases
+from calrec_lite.evaluate.evaluate_run import open_recommender
 from calrec_lite.evaluate.metrics import ndcg_at, ranks_from_lists
-from calrec_lite.evaluate.protocol import build_cases
-from calrec_lite.evaluate.results import read_metrics
-from calrec_lite.evaluate.systems import open_recommender
-from calrec_lite.recipe_file import check_recipe
+from calrec_lite.evaluate.store import read_metrics
+from calrec_lite.recipe.file import check_recipe
 from calrec_lite.recommend import Recommender
-from calrec_lite.train.cells import plan
-from calrec_lite.train.run import Run
-from calrec_lite.train.stage import train_run
+from calrec_lite.run import Run
+from calrec_lite.training.stage import train_run
 from tests.conftest import ring_domains
 
 

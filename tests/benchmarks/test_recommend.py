@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from calrec_lite.recipe_file import check_recipe
-from calrec_lite.train.run import Run
-from calrec_lite.train.stage import train_run
+from calrec_lite.recipe.file import check_recipe
+from calrec_lite.run import Run
+from calrec_lite.training.stage import train_run
 from tests.conftest import item_names
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from calrec_lite.cli import main
-from calrec_lite.recipe_file import load_recipe
-from calrec_lite.train.run import Run
+from calrec_lite.recipe.file import load_recipe
+from calrec_lite.run import Run
 
 RECIPE = """
 name: mine

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from handmade import TITLES, Events, write_csv
 
-from calrec_lite import recipe
 from calrec_lite.data.domain import Domain
 from calrec_lite.data.prepare import prepare
+from calrec_lite.recipe import DomainSpec
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def shop(tmp_path: Path) -> Callable[..., Domain]:
         interactions = write_csv(tmp_path / "events.csv", header, events)
         items = write_csv(tmp_path / "items.csv", ["item", "title"], list((titles or TITLES).items()))
         options = {"min_user_events": 1, **options}
-        spec = recipe.Domain(interactions=str(interactions), items=str(items), **options)
+        spec = DomainSpec(interactions=str(interactions), items=str(items), **options)
         return prepare("shop", spec, seed)
 
     return make

@@ -15,10 +15,10 @@ from handmade import TITLES, histories, json_lines, write, write_csv
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from calrec_lite import recipe
 from calrec_lite.data.domain import Domain
 from calrec_lite.data.prepare import describe, prepare, prepare_to
 from calrec_lite.errors import InputError
+from calrec_lite.recipe import DomainSpec
 
 Shop = Callable[..., Domain]
 
@@ -272,7 +272,7 @@ def test_the_result_does_not_depend_on_threads(tmp_path: Path, monkeypatch: pyte
     prints = set()
     for threads in (1, 4):
         monkeypatch.setattr(duckdb, "connect", lambda name, n=threads: connect(name, config={"threads": n}))
-        domain = prepare("big", recipe.Domain(interactions=str(path)), 0)
+        domain = prepare("big", DomainSpec(interactions=str(path)), 0)
         prints.add(domain.fingerprint)
     assert len(prints) == 1
     # Without times the input's order must be the sequences' order.
@@ -322,7 +322,7 @@ def test_the_same_rows_in_any_format_have_one_fingerprint(tmp_path: Path) -> Non
         tmp_path / "i.parquet",
     ]
     made = [
-        prepare("d", recipe.Domain(interactions=str(e), items=str(i), min_user_events=1), 0)
+        prepare("d", DomainSpec(interactions=str(e), items=str(i), min_user_events=1), 0)
         for e, i in [(e, records_of_items[0]) for e in files] + [(files[0], i) for i in records_of_items]
     ]
     assert {domain.fingerprint for domain in made} == {made[0].fingerprint}
@@ -340,7 +340,7 @@ def test_a_prepared_folder_is_used_again_until_something_changes(tmp_path: Path)
     options: dict[str, Any] = {"interactions": str(interactions)}
 
     def stamp(seed: int = 0, name: str = "shop", **more: Any) -> int:
-        domain = prepare_to(name, recipe.Domain(**options, **more), seed, folder)
+        domain = prepare_to(name, DomainSpec(**options, **more), seed, folder)
         assert Domain.open(folder).info == domain.info
         return (folder / "domain.json").stat().st_mtime_ns
 
@@ -358,15 +358,15 @@ def test_a_prepared_folder_is_used_again_until_something_changes(tmp_path: Path)
 
 
 def test_an_error_leaves_no_folder_and_never_replaces_a_foreign_one(tmp_path: Path) -> None:
-    bad = recipe.Domain(interactions=str(write(tmp_path / "e.csv", "user,item,title\nu,a\n")))
+    bad = DomainSpec(interactions=str(write(tmp_path / "e.csv", "user,item,title\nu,a\n")))
     with pytest.raises(InputError):
         prepare_to("shop", bad, 0, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["e.csv"]
-    good = recipe.Domain(interactions=str(write(tmp_path / "e.csv", "user,item,title\n" + "u,a,A\n" * 3)))
+    good = DomainSpec(interactions=str(write(tmp_path / "e.csv", "user,item,title\n" + "u,a,A\n" * 3)))
     prepare_to("shop", good, 0, tmp_path / "out")
     before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     with pytest.raises(InputError):
-        prepare_to("shop", recipe.Domain(interactions=str(write(tmp_path / "f.csv", "user\nu\n"))), 0, tmp_path / "out")
+        prepare_to("shop", DomainSpec(interactions=str(write(tmp_path / "f.csv", "user\nu\n"))), 0, tmp_path / "out")
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
     (tmp_path / "photos").mkdir()
     write(tmp_path / "photos" / "cat.jpg", b"meow")

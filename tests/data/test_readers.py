@@ -10,15 +10,15 @@ import pyarrow.parquet as pq
 import pytest
 from handmade import histories, json_lines, write
 
-from calrec_lite import recipe
 from calrec_lite.data.domain import Domain
 from calrec_lite.data.prepare import prepare
 from calrec_lite.errors import InputError
+from calrec_lite.recipe import DomainSpec
 
 
 def made(interactions: Path, items: Path | None = None, **options: Any) -> Domain:
     spec = {"min_user_events": 1, **options}
-    return prepare("d", recipe.Domain(interactions=str(interactions), items=str(items) if items else None, **spec), 0)
+    return prepare("d", DomainSpec(interactions=str(interactions), items=str(items) if items else None, **spec), 0)
 
 
 def failing(interactions: Path, items: Path | None = None, **options: Any) -> str:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from calrec_lite.data.checksum import file_sha256
-from calrec_lite.data.sources import fetch
 from calrec_lite.errors import InputError
+from calrec_lite.files import file_sha256
+from calrec_lite.sources import fetch
 
 MEMBERS = {"toys/data/events.csv": b"user,item\nu,a\n", "toys/data/items.csv": b"item,title\na,Apple\n"}
 
@@ -150,7 +150,7 @@ def test_the_hub_offline_with_and_without_the_file_in_its_cache(tmp_path: Path) 
     (repo / "snapshots" / commit / "sub" / "x.csv").write_text("from the Hub")
     code = """
 import sys
-from calrec_lite.data.sources import fetch
+from calrec_lite.sources import fetch
 from calrec_lite.errors import InputError
 for location in sys.argv[1:]:
     try:

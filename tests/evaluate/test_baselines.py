@@ -7,14 +7,21 @@ from typing import Any
 import numpy as np
 import pytest
 
-from calrec_lite.evaluate.baselines import BASELINES, BM25Last, LastItem, Popularity, Transitions
-from calrec_lite.evaluate.protocol import Protocol, build_cases, evaluate_system
+from calrec_lite.evaluate.baselines.counting import (
+    BASELINES,
+    BM25LastBaseline,
+    LastItemBaseline,
+    PopularityBaseline,
+    TransitionsBaseline,
+)
+from calrec_lite.evaluate.cases import build_cases
+from calrec_lite.evaluate.protocol import Protocol, evaluate_system
 
 # Trained on: [0, 1, 2] and [0, 1, 5]; so 0 and 1 twice, 2 and 5 once, 3 and 4 never.
 PAIR = [[0, 1, 2, 3, 4], [0, 1, 5, 3, 4]]
 
 
-def one(ranker: Popularity, history: list[int], k: int, exclude_seen: bool) -> list[int]:
+def one(ranker: PopularityBaseline, history: list[int], k: int, exclude_seen: bool) -> list[int]:
     lists = ranker.rank([np.array(history, dtype=np.int32)], k, exclude_seen)
     assert lists.shape == (1, k)
     assert lists.dtype == np.int32
@@ -27,7 +34,7 @@ def random_sequences(seed: int, n_users: int = 60, n_items: int = 30) -> list[li
 
 
 def test_popularity(make_domain: Any) -> None:
-    ranker = Popularity(make_domain(PAIR, 6), seed=0)
+    ranker = PopularityBaseline(make_domain(PAIR, 6), seed=0)
     everything = one(ranker, [2], 6, exclude_seen=False)
     assert [set(everything[:2]), set(everything[2:4]), set(everything[4:])] == [{0, 1}, {2, 5}, {3, 4}]
     assert one(ranker, [0, 2], 6, exclude_seen=True) == [*(i for i in everything if i not in (0, 2)), -1, -1]
@@ -35,16 +42,16 @@ def test_popularity(make_domain: Any) -> None:
 
 def test_ties_follow_the_seed_and_not_the_index(make_domain: Any) -> None:
     domain = make_domain([[n] for n in range(20)], 20)
-    orders = [one(Popularity(domain, seed), [], 20, False) for seed in (0, 0, 1)]
+    orders = [one(PopularityBaseline(domain, seed), [], 20, False) for seed in (0, 0, 1)]
     assert orders[0] == orders[1] != orders[2]
     assert sorted(orders[0]) == list(range(20)) != orders[0]
-    firsts = {one(Popularity(domain, seed), [], 1, False)[0] for seed in range(100)}
+    firsts = {one(PopularityBaseline(domain, seed), [], 1, False)[0] for seed in range(100)}
     assert len(firsts) > 15  # all 20 items are equal: each comes first with some seed
 
 
 def test_last_item(make_domain: Any) -> None:
     domain = make_domain(PAIR, 6)
-    ranker, popularity = LastItem(domain, seed=0), Popularity(domain, seed=0)
+    ranker, popularity = LastItemBaseline(domain, seed=0), PopularityBaseline(domain, seed=0)
     rest = [item for item in one(popularity, [], 6, False) if item not in (3, 4, 5)]
     assert one(ranker, [5, 3, 5, 4], 6, exclude_seen=False) == [4, 5, 3, *rest]
     assert one(ranker, [5, 3, 4], 5, exclude_seen=True) == one(popularity, [5, 3, 4], 5, exclude_seen=True)
@@ -53,23 +60,23 @@ def test_last_item(make_domain: Any) -> None:
 def test_bm25(make_domain: Any) -> None:
     titles = ["red apple pie", "blue car", "Red apple tart", "green apple", "grey stone", "!"]
     domain = make_domain([[1, 4, 0, 2]], titles)
-    ranker = BM25Last(domain, seed=0)
+    ranker = BM25LastBaseline(domain, seed=0)
     assert one(ranker, [1, 0], 3, exclude_seen=False) == [0, 2, 3]  # three, two, and one word in common
     # The rest by popularity: 1 and 4 were trained on.
     assert one(ranker, [0], 5, exclude_seen=True)[:2] == [2, 3]
     assert set(one(ranker, [0], 5, exclude_seen=True)[2:4]) == {1, 4}
     assert one(ranker, [0], 5, exclude_seen=True)[4] == 5
     for silent in ([], [5]):  # no history, no word in the title
-        assert one(ranker, silent, 6, False) == one(Popularity(domain, seed=0), silent, 6, False)
+        assert one(ranker, silent, 6, False) == one(PopularityBaseline(domain, seed=0), silent, 6, False)
 
 
 def test_bm25_without_any_word(make_domain: Any) -> None:
     domain = make_domain([[0, 1, 2]], ["!", "?", "..."])
-    assert one(BM25Last(domain, 0), [1], 3, False) == one(Popularity(domain, 0), [1], 3, False)
+    assert one(BM25LastBaseline(domain, 0), [1], 3, False) == one(PopularityBaseline(domain, 0), [1], 3, False)
 
 
 def test_transitions_by_hand(make_domain: Any) -> None:
-    ranker = Transitions(make_domain(PAIR, 6), seed=0)
+    ranker = TransitionsBaseline(make_domain(PAIR, 6), seed=0)
     # From 0: to 1 twice, 2 / 2^.3 = 1.62; to 2 and 5 once each, 1.
     after = one(ranker, [0], 6, exclude_seen=True)
     assert after[0] == 1
@@ -81,10 +88,12 @@ def test_transitions_by_hand(make_domain: Any) -> None:
 
 def test_transitions_reach_three_steps_and_five_items(make_domain: Any) -> None:
     domain = make_domain([[0, 1, 2, 3, 4, 9, 9]], 10)
-    order = one(Transitions(domain, 0), [0], 5, exclude_seen=True)
+    order = one(TransitionsBaseline(domain, 0), [0], 5, exclude_seen=True)
     assert set(order[:3]) == {1, 2, 3}  # 4 is four steps from 0
-    popular = one(Popularity(domain, 0), [0, 5, 6, 7, 8, 9], 4, True)
-    assert one(Transitions(domain, 0), [0, 5, 6, 7, 8, 9], 4, True) == popular  # 0 lies six events back: forgotten
+    popular = one(PopularityBaseline(domain, 0), [0, 5, 6, 7, 8, 9], 4, True)
+    assert (
+        one(TransitionsBaseline(domain, 0), [0, 5, 6, 7, 8, 9], 4, True) == popular
+    )  # 0 lies six events back: forgotten
 
 
 def test_transitions_equal_a_plain_count(make_domain: Any) -> None:
@@ -100,7 +109,7 @@ def test_transitions_equal_a_plain_count(make_domain: Any) -> None:
                 counts[before, after] += 1
                 counts[after, before] += 0.5
     histories = [np.array(items, dtype=np.int32) for items in random_sequences(1)]
-    lists = Transitions(domain, 0).rank(histories, 10, exclude_seen=True)
+    lists = TransitionsBaseline(domain, 0).rank(histories, 10, exclude_seen=True)
     for history, found in zip(histories, lists, strict=True):
         scores = [
             sum(0.6**age * counts[int(seen), item] for age, seen in enumerate(history[::-1][:5]))
@@ -144,7 +153,7 @@ def test_chunks_change_nothing(make_domain: Any, name: str, monkeypatch: pytest.
     domain = make_domain(random_sequences(4), 30)
     ranker, cases = BASELINES[name](domain, 0), build_cases(domain, "test", None, 0)
     whole = ranker.rank(cases.histories, 10, True)
-    monkeypatch.setattr("calrec_lite.evaluate.baselines.CELLS", 100)
+    monkeypatch.setattr("calrec_lite.evaluate.baselines.counting.CELLS", 100)
     np.testing.assert_array_equal(ranker.rank(cases.histories, 10, True), whole)
     assert ranker.rank([], 10, True).shape == (0, 10)
 
@@ -153,7 +162,7 @@ def test_large_lists_are_made_in_little_memory(make_domain: Any) -> None:
     """2,000 users x 20,000 items are 160 MB of scores and 320 MB of sort keys; only a chunk of them is held at once."""
     rng = np.random.default_rng(9)
     domain = make_domain(rng.integers(20_000, size=(2000, 8)).tolist(), 20_000)
-    cases, ranker = build_cases(domain, "test", None, 0), Transitions(domain, 0)
+    cases, ranker = build_cases(domain, "test", None, 0), TransitionsBaseline(domain, 0)
     tracemalloc.start()
     evaluate_system(ranker, cases, Protocol(bootstrap=5))
     peak = tracemalloc.get_traced_memory()[1]

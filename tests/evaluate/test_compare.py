@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 
 from calrec_lite.errors import InputError
-from calrec_lite.evaluate.baselines import BASELINES
-from calrec_lite.evaluate.compare import Run, compare, comparison_table
+from calrec_lite.evaluate.baselines.counting import BASELINES
+from calrec_lite.evaluate.cases import build_cases
+from calrec_lite.evaluate.compare import Evaluation, compare, comparison_table
 from calrec_lite.evaluate.metrics import METRICS, paired_bootstrap
-from calrec_lite.evaluate.protocol import SAME, Protocol, SystemResult, build_cases, evaluate_system
-from calrec_lite.evaluate.results import interval_cell, table, write_results
+from calrec_lite.evaluate.protocol import SAME, Protocol, SystemResult, evaluate_system
+from calrec_lite.evaluate.store import write_results
+from calrec_lite.evaluate.tables import interval_cell, table
 
 PROTOCOL = Protocol(bootstrap=50)
 SEQUENCES = [np.random.default_rng(n).permutation(30)[: 3 + n % 7].tolist() for n in range(40)]
@@ -48,7 +50,7 @@ def test_compare_credits_copies_as_the_table_does(make_domain: Any, tmp_path: Pa
     expected = Protocol(duplicates="expected", bootstrap=50)
     write(tmp_path, domain, ["popularity", "transitions"], expected)
     pair = compare(tmp_path, tmp_path, [("popularity", "transitions")])["comparisons"][0]["metrics"]
-    systems = Run.open(tmp_path).results["systems"]
+    systems = Evaluation.open(tmp_path).results["systems"]
     for metric in METRICS:
         of_b, of_a = (systems[name][metric]["value"] for name in ("transitions", "popularity"))
         assert pair[metric]["difference"] == pytest.approx(of_b - of_a)

@@ -7,15 +7,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-import calrec_lite.evaluate.minilm as minilm_module
+import calrec_lite.evaluate.baselines.minilm as minilm_module
 from calrec_lite.errors import InputError
-from calrec_lite.evaluate.baselines import BASELINES, Popularity
-from calrec_lite.evaluate.minilm import MiniLM, _encode
-from calrec_lite.evaluate.protocol import Protocol, build_cases, evaluate_system
-from calrec_lite.evaluate.sasrec import Sasrec
-from calrec_lite.evaluate.systems import build_baseline
-from calrec_lite.recipe import MiniLM as Options
-from calrec_lite.recipe_file import check_recipe
+from calrec_lite.evaluate.baselines import build_baseline
+from calrec_lite.evaluate.baselines.counting import BASELINES, PopularityBaseline
+from calrec_lite.evaluate.baselines.minilm import MiniLMBaseline, _encode
+from calrec_lite.evaluate.baselines.sasrec import SASRecBaseline
+from calrec_lite.evaluate.cases import build_cases
+from calrec_lite.evaluate.protocol import Protocol, evaluate_system
+from calrec_lite.recipe import MiniLMSettings as Options
+from calrec_lite.recipe.file import check_recipe
 from tests.conftest import WORDS
 
 TITLES = [f"{first} {second}" for first in WORDS[:6] for second in WORDS[6:11]]
@@ -40,23 +41,23 @@ def test_vectors_are_those_of_sentence_transformers(make_domain: Any, encoder_fo
 
 def test_neighbours_of_the_latest_items(make_domain: Any, encoder_folder: Path) -> None:
     domain = make_domain(SEQUENCES, TITLES)
-    ranker = MiniLM(domain, 0, Options(model=str(encoder_folder), latest=[2]), True)
+    ranker = MiniLMBaseline(domain, 0, Options(model=str(encoder_folder), latest=[2]), True)
     vectors = _encode(domain.catalogue, str(encoder_folder))
     history = np.array([9, 4, 17], dtype=np.int32)
     cosines = vectors @ (vectors[4] + vectors[17])
     expected = [item for item in np.argsort(-cosines).tolist() if item not in (9, 4, 17)][:10]
     assert ranker.rank([history], 10, True)[0].tolist() == expected
     nobody = [np.empty(0, dtype=np.int32)]
-    np.testing.assert_array_equal(ranker.rank(nobody, 5, True), Popularity(domain, 0).rank(nobody, 5, True))
+    np.testing.assert_array_equal(ranker.rank(nobody, 5, True), PopularityBaseline(domain, 0).rank(nobody, 5, True))
 
 
 def test_how_many_items_is_chosen_on_validation(make_domain: Any, encoder_folder: Path) -> None:
     domain = make_domain(SEQUENCES, TITLES)
-    ranker = MiniLM(domain, 0, Options(model=str(encoder_folder), latest=[1, 2, 4]), True)
+    ranker = MiniLMBaseline(domain, 0, Options(model=str(encoder_folder), latest=[1, 2, 4]), True)
     assert ranker.latest == max(ranker.validation, key=lambda latest: ranker.validation[latest])
     cases = build_cases(domain, "validation", None, 0)
     for latest, value in ranker.validation.items():
-        one = MiniLM(domain, 0, Options(model=str(encoder_folder), latest=[latest]), True)
+        one = MiniLMBaseline(domain, 0, Options(model=str(encoder_folder), latest=[latest]), True)
         found = evaluate_system(one, cases, Protocol(split="validation", bootstrap=5))
         assert found.metrics["ndcg@10"]["value"] == pytest.approx(value)
     assert len(set(ranker.validation.values())) > 1
@@ -71,17 +72,17 @@ def test_items_are_encoded_once(
     histories, encode = [np.array([1, 2], dtype=np.int32)], minilm_module._encode
     asked: list[str] = []
     monkeypatch.setattr(minilm_module, "_encode", lambda *a: asked.append(a[1]) or encode(*a))
-    lists = MiniLM(domain, 0, options, True).rank(histories, 10, True)
-    np.testing.assert_array_equal(MiniLM(domain, 0, options, True).rank(histories, 10, True), lists)
+    lists = MiniLMBaseline(domain, 0, options, True).rank(histories, 10, True)
+    np.testing.assert_array_equal(MiniLMBaseline(domain, 0, options, True).rank(histories, 10, True), lists)
     assert len(asked) == 1
-    MiniLM(make_domain(SEQUENCES, TITLES, "e" * 64), 0, options, True)
+    MiniLMBaseline(make_domain(SEQUENCES, TITLES, "e" * 64), 0, options, True)
     assert len(asked) == 2
     (own / "model.safetensors").touch()  # a folder of one's own may be trained on
-    MiniLM(domain, 0, options, True)
+    MiniLMBaseline(domain, 0, options, True)
     assert len(asked) == 3
     shutil.rmtree(own)
     with pytest.raises(InputError, match=r"evaluate\.minilm\.model"):
-        MiniLM(domain, 0, options, True)
+        MiniLMBaseline(domain, 0, options, True)
 
 
 @pytest.mark.parametrize("name", ["popularity", "last_item", "bm25_last", "transitions", "minilm", "sasrec"])
@@ -102,5 +103,5 @@ def test_every_baseline_is_built_from_a_recipe(make_domain: Any, encoder_folder:
     domain = make_domain(SEQUENCES, TITLES)
     cases = build_cases(domain, "test", None, 0)
     ranker = build_baseline(name, domain, recipe)
-    assert type(ranker) is {**BASELINES, "minilm": MiniLM, "sasrec": Sasrec}[name]
+    assert type(ranker) is {**BASELINES, "minilm": MiniLMBaseline, "sasrec": SASRecBaseline}[name]
     assert len(evaluate_system(ranker, cases, Protocol.of(recipe)).ranks) == len(cases.users)

@@ -10,14 +10,15 @@ import torch
 import torch.nn.functional as F
 
 from calrec_lite.errors import InputError
-from calrec_lite.evaluate import sasrec
-from calrec_lite.evaluate.baselines import Popularity
-from calrec_lite.evaluate.protocol import Protocol, build_cases, evaluate_system
-from calrec_lite.evaluate.sasrec import Sasrec, fit, make_network, scores
-from calrec_lite.evaluate.systems import evaluate_run
-from calrec_lite.recipe import Sasrec as Options
-from calrec_lite.recipe_file import check_recipe
-from calrec_lite.train.run import Run
+from calrec_lite.evaluate.baselines import sasrec
+from calrec_lite.evaluate.baselines.counting import PopularityBaseline
+from calrec_lite.evaluate.baselines.sasrec import SASRecBaseline, fit, make_network, scores
+from calrec_lite.evaluate.cases import build_cases
+from calrec_lite.evaluate.evaluate_run import evaluate_run
+from calrec_lite.evaluate.protocol import Protocol, evaluate_system
+from calrec_lite.recipe import SASRecSettings as Options
+from calrec_lite.recipe.file import check_recipe
+from calrec_lite.run import Run
 from tests.conftest import ring_domains
 
 ITEMS = 25
@@ -44,7 +45,7 @@ def ring(users: int, seed: int = 0) -> list[list[int]]:
 @pytest.mark.parametrize("negatives", [None, 16])
 def test_it_learns_what_two_items_tell(make_domain: Any, negatives: int | None) -> None:
     domain = make_domain(ring(300), ITEMS)
-    ranker = Sasrec(
+    ranker = SASRecBaseline(
         domain,
         0,
         SMALL.model_copy(update={"hidden": 32, "batch_size": 128, "epochs": 20, "negatives": negatives}),
@@ -52,7 +53,7 @@ def test_it_learns_what_two_items_tell(make_domain: Any, negatives: int | None) 
     )
     cases, protocol = build_cases(domain, "test", None, 0), Protocol(bootstrap=5)
     assert evaluate_system(ranker, cases, protocol).metrics["recall@1"]["value"] > 0.9
-    assert evaluate_system(Popularity(domain, 0), cases, protocol).metrics["recall@1"]["value"] < 0.2
+    assert evaluate_system(PopularityBaseline(domain, 0), cases, protocol).metrics["recall@1"]["value"] < 0.2
     assert ranker.trained["valid_ndcg"] == max(epoch["ndcg"] for epoch in ranker.trained["epochs"])
 
 
@@ -125,7 +126,7 @@ def test_only_the_training_part_is_learnt(make_domain: Any) -> None:
 def test_it_is_trained_once(make_domain: Any, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     domain = make_domain(ring(30), ITEMS)
     histories = [np.array([1, 2, 3], dtype=np.int32)]
-    lists = Sasrec(domain, 0, SMALL, True).rank(histories, 10, True)
+    lists = SASRecBaseline(domain, 0, SMALL, True).rank(histories, 10, True)
     assert len(list(own_cache.iterdir())) == 1
 
     def never(*_: Any) -> None:
@@ -133,7 +134,7 @@ def test_it_is_trained_once(make_domain: Any, own_cache: Path, monkeypatch: pyte
 
     with monkeypatch.context() as patch:
         patch.setattr(sasrec, "fit", never)
-        np.testing.assert_array_equal(Sasrec(domain, 0, SMALL, True).rank(histories, 10, True), lists)
+        np.testing.assert_array_equal(SASRecBaseline(domain, 0, SMALL, True).rank(histories, 10, True), lists)
         for other in (
             (make_domain(ring(30), ITEMS, "e" * 64), 0, SMALL, True),
             (domain, 1, SMALL, True),
@@ -141,7 +142,7 @@ def test_it_is_trained_once(make_domain: Any, own_cache: Path, monkeypatch: pyte
             (domain, 0, SMALL, False),
         ):
             with pytest.raises(AssertionError, match="trained again"):
-                Sasrec(*other)
+                SASRecBaseline(*other)
     assert len(list(own_cache.iterdir())) == 1  # what failed left nothing behind
 
 
@@ -155,17 +156,17 @@ def test_it_stops_when_validation_no_longer_improves(make_domain: Any) -> None:
 @pytest.mark.parametrize("exclude_seen", [True, False])
 def test_lists_keep_the_rankers_promise(make_domain: Any, exclude_seen: bool) -> None:
     domain = make_domain(ring(30), ITEMS)
-    ranker = Sasrec(domain, 0, SMALL, exclude_seen)
+    ranker = SASRecBaseline(domain, 0, SMALL, exclude_seen)
     cases = build_cases(domain, "test", None, 0)
     lists = evaluate_system(ranker, cases, Protocol(exclude_seen=exclude_seen, bootstrap=5)).lists
     assert (lists >= 0).all()
     nobody = [np.empty(0, dtype=np.int32)]
-    np.testing.assert_array_equal(ranker.rank(nobody, 5, True), Popularity(domain, 0).rank(nobody, 5, True))
+    np.testing.assert_array_equal(ranker.rank(nobody, 5, True), PopularityBaseline(domain, 0).rank(nobody, 5, True))
 
 
 def test_what_cannot_be_trained_is_refused(make_domain: Any) -> None:
     with pytest.raises(InputError, match="domain `toys`: fewer than two items that SASRec"):
-        Sasrec(make_domain([[0, 1, 2, 0]], 3), 0, SMALL, True)  # one item to predict, where a step needs two
+        SASRecBaseline(make_domain([[0, 1, 2, 0]], 3), 0, SMALL, True)  # one item to predict, where a step needs two
     with pytest.raises(ValueError, match="hidden = 16 must be a multiple of heads = 3"):
         Options(hidden=16, heads=3)
 
@@ -175,7 +176,7 @@ def test_without_the_library_it_says_what_to_install(
 ) -> None:
     monkeypatch.setitem(sys.modules, "cornac", None)
     with pytest.raises(InputError, match=r"sasrec needs the extra \(.*\): pip install 'calrec-lite\[sasrec\]'"):
-        Sasrec(make_domain(ring(30), ITEMS), 0, SMALL, True)
+        SASRecBaseline(make_domain(ring(30), ITEMS), 0, SMALL, True)
     assert not own_cache.exists()
 
 

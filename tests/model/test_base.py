@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, OPTC
 from calrec_lite.errors import InputError, RunError
 from calrec_lite.model import base as base_module
 from calrec_lite.model.base import add_adapter, load_model, loaded_bytes, placement
+from calrec_lite.model.memory import activation_bytes
 from calrec_lite.recipe import Base, Lora
-from calrec_lite.train.memory import activation_bytes
 
 
 @pytest.mark.parametrize(

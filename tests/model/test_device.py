@@ -18,19 +18,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
 from calrec_lite.errors import InputError
-from calrec_lite.evaluate.systems import evaluate_run, open_recommender
+from calrec_lite.evaluate.evaluate_run import evaluate_run, open_recommender
 from calrec_lite.export.bundle import export_run
+from calrec_lite.method.towers import Towers
 from calrec_lite.model import device as device_module
 from calrec_lite.model.base import load_model
 from calrec_lite.model.device import Choice, choose_dtype, dtype_here, half_time, slow_at
-from calrec_lite.model.towers import Towers
 from calrec_lite.recipe import Base
-from calrec_lite.recipe_file import check_recipe
+from calrec_lite.recipe.file import check_recipe
 from calrec_lite.recommend import Recommender
-from calrec_lite.train.run import Run
-from calrec_lite.train.stage import train_run
+from calrec_lite.run import Run
+from calrec_lite.training.stage import train_run
 from tests.conftest import needs_compiler
-from tests.train.conftest import values
+from tests.training.conftest import values
 
 GPU = torch.device("cuda")
 OLDER = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
@@ -38,7 +38,7 @@ PROBE = """
 from pathlib import Path
 from calrec_lite.model.device import Choice, choose_dtype, half_time
 import torch
-from calrec_lite.model.towers import Towers
+from calrec_lite.method.towers import Towers
 from calrec_lite.recipe import Base
 print(choose_dtype(Base(model="m"), Path("nowhere")).dtype, half_time(torch.bfloat16, 576, 1536))
 """
@@ -187,7 +187,7 @@ def test_float16_is_tried_before_training_and_float32_stands_in(
         model.model.layers[0].mlp.down_proj.weight *= scale
     shutil.copytree(tiny_folder, tmp_path / "base")
     model.save_pretrained(tmp_path / "base")
-    monkeypatch.setattr("calrec_lite.train.run.choose_dtype", lambda *of: Choice("float16", "an older card"))
+    monkeypatch.setattr("calrec_lite.model.device.choose_dtype", lambda *of: Choice("float16", "an older card"))
     recipe = check_recipe(short(tmp_path / "base", data, dtype="auto", load_in_4bit=True))
     run = Run.start(recipe, tmp_path)
     train_run(run)

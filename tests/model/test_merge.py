@@ -18,7 +18,8 @@ from transformers import AutoModelForCausalLM
 import calrec_lite.model.merge as merging
 from calrec_lite.errors import InputError
 from calrec_lite.files import BESIDE_WEIGHTS
-from calrec_lite.model.merge import merge_adapter, parity
+from calrec_lite.model.merge import merge_adapter
+from calrec_lite.model.parity import parity
 
 KINDS = {
     "lora": {},

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import yaml
 
-from calrec_lite import recipe
 from calrec_lite.data.domain import Domain
 from calrec_lite.data.prepare import describe, prepare, prepare_to
 from calrec_lite.files import cache_folder
+from calrec_lite.recipe import DomainSpec
 
 ROOT = Path(__file__).parents[2]
 SHARED = ROOT / ".." / "shared" / "data"
@@ -27,18 +27,18 @@ def counts(domain: Domain) -> tuple[int, int, int]:
     return numbers["users"], numbers["items"], numbers["events"]
 
 
-def amazon(category: str, **options: Any) -> recipe.Domain:
+def amazon(category: str, **options: Any) -> DomainSpec:
     raw = SHARED / "raw_amazon2018"
     files = {"interactions": f"{raw}/{category}_5.json.gz", "items": f"{raw}/meta_{category}.json.gz"}
-    return recipe.Domain(reader="amazon2018", **files, **options)
+    return DomainSpec(reader="amazon2018", **files, **options)
 
 
-def listed(folder: str) -> recipe.Domain:
+def listed(folder: str) -> DomainSpec:
     place = SHARED / folder
     with gzip.open(place / "seqs.jsonl.gz") as file:
         timed = "ts" in json.loads(file.readline())
     columns = {"item": "items"} | ({"time": "ts"} if timed else {})
-    return recipe.Domain(
+    return DomainSpec(
         interactions=f"{place}/seqs.jsonl.gz", items=f"{place}/items.jsonl.gz", columns=columns, min_user_events=1
     )
 
@@ -73,7 +73,7 @@ def test_gift_cards_raw_and_as_lists_are_the_same_domain() -> None:
 def test_movielens_latest_small() -> None:
     raw = SHARED / "raw_ml_latest_small"
     files = {"interactions": f"{raw}/ratings.csv", "items": f"{raw}/movies.csv"}
-    domain = prepare("movies", recipe.Domain(reader="movielens", **files), 0)
+    domain = prepare("movies", DomainSpec(reader="movielens", **files), 0)
     assert counts(domain) == (671, 9066, 100_004)
     assert {
         "Title": "Toy Story (1995)",
@@ -119,7 +119,7 @@ def test_the_recipes_wheels(name: str, wheel: str, expected: tuple[int, int, int
         pytest.skip(f"{wheel} is not in the cache; `calrec-lite demo` puts it there")
     domains = yaml.safe_load((ROOT / "recipes" / "data" / f"{name}.yaml").read_text(encoding="utf-8"))["domains"]
     ((key, values),) = domains.items()
-    domain = prepare(key, recipe.Domain(**values), 0)
+    domain = prepare(key, DomainSpec(**values), 0)
     assert counts(domain) == expected
     lengths = np.diff(domain.sequences.offsets)
     assert lengths.min() >= 5

@@ -12,17 +12,16 @@ import numpy as np
 import pytest
 from transformers import AutoModelForCausalLM
 
-from calrec_lite.data.checksum import file_sha256
-from calrec_lite.data.sources import fetch
 from calrec_lite.errors import InputError
-from calrec_lite.evaluate.systems import open_recommender
-from calrec_lite.files import atomic_path, cache_folder
+from calrec_lite.evaluate.evaluate_run import open_recommender
+from calrec_lite.files import atomic_path, cache_folder, file_sha256
 from calrec_lite.recipe import Recommend
-from calrec_lite.recipe_file import check_recipe
+from calrec_lite.recipe.file import check_recipe
 from calrec_lite.recommend import Recommender
+from calrec_lite.run import Run
+from calrec_lite.sources import fetch
 from calrec_lite.text.template import Template
-from calrec_lite.train.run import Run
-from calrec_lite.train.stage import train_run
+from calrec_lite.training.stage import train_run
 
 pytestmark = pytest.mark.skipif(
     os.environ.get("CALREC_LITE_SLOW") != "1",

@@ -5,15 +5,15 @@ import pytest
 
 from calrec_lite.data.domain import Catalogue
 from calrec_lite.errors import InputError
-from calrec_lite.evaluate.minilm import _encode
-from calrec_lite.recipe import MiniLM
+from calrec_lite.evaluate.baselines.minilm import _encode
+from calrec_lite.recipe import MiniLMSettings
 
 
 def test_like_texts_lie_near_each_other() -> None:
     titles = ["Red lipstick", "Pink lip gloss", "Cordless drill", "Power screwdriver"]
     catalogue = Catalogue(titles, [{"Title": title} for title in titles], {title: n for n, title in enumerate(titles)})
     try:
-        vectors = _encode(catalogue, MiniLM().model)
+        vectors = _encode(catalogue, MiniLMSettings().model)
     except InputError as error:
         pytest.skip(f"the weights cannot be had here: {error}")
     cosines = vectors @ vectors.T

@@ -11,15 +11,15 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from calrec_lite.data.sources import fetch
 from calrec_lite.errors import InputError
-from calrec_lite.evaluate.systems import evaluate_run, open_recommender
+from calrec_lite.evaluate.evaluate_run import evaluate_run, open_recommender
 from calrec_lite.export.bundle import export_run
-from calrec_lite.recipe_file import load_recipe
+from calrec_lite.recipe.file import load_recipe
 from calrec_lite.recommend import Recommender
+from calrec_lite.run import Run
+from calrec_lite.sources import fetch
 from calrec_lite.text.template import Template
-from calrec_lite.train.run import Run
-from calrec_lite.train.stage import train_run
+from calrec_lite.training.stage import train_run
 
 SMALL = [
     "stages=[{name: joint, domains: [movies], max_steps: 6}, {name: movies, domains: [movies], max_steps: 12}]",
@@ -96,7 +96,7 @@ def test_assembled_ids_are_what_the_tokenizer_gives(run: Run) -> None:
 
 def test_a_text_alone_and_in_a_padded_batch_has_the_same_vector(run: Run) -> None:
     towers = open_recommender(run, run.final()).strategies.towers
-    from calrec_lite.text.batch import item_chunk
+    from calrec_lite.method.batch import item_chunk
 
     tokens = run.catalogue("movies").tokens[:6]
     start, pad = int(run.encoder.start[0]), run.encoder.pad

@@ -9,16 +9,17 @@ import pytest
 import torch
 
 from calrec_lite.data.domain import Catalogue
+from calrec_lite.decode.sample import Sample
 from calrec_lite.errors import InputError
-from calrec_lite.model.towers import Towers
+from calrec_lite.method.batch import item_chunk
+from calrec_lite.method.catalogue import EncodedCatalogue, encode_catalogue
+from calrec_lite.method.towers import Towers
 from calrec_lite.recipe import Recommend
 from calrec_lite.recommend import Recommender
-from calrec_lite.recommend.dense import ItemVectors, encode_items, model_fingerprint
-from calrec_lite.recommend.sample import Sample
-from calrec_lite.text.batch import item_chunk
-from calrec_lite.text.encoding import EncodedCatalogue, Encoder, Tokens, encode_catalogue
+from calrec_lite.recommend.vectors import ItemVectors, encode_items, model_fingerprint
+from calrec_lite.text.encoding import Encoder, Tokens
 from tests.conftest import make_domain
-from tests.recommend.conftest import Exact, cosines
+from tests.decode.conftest import Exact, cosines
 
 STRATEGIES = ("beam", "sample", "dense", "rerank")
 HISTORIES = [["id0", "id1", "id2"], ["id5"], ["id7", "something the shop never sold", "id9"], []]
@@ -244,7 +245,7 @@ def test_search_in_blocks_is_search_in_all(monkeypatch: pytest.MonkeyPatch) -> N
     allowed[0], allowed[1, :49] = False, False
     wanted = np.where(allowed, (users @ vectors.T).numpy(), -np.inf)
     for block in (7, 10, 50, 51):  # the last block short, full, and all at once
-        monkeypatch.setattr("calrec_lite.recommend.dense.CHUNK_ITEMS", block)
+        monkeypatch.setattr("calrec_lite.recommend.vectors.CHUNK_ITEMS", block)
         items, cosine = ItemVectors(vectors).search(users, allowed, 12)
         np.testing.assert_allclose(cosine, -np.sort(-wanted, 1)[:, :12], atol=1e-6)
         real = cosine.isfinite().numpy()
@@ -267,7 +268,7 @@ def test_faiss_finds_what_exact_search_finds(
 
 def test_faiss_in_clusters_keeps_filters_exact_and_most_of_the_nearest() -> None:
     pytest.importorskip("faiss", reason="the extra calrec-lite[faiss] is not installed")
-    from calrec_lite.recommend.approximate import FaissIndex
+    from calrec_lite.recommend.faiss_index import FaissIndex
 
     rng = np.random.default_rng(0)
     centres = rng.normal(size=(50, 16))

@@ -7,14 +7,15 @@ import pytest
 
 from calrec_lite.data.domain import Domain
 from calrec_lite.errors import InputError
-from calrec_lite.evaluate.fusion import FUSION, TRANSITIONS, tune_fusion
+from calrec_lite.evaluate.cases import build_cases
 from calrec_lite.evaluate.metrics import ndcg_at, ranks_from_lists
-from calrec_lite.evaluate.protocol import build_cases
-from calrec_lite.model.towers import Towers
+from calrec_lite.evaluate.tune import FUSION, TRANSITIONS, tune_fusion
+from calrec_lite.method.catalogue import EncodedCatalogue
+from calrec_lite.method.towers import Towers
 from calrec_lite.recipe import Recommend
 from calrec_lite.recommend import Recommender
 from calrec_lite.recommend.transitions import Transitions
-from calrec_lite.text.encoding import EncodedCatalogue, Encoder
+from calrec_lite.text.encoding import Encoder
 
 
 @pytest.fixture(autouse=True)

@@ -11,14 +11,15 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from calrec_lite.data.domain import Domain
+from calrec_lite.decode.sample import Sample
 from calrec_lite.errors import InputError
-from calrec_lite.model.towers import Towers
+from calrec_lite.method.catalogue import EncodedCatalogue
+from calrec_lite.method.towers import Towers
+from calrec_lite.package.layout import fingerprint
 from calrec_lite.recipe import Recommend
 from calrec_lite.recommend import Recommender
-from calrec_lite.recommend.package import fingerprint
-from calrec_lite.recommend.sample import Sample
 from calrec_lite.recommend.vllm import Drawing, prompt_seed, vllm_recommender
-from calrec_lite.text.encoding import EncodedCatalogue, Encoder
+from calrec_lite.text.encoding import Encoder
 
 HISTORIES = [["red cup", "blue pen"], [], ["a title nobody knows"]]
 OPTIONS = Recommend(strategy="sample", samples=6, temperature=0.7)

@@ -9,8 +9,9 @@ from transformers import PreTrainedTokenizerFast
 
 from calrec_lite.data.domain import Catalogue, Domain
 from calrec_lite.errors import InputError
+from calrec_lite.method.catalogue import EncodedCatalogue, encode_catalogue
 from calrec_lite.recipe import Text
-from calrec_lite.text.encoding import EncodedCatalogue, Encoder, encode_catalogue
+from calrec_lite.text.encoding import Encoder
 from calrec_lite.text.template import Template
 
 ITEMS = ["Title: Fargo", "Title: L.A. Confidential (1997)", "Title: 12 Monkeys, Genres: Sci-Fi!", "Title: M*A*S*H?"]

@@ -1,0 +1,85 @@
+"""A catalogue and histories from Python objects: what `CALRecTrainer` takes in place of files."""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from calrec_lite.data.clean import plain
+from calrec_lite.data.domain import Catalogue, Sequences
+from calrec_lite.errors import InputError
+
+ITEM = "item"
+
+
+def catalogue_of(records: Iterable[Mapping[str, Any]]) -> Catalogue:
+    """Items with their texts; those of the same text become one, and all are numbered in the order of their text.
+
+    Args:
+        records: dicts, or rows of a `datasets.Dataset`: `item`, the id, and the text fields in the order of the text.
+            A field's name becomes its label (`title` is written `Title`); empty fields are left out.
+
+    Raises:
+        InputError: a record without id or text, an id that stands twice, or no record at all.
+    """
+    texts: dict[str, dict[str, str]] = {}
+    for number, record in enumerate(records):
+        if not isinstance(record, Mapping) or record.get(ITEM) is None:
+            raise InputError(f"catalogue: record {number} has no `{ITEM}`; write {{'item': id, 'title': text, ...}}")
+        item = str(record[ITEM])
+        if item in texts:
+            raise InputError(f"catalogue: record {number}: a second item of id `{item}`; leave out one of both")
+        values = {_label(key): plain(value) for key, value in record.items() if key != ITEM}
+        texts[item] = {label: text for label, text in values.items() if text}
+        if not texts[item]:
+            raise InputError(f"catalogue: record {number}: item `{item}` has no text; give it a field such as `title`")
+    if not texts:
+        raise InputError("catalogue: holds no item")
+    labels = list(dict.fromkeys(label for fields in texts.values() for label in fields))
+    written = {item: tuple(fields.get(label, "") for label in labels) for item, fields in texts.items()}
+    distinct = {text: index for index, text in enumerate(sorted(set(written.values())))}
+    aliases = {item: distinct[text] for item, text in written.items()}
+    first: dict[int, str] = {}
+    for item, index in aliases.items():
+        first.setdefault(index, item)
+    ids = [first[index] for index in range(len(distinct))]
+    return Catalogue(ids, [texts[item] for item in ids], aliases)
+
+
+def histories_of(records: Iterable[Mapping[str, Any]], catalogue: Catalogue, what: str) -> Sequences:
+    """Users' histories over a catalogue, nothing of them held out.
+
+    Args:
+        records: dicts, or rows of a `datasets.Dataset`: `items`, a list of ids, oldest first, and perhaps `user`.
+        what: the argument's name, for messages.
+
+    Raises:
+        InputError: a record without a list of items, an id that the catalogue does not have, or no record at all.
+    """
+    users, histories = [], []
+    for number, record in enumerate(records):
+        items = record.get("items") if isinstance(record, Mapping) else None
+        if items is None or isinstance(items, str | bytes):
+            raise InputError(f"{what}: record {number} has no list `items`; write {{'user': id, 'items': [ids]}}")
+        user = record.get("user")
+        users.append(str(number if user is None else user))
+        histories.append(np.array([_index(str(i), catalogue, what, number) for i in items], np.int32))
+    if not histories:
+        raise InputError(f"{what}: holds no history")
+    offsets = np.cumsum([0, *map(len, histories)]).astype(np.int64)
+    return Sequences(users, np.concatenate(histories), offsets, None)
+
+
+def _index(item: str, catalogue: Catalogue, what: str, number: int) -> int:
+    index = catalogue.aliases.get(item)
+    if index is None:
+        near = difflib.get_close_matches(item, list(catalogue.aliases), 1)
+        hint = f"; did you mean `{near[0]}`?" if near else ""
+        raise InputError(f"{what}: record {number}: the catalogue has no item `{item}`{hint}")
+    return index
+
+
+def _label(key: str) -> str:
+    """`release_year` -> `Release year`; a name that has a capital letter stays as it is."""
+    return key.replace("_", " ").capitalize() if key.islower() else key

@@ -1,0 +1,125 @@
+"""The catalogue's trie as tensors, and the probability of its edges given the states that decide them."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from calrec_lite.decode.prompt_tree import PromptTree
+from calrec_lite.method.batch import OnDevice
+from calrec_lite.method.catalogue import EncodedCatalogue
+from calrec_lite.method.losses import HEAD_ENTRIES, segment_logsumexp, vocabulary_nll
+
+
+@dataclass
+class TrieTensors(OnDevice):
+    """`text.trie.Trie` on a device, with each edge's bias, the scale of the logits it is
+    added to (both `EncodedCatalogue`'s), and each item's length in tokens.
+
+    `share` (E,) is the log of how much of what was trained on below an edge is its most popular item.
+
+    Args:
+        score: `catalogue` takes each edge's probability among its fork's children, so that all items together have
+            probability one; `vocabulary` that of its tokens among all tokens, forced ones included.
+    """
+
+    score: str
+    logit_scale: float
+    root: Tensor
+    ptr: Tensor
+    token: Tensor
+    chain_ptr: Tensor
+    chain: Tensor
+    dest: Tensor
+    depth: Tensor
+    bias: Tensor
+    share: Tensor
+    length: Tensor
+
+    @classmethod
+    def of(cls, catalogue: EncodedCatalogue, score: str) -> "TrieTensors":
+        """The tensors of a catalogue, on the CPU."""
+        trie = catalogue.trie
+        flat = (trie.root, trie.ptr, trie.token, trie.chain_ptr, trie.chain, trie.dest, trie.depth, catalogue.bias)
+        popularity = catalogue.counts + 1.0
+        share = np.log(trie.most(popularity) / trie.below(popularity))
+        length = np.array([len(t) for t in catalogue.tokens], np.int64)
+        return cls(score, catalogue.logit_scale, *(torch.from_numpy(a) for a in (*flat, share, length)))
+
+    def children(self, forks: Tensor) -> tuple[Tensor, Tensor]:
+        """All edges that leave from `forks` (n,), and for each the fork (0..n-1) it leaves from: (C,), (C,)."""
+        return ranges(self.ptr[forks], self.ptr[forks + 1])
+
+    def chains(self, edges: Tensor) -> tuple[Tensor, Tensor]:
+        """Lengths of the edges' chains (n,), and their tokens one after the other (C,)."""
+        begin, end = self.chain_ptr[edges], self.chain_ptr[edges + 1]
+        return end - begin, self.chain[ranges(begin, end)[0]]
+
+    def child_logprobs(self, states: Tensor, head: Tensor, edges: Tensor, parent: Tensor) -> Tensor:
+        """(C,) log P of the first token of each child, where state `parent[c]` of `states` (n, D) decides it.
+
+        In fp32: logits in bf16 are multiples of 1/16, which makes ties of items that are none.
+        """
+        distinct, column = torch.unique(self.token[edges], return_inverse=True)
+        own = _chosen_logits(states, head[distinct], column, parent)
+        if self.score == "vocabulary":
+            return own - _vocabulary_logsumexp(states, head)[parent]
+        entries = self.logit_scale * own + self.bias[edges]
+        return entries - segment_logsumexp(entries, parent, len(states))[parent]
+
+    def rest_logprobs(self, states: Tensor, head: Tensor, lengths: Tensor, tokens: Tensor) -> Tensor:
+        """(n,) log P of what follows each chain's first token; 0 with `score: catalogue`, where it is certain.
+
+        Args:
+            states: (C, D) of the chains' tokens. lengths: (n,). tokens: (C,).
+        """
+        total = torch.zeros(len(lengths), device=states.device)
+        if self.score == "vocabulary" and len(tokens):
+            chain = torch.repeat_interleave(torch.arange(len(lengths), device=states.device), lengths)
+            inside = (chain[1:] == chain[:-1]).nonzero().squeeze(1)
+            total.index_add_(0, chain[inside], -vocabulary_nll(states[inside], head, tokens[inside + 1]))
+        return total
+
+    def feed_root(self, tree: PromptTree) -> Tensor:
+        """Feed what all items begin with below each prompt; (U,) its log P."""
+        users, device = len(tree), tree.device
+        total = torch.zeros(users, device=device)
+        if not len(self.root):
+            return total
+        head = tree.towers.head
+        if self.score == "vocabulary":
+            total = -vocabulary_nll(tree.states[:, 0], head, self.root[:1].expand(users))
+        lengths, tokens = torch.full((users, 1), len(self.root), device=device), self.root.repeat(users)
+        states = tree.extend(torch.zeros_like(lengths), lengths, tokens)
+        return total + self.rest_logprobs(states, head, lengths.squeeze(1), tokens)
+
+
+def _chosen_logits(states: Tensor, children: Tensor, column: Tensor, parent: Tensor) -> Tensor:
+    """(C,) in fp32: logits (n, distinct) at (`parent`, `column`), `parent` ascending; some rows exist at a time."""
+    size = max(1, HEAD_ENTRIES // max(1, len(children)))
+    wide = children.float().T
+    cuts = torch.arange(0, len(states) + size, size, device=parent.device)
+    ends = torch.searchsorted(parent, cuts).tolist()
+    parts = [
+        (states[at : at + size].float() @ wide)[parent[first:last] - at, column[first:last]]
+        for at, first, last in zip(range(0, len(states), size), ends, ends[1:])
+    ]
+    return torch.cat(parts) if parts else wide.new_zeros(0)
+
+
+def _vocabulary_logsumexp(states: Tensor, head: Tensor) -> Tensor:
+    """(n,) in fp32, over all tokens, of which some are in memory at a time."""
+    wide = states.float()  # (n, D)
+    total = wide.new_full((len(wide),), -torch.inf)
+    for part in head.split(max(1, HEAD_ENTRIES // max(1, *wide.shape))):
+        total = torch.logaddexp(total, (wide @ part.float().T).logsumexp(-1))
+    return total
+
+
+def ranges(begin: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
+    """Flatten half-open ranges (n,): (all their members, in order; the range each member belongs to)."""
+    lengths = end - begin
+    owner = torch.repeat_interleave(torch.arange(len(begin), device=begin.device), lengths)
+    offset = torch.arange(len(owner), device=begin.device) - (lengths.cumsum(0) - lengths)[owner]
+    return begin[owner] + offset, owner

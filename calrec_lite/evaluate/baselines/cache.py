@@ -1,0 +1,26 @@
+"""What a baseline had to compute at length is cached, under a key made of all that decides it."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from calrec_lite.files import atomic_path, cache_folder
+
+
+def cached(name: str, settings: Mapping[str, Any], make: Callable[[Path], None]) -> Path:
+    """The folder that `make` filled for these settings: now, or the first time it was asked for.
+
+    Args:
+        settings: plain data; the domain's fingerprint among it.
+        make: writes its files into the empty folder that it is given.
+    """
+    text = json.dumps(settings, sort_keys=True)
+    folder = cache_folder() / "baselines" / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:24]}"
+    if not folder.is_dir():
+        with atomic_path(folder) as temporary:
+            temporary.mkdir()
+            make(temporary)
+            (temporary / "settings.json").write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+    return folder

@@ -1,0 +1,182 @@
+"""What an evaluation leaves behind: metrics.json, rankings.parquet, and a table with its protocol in the caption."""
+
+import json
+import os
+import platform
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from calrec_lite import __version__
+from calrec_lite.data.domain import Domain
+from calrec_lite.errors import InputError
+from calrec_lite.evaluate.cases import Cases
+from calrec_lite.evaluate.protocol import Protocol, SystemResult, slices
+from calrec_lite.files import atomic_path, write_json
+
+PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "numpy", "duckdb", "cornac")
+BY_SYSTEM = ("systems", "slices", "users", "users_per_second")
+RANKINGS = pa.schema(
+    [
+        ("system", pa.string()),
+        ("user", pa.string()),
+        ("target", pa.string()),
+        ("rank", pa.int32()),  # null: the target is not in the list; with duplicates: expected, the best it may have
+        ("copies", pa.int64()),  # original items of the target's text, itself among them
+        ("list", pa.list_(pa.string())),
+    ]
+)
+
+
+def write_results(
+    folder: Path,
+    domain: Domain,
+    protocol: Protocol,
+    cases: Cases,
+    systems: Mapping[str, SystemResult],
+    extra: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Write `metrics.json` and `rankings.parquet` into `folder`, and return what metrics.json holds.
+
+    Systems measured there before by the same protocol are kept, those of the same name replaced: so stages can be
+    evaluated one after the other. `systems` is {name: {metric: {value, low, high}}}; `slices`, `users` (how many it was
+    measured on) and `users_per_second` stand beside it, by system too. `versions`, `hardware` and `date` are those of
+    the last writing.
+
+    Args:
+        folder: made if it does not exist.
+        extra: further keys of metrics.json.
+
+    Raises:
+        InputError: the folder holds results on other data or by another protocol (see `previous_results`).
+    """
+    previous = previous_results(folder, domain, protocol, cases)
+    results: dict[str, Any] = {
+        "domain": {"name": domain.name, "fingerprint": domain.fingerprint},
+        "protocol": protocol.record(cases),
+        "seed": protocol.seed,
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "versions": versions(),
+        "hardware": hardware(),
+        "systems": {name: system.metrics for name, system in systems.items()},
+        "slices": {name: slices(domain, system.cases, system.ranks, protocol) for name, system in systems.items()},
+        "users": {name: len(system.ranks) for name, system in systems.items()},
+        "users_per_second": {name: system.users_per_second for name, system in systems.items()},
+    }
+    for key in BY_SYSTEM:
+        results[key] = {**previous.get(key, {}), **results[key]}
+    results = {**results, **previous, **extra, **results}
+    rankings = pa.concat_tables(
+        [
+            _kept_rankings(folder, set(previous.get("systems", {})) - set(systems)),
+            *(_rankings(name, domain, system) for name, system in systems.items()),
+        ]
+    )
+    # The rankings go first: whatever system metrics.json names has its rankings, killed between the two or not.
+    with atomic_path(folder / "rankings.parquet") as temporary:
+        pq.write_table(rankings, temporary, compression="zstd")
+    write_json(folder / "metrics.json", results)
+    return results
+
+
+def previous_results(folder: Path, domain: Domain, protocol: Protocol, cases: Cases) -> dict[str, Any]:
+    """The metrics.json in `folder`; empty if there is none. Call it before long work on what `folder` may refuse.
+
+    Raises:
+        InputError: it was measured on other data or by another protocol, so nothing can be added to it.
+    """
+    if not (folder / "metrics.json").is_file():
+        return {}
+    results = read_metrics(folder)
+    mend = "remove that folder or write into another one"
+    if results["domain"]["fingerprint"] != domain.fingerprint:
+        raise InputError(f"{folder / 'metrics.json'}: measured on other data than domain `{domain.name}`; {mend}")
+    ours, theirs = protocol.record(cases), results["protocol"]
+    for key in sorted(ours.keys() | theirs.keys()):
+        if ours.get(key) != theirs.get(key):
+            raise InputError(
+                f"{folder / 'metrics.json'}: measured by another protocol "
+                f"({key}: {theirs.get(key)}, now {ours.get(key)}); {mend}"
+            )
+    return results
+
+
+def read_metrics(folder: Path) -> dict[str, Any]:
+    """The metrics.json in `folder`. Raises InputError if it is missing or not what `write_results` writes."""
+    path = folder / "metrics.json"
+    if not path.is_file() or not (folder / "rankings.parquet").is_file():
+        raise InputError(
+            f"{folder}: no evaluation (metrics.json and rankings.parquet) there; make one with `calrec-lite evaluate`"
+        )
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+        missing = {"domain", "protocol", "systems"} - results.keys()
+    except (ValueError, AttributeError):
+        raise InputError(f"{path}: not the metrics of an evaluation; evaluate again") from None
+    if missing:
+        raise InputError(f"{path}: has no `{min(missing)}`; evaluate again")
+    return dict(results)
+
+
+def read_rankings(folder: Path, columns: list[str]) -> pa.Table:
+    """Columns of the rankings.parquet in `folder`. Raises InputError if it is damaged."""
+    try:
+        return pq.read_table(folder / "rankings.parquet", columns=columns)
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{folder / 'rankings.parquet'}: not readable ({reason}); evaluate again") from None
+
+
+def versions() -> dict[str, str | None]:
+    """Versions of what a result may depend on; null for what is not installed."""
+    found: dict[str, str | None] = {"calrec_lite": __version__, "python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+def hardware() -> dict[str, Any]:
+    """The machine that users_per_second is of; `gpu` is null on a CPU."""
+    # Here, not above: reading results and comparing them needs no torch, which takes seconds to import.
+    import torch
+
+    return {
+        "platform": platform.platform(),
+        "machine": platform.machine(),
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),  # the instructions that torch's own kernels use
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def _kept_rankings(folder: Path, names: set[str]) -> pa.Table:
+    if not names:
+        return RANKINGS.empty_table()
+    rankings = read_rankings(folder, RANKINGS.names)
+    return rankings.filter(pc.is_in(rankings["system"], pa.array(sorted(names)))).cast(RANKINGS)
+
+
+def _rankings(name: str, domain: Domain, system: SystemResult) -> pa.Table:
+    ids, cases = domain.catalogue.ids, system.cases
+    return pa.table(
+        [
+            [name] * len(cases.users),
+            [domain.sequences.users[u] for u in cases.users],
+            [ids[target] for target in cases.targets],
+            [int(rank) if np.isfinite(rank) else None for rank in system.ranks],
+            cases.copies[cases.targets],
+            [[ids[item] for item in row if item >= 0] for row in system.lists],
+        ],
+        schema=RANKINGS,
+    )

@@ -1,0 +1,1 @@
+"""CALRec from a history to a gradient: rows -> batch -> towers -> losses -> step (docs/method.md)."""

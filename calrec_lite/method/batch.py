@@ -1,0 +1,322 @@
+"""Rows of one optimiser step as tensors: what both towers read, and where the losses look."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from calrec_lite.method.catalogue import EncodedCatalogue
+from calrec_lite.recipe import Loss
+from calrec_lite.text.encoding import Row
+from calrec_lite.text.trie import gather_ranges
+
+MULTIPLE = 32  # lengths are padded to a multiple: kernels are rebuilt for each new shape on a CPU
+ITEMS_AT_ONCE = 16  # item texts of one forward on a CPU: sorted by length, smaller parts are padded less
+
+
+class OnDevice:
+    """A dataclass of tensors that moves as one."""
+
+    def to(self, device: torch.device | str) -> Any:
+        """On the device; from pinned memory the copy runs beside the host's work."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Any:
+        """In page-locked memory; the data loader calls it where there is a GPU."""
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Any:
+        changed = {f.name: _changed(getattr(self, f.name), change) for f in fields(self)}  # type: ignore[arg-type]
+        return replace(self, **changed)  # type: ignore[type-var]
+
+
+def _changed(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, OnDevice):
+        return value._each(change)
+    return [_changed(v, change) for v in value] if isinstance(value, list) else value
+
+
+@dataclass
+class Forks(OnDevice):
+    """The decisions of a chunk's targets in the catalogue's trie; the children of its forks lie in one flat list.
+
+    A fork that many targets pass, as all pass the root, has its children there once: their number does not grow with
+    the rows.
+
+    Attributes:
+        positions: (F,) index into the flattened (B * T) states of the state that decides.
+        fork: (F,) which of the K distinct forks it decides.
+        ptr: (K + 1,) where each distinct fork's children begin.
+        tokens: (U,) distinct child tokens.
+        entry_token: (E,) for each child of each distinct fork its column in `tokens`.
+        entry_bias: (E,) what is added to its logit, once that is multiplied by `logit_scale`.
+        chosen: (F,) the entry that is taken.
+        children: (F,) how many there are to decide between; with the host, so that slicing waits for no device.
+    """
+
+    positions: Tensor
+    fork: Tensor
+    ptr: Tensor
+    tokens: Tensor
+    entry_token: Tensor
+    entry_bias: Tensor
+    chosen: Tensor
+    children: np.ndarray
+    logit_scale: float
+
+    def slice(self, at: int, end: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The children of decisions `at` to `end`, one after another: (N,) of which decision, counted from `at`; (N,)
+        its entry; (end - at,) which of the N is taken."""
+        begin = self.ptr[self.fork[at:end]]
+        lengths = self.ptr[self.fork[at:end] + 1] - begin
+        start = lengths.cumsum(0) - lengths
+        total = int(self.children[at:end].sum())
+        owner = torch.repeat_interleave(lengths, output_size=total)
+        entry = torch.arange(total, device=begin.device) + (begin - start)[owner]
+        return owner, entry, start + self.chosen[at:end] - begin
+
+
+@dataclass
+class Chunk(OnDevice):
+    """Pass B: rows of histories with their targets, right-padded.
+
+    Attributes:
+        ids: (B, T).
+        positions, labels: (P,) flattened index of the state before each supervised token, and that token.
+        forks: decisions in the trie; None where the loss is over the vocabulary only.
+        anchor_row: (A,) row of each contrasted target.
+        anchor_start, anchor_end: (A,) its text; the history span is what stands before it.
+        vocabulary_weight: of a token's loss over the vocabulary beside a fork's: both are means over the step.
+    """
+
+    ids: Tensor
+    positions: Tensor
+    labels: Tensor
+    forks: Forks | None
+    anchor_row: Tensor
+    anchor_start: Tensor
+    anchor_end: Tensor
+    vocabulary_weight: float = 0.0
+
+
+@dataclass
+class ItemChunk(OnDevice):
+    """Pass A: item texts alone, each after the start token. `ids` (M, L) right-padded, `ends` (M,)."""
+
+    ids: Tensor
+    ends: Tensor
+
+
+@dataclass
+class StepBatch(OnDevice):
+    """One optimiser step.
+
+    Attributes:
+        chunks, items: micro-batches of pass B and of pass A.
+        anchor_item: (A,) each anchor's item among the texts of pass A, in the order of `items`.
+        negatives: (A, A) whether column j's text is a negative of row i.
+        supervised: tokens (or forks) L_NIG is divided by.
+        targets: target items supervised.
+        tokens: ids of both passes, padding not counted.
+        attended: pairs of positions that see each other in both passes, padding not counted.
+        vocabulary_positions, fork_entries: positions whose loss is over the vocabulary, and children at forks.
+        at_once: whether memory has room for all of the step's graphs: one chunk of rows, no more tokens in item texts.
+        rows: what the step was made of, and `micro_batch_size`: how it was cut, so that it can be cut again.
+    """
+
+    chunks: list[Chunk]
+    items: list[ItemChunk]
+    anchor_item: Tensor
+    negatives: Tensor
+    supervised: int
+    targets: int
+    tokens: int
+    attended: int
+    vocabulary_positions: int
+    fork_entries: int
+    at_once: bool
+    rows: Sequence[Row]
+    micro_batch_size: int
+
+
+class Collator:
+    """Rows to a StepBatch.
+
+    Args:
+        catalogues: the domains' items by name.
+        loss: which targets, which softmax, how many anchors a row.
+        start, pad: ids of the first token of pass A and of padding.
+        micro_batch_size: full-length rows in memory at once; of shorter rows, or item texts, so many more. Set later,
+            it holds in background workers too.
+        row_tokens: the full length; None: that of a step's longest row.
+        items_at_once: item texts of one forward at most; None: as many as the rows leave room for, fewer kernels to
+            launch on a GPU.
+    """
+
+    def __init__(
+        self,
+        catalogues: Mapping[str, EncodedCatalogue],
+        loss: Loss,
+        start: int,
+        pad: int,
+        micro_batch_size: int,
+        row_tokens: int | None = None,
+        items_at_once: int | None = ITEMS_AT_ONCE,
+    ) -> None:
+        self.catalogues, self.loss, self.start, self.pad = catalogues, loss, start, pad
+        self.row_tokens, self.items_at_once = row_tokens, items_at_once
+        self._micro_batch_size = torch.tensor(micro_batch_size).share_memory_()
+        self.contrast = loss.contrastive
+
+    def __call__(self, rows: Sequence[Row]) -> StepBatch:
+        rows = sorted(rows, key=lambda row: -len(row.tokens))  # the largest chunk first: memory that lacks, lacks early
+        longest = self._width(len(rows[0].tokens))
+        micro = self.micro_batch_size
+        budget = micro * max(longest, self._width(self.row_tokens or 1))
+        chunks = [self._chunk(part) for part in _parts(rows, budget // longest)]
+        texts, anchor_item, negatives = self._contrast(rows)
+        width = _padded(1 + max(map(len, texts), default=0), 8)
+        most = max(1, budget // width)
+        most = min(self.items_at_once or most, most)
+        items = [item_chunk(part, self.start, self.pad) for part in _parts(texts, most)]
+        vocabulary = self.loss.softmax == "vocabulary"
+        whole = vocabulary or self.loss.vocabulary_weight > 0
+        supervised = max(1, sum(len(c.labels if vocabulary or c.forks is None else c.forks.chosen) for c in chunks))
+        positions = sum(len(c.labels) for c in chunks if whole or c.forks is None)
+        for chunk in chunks:  # the step divides by forks, this loss is a mean over tokens (docs/method.md, 5b)
+            chunk.vocabulary_weight = self.loss.vocabulary_weight * supervised / max(1, positions)
+        lengths = np.array([len(r.tokens) for r in rows] + [len(t) + 1 for t in texts], np.int64)
+        return StepBatch(
+            chunks=chunks,
+            items=items,
+            anchor_item=torch.from_numpy(anchor_item),
+            negatives=torch.from_numpy(negatives),
+            supervised=supervised,
+            targets=sum(len(self.targets(r)) for r in rows),
+            tokens=int(lengths.sum()),
+            attended=int((lengths * (lengths + 1) // 2).sum()),
+            vocabulary_positions=positions,
+            fork_entries=sum(int(c.forks.children.sum()) for c in chunks if c.forks is not None),
+            at_once=len(chunks) == 1 and sum(i.ids.numel() for i in items) <= budget,
+            rows=rows,
+            micro_batch_size=micro,
+        )
+
+    @property
+    def micro_batch_size(self) -> int:
+        return int(self._micro_batch_size)
+
+    @micro_batch_size.setter
+    def micro_batch_size(self, rows: int) -> None:
+        self._micro_batch_size.fill_(rows)
+
+    def _width(self, length: int) -> int:
+        return _padded(length, MULTIPLE)
+
+    def targets(self, row: Row) -> np.ndarray:
+        """Positions (in items) of the row that are targets."""
+        return np.arange(1, len(row.items))[-1 if self.loss.targets == "last" else 0 :]
+
+    def anchors(self, row: Row) -> np.ndarray:
+        """Targets of the row that enter the contrastive terms: the latest `contrast_per_row`."""
+        return self.targets(row)[-(self.loss.contrast_per_row or 0) :] if self.contrast else np.empty(0, np.int64)
+
+    def _chunk(self, rows: Sequence[Row]) -> Chunk:
+        width = self._width(max(len(r.tokens) for r in rows))
+        ids = np.full((len(rows), width), self.pad, np.int64)
+        positions, labels, anchors = [], [], []
+        for b, row in enumerate(rows):
+            ids[b, : len(row.tokens)] = row.tokens
+            for k in self.targets(row):
+                last = row.ends[k] + (k == len(row.items) - 1)  # end-of-text after the last one is supervised too
+                where = np.arange(row.starts[k], last)
+                positions.append(b * width + where - 1)
+                labels.append(row.tokens[where])
+            anchors += [(b, row.starts[k], row.ends[k]) for k in self.anchors(row)]
+        columns = np.array(anchors, np.int64).reshape(-1, 3).T.copy()
+        anchor_row, anchor_start, anchor_end = map(torch.from_numpy, columns)
+        return Chunk(
+            torch.from_numpy(ids),
+            torch.from_numpy(np.concatenate(positions)),
+            torch.from_numpy(np.concatenate(labels)),
+            self._forks(rows, width) if self.loss.softmax == "catalogue" else None,
+            anchor_row,
+            anchor_start,
+            anchor_end,
+        )
+
+    def _forks(self, rows: Sequence[Row], width: int) -> Forks:
+        decided = [
+            (b * width + row.starts[k] - 1, row.items[k]) for b, row in enumerate(rows) for k in self.targets(row)
+        ]
+        domains = {row.domain for row in rows}
+        if len(domains) > 1:
+            raise ValueError(f"a chunk holds rows of one domain, not of {sorted(domains)}")
+        catalogue = self.catalogues[domains.pop()]
+        before, items = (np.array([d[column] for d in decided]) for column in (0, 1))
+        return fork_tensors(catalogue, before, items)
+
+    def _contrast(self, rows: Sequence[Row]) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
+        """Distinct texts of pass A (shortest first), each anchor's text, and who is a negative of whom."""
+        owner, keys = [], []
+        for b, row in enumerate(rows):
+            for k in self.anchors(row):
+                owner.append(-1 - b if row.user is None else row.user)
+                keys.append((row.domain, int(row.items[k])))
+        texts = {key: self.catalogues[key[0]].tokens[key[1]] for key in keys}
+        distinct = sorted(texts, key=lambda key: (len(texts[key]), key))
+        column = {key: i for i, key in enumerate(distinct)}
+        item = np.array([column[key] for key in keys], np.int64)
+        owner_of = np.array(owner, np.int64)  # windows of one user, or a row that fills a step up, are one history
+        negatives = item[:, None] != item[None, :]  # (A, A); the same text is never its own negative
+        if self.loss.mask_same_history:
+            negatives &= owner_of[:, None] != owner_of[None, :]
+        return [texts[key] for key in distinct], item, negatives
+
+
+def item_chunk(texts: Sequence[np.ndarray], start: int, pad: int) -> ItemChunk:
+    """Item texts after the start token, right-padded to a multiple of 8."""
+    width = _padded(1 + max(map(len, texts)), 8)
+    ids = np.full((len(texts), width), pad, np.int64)
+    ids[:, 0] = start
+    for m, text in enumerate(texts):
+        ids[m, 1 : 1 + len(text)] = text
+    return ItemChunk(torch.from_numpy(ids), torch.tensor([1 + len(t) for t in texts]))
+
+
+def fork_tensors(catalogue: EncodedCatalogue, before: np.ndarray, items: np.ndarray) -> Forks:
+    """The forks that `items` pass, where `before` (N,) is the flattened position of the state before each item."""
+    trie = catalogue.trie
+    edges, target = gather_ranges(trie.path_ptr[items], trie.path_ptr[items + 1])
+    edges = trie.path[edges]  # (F,)
+    forks = trie.owner[edges]
+    distinct, fork = np.unique(forks, return_inverse=True)  # (K,), (F,)
+    entries, _ = gather_ranges(trie.ptr[distinct], trie.ptr[distinct + 1])
+    tokens, entry_token = np.unique(trie.token[entries], return_inverse=True)
+    ptr = np.concatenate([[0], np.cumsum(trie.ptr[distinct + 1] - trie.ptr[distinct])])  # (K + 1,)
+    return Forks(
+        positions=torch.from_numpy(before[target] + trie.depth[forks]),
+        fork=torch.from_numpy(fork),
+        ptr=torch.from_numpy(ptr),
+        tokens=torch.from_numpy(tokens),
+        entry_token=torch.from_numpy(entry_token),
+        entry_bias=torch.from_numpy(catalogue.bias[entries]),
+        chosen=torch.from_numpy(ptr[fork] + edges - trie.ptr[forks]),
+        children=np.diff(ptr)[fork],
+        logit_scale=catalogue.logit_scale,
+    )
+
+
+def _parts(values: Sequence[Any], most: int) -> list[Sequence[Any]]:
+    """The fewest parts of at most `most`, all of the same size but the last."""
+    size = -(-len(values) // -(-len(values) // most)) if values else 1
+    return [values[i : i + size] for i in range(0, len(values), size)]
+
+
+def _padded(length: int, multiple: int) -> int:
+    return -(-length // multiple) * multiple

@@ -1,0 +1,148 @@
+"""Which stretches of which histories are trained on, as a data set of rows built on demand."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch.utils.data import Dataset, Sampler
+
+from calrec_lite.data.domain import Domain, Sequences
+from calrec_lite.method.catalogue import EncodedCatalogue
+from calrec_lite.recipe import Loss
+from calrec_lite.text.encoding import Encoder, Row
+
+
+@dataclass(frozen=True)
+class DomainRows:
+    """A domain's windows: row i is `items[start[i] : end[i]]` of `user[i]`'s part of the flat item sequence.
+
+    `length` is in tokens.
+    """
+
+    catalogue: EncodedCatalogue
+    items: np.ndarray
+    user: np.ndarray
+    start: np.ndarray
+    end: np.ndarray
+    length: np.ndarray
+
+
+class Rows(Dataset[Row]):
+    """Rows of several domains, one after the other."""
+
+    def __init__(self, parts: Sequence[DomainRows], encoder: Encoder) -> None:
+        self.parts, self.encoder = parts, encoder
+        self.domain = np.repeat(np.arange(len(parts)), [len(p.start) for p in parts])  # (N,)
+        self.length = np.concatenate([p.length for p in parts])  # (N,)
+        self._first = np.cumsum([0, *(len(p.start) for p in parts)])
+
+    def __len__(self) -> int:
+        return len(self.domain)
+
+    def __getitem__(self, i: int) -> Row:
+        part = self.parts[self.domain[i]]
+        j = i - self._first[self.domain[i]]
+        items = part.items[part.start[j] : part.end[j]]
+        return self.encoder.row(items, part.catalogue.tokens, part.catalogue.name, int(part.user[j]))
+
+
+def training_rows(domain: Domain, catalogue: EncodedCatalogue, encoder: Encoder, loss: Loss) -> DomainRows:
+    """Windows over every user's training part (see `Sequences.train_items`: nothing held out), as `history_rows`."""
+    sequences = domain.sequences
+    lengths = [len(domain.train_items(u)) for u in range(len(sequences))]
+    return _windows(sequences, sequences.offsets[:-1] + np.array(lengths, np.int64), catalogue, encoder, loss)
+
+
+def history_rows(histories: Sequences, catalogue: EncodedCatalogue, encoder: Encoder, loss: Loss) -> DomainRows:
+    """Windows over whole histories.
+
+    With `targets: all` windows share one item, so that each item but a user's first is a target exactly
+    once (unless `max_history_tokens` cuts a window's oldest items off); with `targets: last` each item
+    but the first ends one window.
+    """
+    return _windows(histories, histories.offsets[1:], catalogue, encoder, loss)
+
+
+def last_item_rows(histories: Sequences, catalogue: EncodedCatalogue, encoder: Encoder) -> DomainRows:
+    """One row a user of two items or more, ending in the last one."""
+    users = np.flatnonzero(np.diff(histories.offsets) >= 2)
+    return _ending_at(histories, users, histories.offsets[users + 1], catalogue, encoder)
+
+
+def validation_rows(domain: Domain, catalogue: EncodedCatalogue, encoder: Encoder, users: int, seed: int) -> DomainRows:
+    """One row a user, ending in the validation target, for `users` users that have one, drawn by `seed`."""
+    eligible, targets = domain.sequences.held_out("validation")
+    drawn = np.sort(np.random.default_rng(seed).permutation(eligible)[:users])
+    return _ending_at(domain.sequences, drawn, targets[np.searchsorted(eligible, drawn)] + 1, catalogue, encoder)
+
+
+def _windows(
+    sequences: Sequences, stops: np.ndarray, catalogue: EncodedCatalogue, encoder: Encoder, loss: Loss
+) -> DomainRows:
+    """Of each user's items up to `stops` (U,)."""
+    most = encoder.text.max_items
+    stride = 1 if loss.targets == "last" else most - 1
+    users, starts, ends = [], [], []
+    for u, (begin, stop) in enumerate(zip(sequences.offsets[:-1].tolist(), stops.tolist())):
+        for end in range(stop, begin + 1, -stride):
+            users.append(u)
+            starts.append(max(begin, end - most))
+            ends.append(end)
+            if encoder.text.windows == "last" or (end - most <= begin and stride > 1):
+                break
+    return _rows(sequences.items, catalogue, encoder, *(np.array(v, np.int64) for v in (users, starts, ends)))
+
+
+def _ending_at(
+    sequences: Sequences, users: np.ndarray, end: np.ndarray, catalogue: EncodedCatalogue, encoder: Encoder
+) -> DomainRows:
+    start = np.maximum(sequences.offsets[users], end - encoder.text.max_items)
+    return _rows(sequences.items, catalogue, encoder, users, start, end)
+
+
+def _rows(
+    items: np.ndarray,
+    catalogue: EncodedCatalogue,
+    encoder: Encoder,
+    user: np.ndarray,
+    start: np.ndarray,
+    end: np.ndarray,
+) -> DomainRows:
+    cost = np.array([len(t) for t in catalogue.tokens])[items] + len(encoder.next)
+    before = np.concatenate([[0], np.cumsum(cost)])
+    length = np.minimum(before[end] - before[start], encoder.text.max_history_tokens + encoder.text.max_item_tokens)
+    return DomainRows(catalogue, items, user, start, end, length)
+
+
+class StepSampler(Sampler[list[int]]):
+    """The rows of each optimiser step: one domain a step, rows of similar length together, order drawn by the seed.
+
+    One domain a step, because texts of another domain are negatives that are told apart at a glance.
+    An incomplete last step of a domain is filled with rows drawn again, so that the number of
+    negatives never changes.
+    """
+
+    def __init__(self, rows: Rows, batch_size: int, seed: int) -> None:
+        self.rows, self.batch_size, self.seed, self.epoch = rows, batch_size, seed, 0
+        counts = np.bincount(rows.domain, minlength=len(rows.parts))
+        self.steps = int(sum(-(-c // batch_size) for c in counts))
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[list[int]]:
+        draw = np.random.default_rng([self.seed, self.epoch])
+        steps: list[np.ndarray] = []
+        for d in range(len(self.rows.parts)):
+            order = draw.permutation(np.flatnonzero(self.rows.domain == d))
+            short = -len(order) % self.batch_size
+            order = np.concatenate([order, draw.choice(order, short)]) if short else order
+            for pool in range(0, len(order), 32 * self.batch_size):  # sorted within pools: shuffled, yet little padding
+                part = order[pool : pool + 32 * self.batch_size]
+                part = part[np.argsort(self.rows.length[part], kind="stable")]
+                steps += list(part.reshape(-1, self.batch_size))
+        for i in draw.permutation(len(steps)):
+            yield steps[i].tolist()

@@ -1,0 +1,48 @@
+"""Fewer kernels by torch.compile: a decoder's layers fused, forward and backward."""
+
+import os
+import shutil
+import sys
+from importlib.util import find_spec
+
+import torch
+from torch import nn
+
+from calrec_lite.errors import InputError
+from calrec_lite.files import cache_folder
+
+RECOMPILE_LIMIT = 64  # one row or many, with and without gradients, checkpointed: kinds of call, each compiled once
+
+
+def compile_layers(decoder: nn.Module, device: torch.device) -> None:
+    """Fuse the kernels of each decoder layer, forward and backward, by torch.compile: for training only.
+
+    By layer, as they are alike: one is compiled, for any (B, T), and serves all. A small model on a GPU waits for
+    its host to launch kernels, and fused ones are fewer; they also keep less for the backward pass.
+
+    Raises:
+        InputError: there is nothing to compile with, or the decoder is of a kind whose layers are not known.
+    """
+    layers = getattr(decoder, "layers", None)
+    if layers is None:
+        raise InputError(f"optim.compile: the layers of a {type(decoder).__name__} are not known: set it to false")
+    if not shutil.which(compiler()):
+        raise InputError(
+            f"optim.compile: torch.compile needs a C++ compiler, and {compiler()} is not here: install it (Debian: "
+            "apt install g++), name another in CXX, or set it to false"
+        )
+    if device.type == "cuda" and not find_spec("triton"):
+        raise InputError("optim.compile: torch.compile needs triton on a GPU: pip install triton, or set it to false")
+    if device.type == "cpu":
+        # torch's cache does not tell kernels for one set of instructions from those for another: found there by a
+        # process with other ones, they crash, or give what is no number. So each set has a folder of its own.
+        kernels = cache_folder() / "compiled" / f"{torch.__version__}-{torch.backends.cpu.get_cpu_capability()}"
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(kernels))
+    torch._dynamo.config.recompile_limit = max(RECOMPILE_LIMIT, torch._dynamo.config.recompile_limit)
+    for layer in layers:  # dropout draws as it would uncompiled, in a first and in a replayed pass
+        layer.compile(dynamic=True, options={"fallback_random": True})
+
+
+def compiler() -> str:
+    """The C++ compiler that torch.compile will call."""
+    return os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")

@@ -1,0 +1,107 @@
+"""The memory that a model takes: what there is, what a token keeps for the backward pass, and what to give back."""
+
+import ctypes
+import gc
+import sys
+from pathlib import Path
+
+import psutil
+import torch
+from accelerate.utils.memory import should_reduce_batch_size
+from bitsandbytes.functional import GlobalPageManager
+from bitsandbytes.optim import GlobalOptimManager
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+
+# Lack of memory that comes as no error of its own kind: from the driver, where page-locked memory is asked for; cuBLAS.
+LACKING = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+
+_malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None  # glibc's
+
+
+def activation_bytes(model: PeftModel, checkpointing: bool | str) -> int:
+    """Bytes kept for backward per token of a row.
+
+    Without checkpointing each layer keeps the inputs of its linear layers (in the dtype that is computed in) and its
+    norms (in fp32); with it only each layer's input, and one layer's worth while that is recomputed; with `offload`
+    the inputs are in RAM.
+    """
+    text, width = model.config.get_text_config(), state_bytes(model)
+    hidden, layers = text.hidden_size, text.num_hidden_layers
+    inner = getattr(text, "intermediate_size", None) or _widest(model)
+    layer = width * (10 * hidden + 5 * inner) + 8 * hidden
+    if checkpointing == "offload":
+        return layer
+    return layers * width * hidden + layer if checkpointing else layers * layer
+
+
+def _widest(model: PeftModel) -> int:
+    """Inputs of the widest adapted layer: of an MLP's second one, whatever a config calls it."""
+    return max(m.in_features or 0 for m in model.modules() if isinstance(m, LoraLayer))
+
+
+def state_bytes(model: PeftModel) -> int:
+    """Bytes of a number of the states."""
+    return model.get_input_embeddings().weight.dtype.itemsize
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that can still be taken on the device."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return free_ram()
+
+
+def free_ram(group: Path = Path("/sys/fs/cgroup")) -> int:
+    """RAM that can still be taken: of the machine's, and of what a container may have."""
+    free = psutil.virtual_memory().available
+    for most, used, cache in (
+        ("memory.max", "memory.current", "inactive_file"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"),
+    ):
+        try:
+            statistics = dict(line.split() for line in (group / most).with_name("memory.stat").read_text().splitlines())
+            # Files that were read are given back before anything else is.
+            held = int((group / used).read_text()) - int(statistics[cache])
+            free = min(free, int((group / most).read_text()) - held)
+        except (OSError, ValueError, KeyError):  # another version of it, no group, or no limit ("max")
+            continue
+    return max(0, free)
+
+
+def free_memory() -> None:
+    """Give back what no name holds any more; models and trainers point to themselves in circles."""
+    GlobalOptimManager.get_instance().initialize()  # 8-bit optimisers leave the embeddings they skipped in it
+    GlobalPageManager.get_instance().initialize()  # and paged ones their states
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def trim_heap(device: torch.device) -> None:
+    """Before a chunk of a step that is cut, on a CPU: give back the pages that others have left.
+
+    glibc keeps what is freed, and the tensors of a chunk of another shape do not fit into the holes: what a process
+    holds would grow with the number of shapes that it has seen (docs/training.md, Memory). Nothing without glibc.
+    """
+    if device.type == "cpu" and _malloc_trim:
+        _malloc_trim(0)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory could not be had, on a GPU or a CPU."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return any(said in str(error) for said in LACKING) or should_reduce_batch_size(error)  # type: ignore[arg-type]
+
+
+def peak_bytes(device: torch.device) -> int:
+    """The most memory this process has held so far: on the GPU, or resident in RAM."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "win32":
+        return psutil.Process().memory_info().peak_wset
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak

@@ -1,0 +1,190 @@
+"""`calrec.json`: what a model folder must carry beside the weights so that it can recommend."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+from pydantic import Field, NonNegativeInt, ValidationError
+
+from calrec_lite.data.domain import Catalogue
+from calrec_lite.errors import InputError
+from calrec_lite.files import BESIDE_WEIGHTS
+from calrec_lite.method.catalogue import EncodedCatalogue, encode_catalogue
+from calrec_lite.recipe import Recommend, Section, Text
+from calrec_lite.sources import snapshot
+from calrec_lite.text.encoding import Encoder
+
+NAME = "calrec.json"
+CATALOGUE = "catalogue.jsonl"
+TRANSITIONS = "transitions.parquet"
+FINGERPRINTED = (NAME, CATALOGUE, TRANSITIONS, "config.json", "tokenizer.json", "model*.safetensors")
+
+
+class PackageInfo(Section):
+    """What calrec.json says."""
+
+    format: Literal[1] = 1
+    domain: str
+    fingerprint: str = Field(description="of the prepared domain")
+    labels: list[str] = Field(description="attributes of an item's text, in order")
+    dtype: Literal["bfloat16", "float16", "float32"] = Field(description="in which it was trained and measured")
+    text: Text
+    recommend: Recommend
+    prior: float = Field(description="weight of the items' log training counts in their logits")
+    logit_scale: float = Field(1.0, description="of the LM head's logits, to which these are added")
+    seed: int
+
+
+class Line(Section):
+    """A line of catalogue.jsonl."""
+
+    id: str
+    fields: dict[str, str]
+    count: NonNegativeInt = Field(0, description="how often the item was trained on; 0 for a new one")
+    also: list[str] = Field([], description="ids of further items of the same text")
+
+
+@dataclass(frozen=True)
+class Package:
+    """An opened model folder."""
+
+    folder: Path
+    info: PackageInfo
+    ids: list[str]
+    fields: list[dict[str, str]]
+    counts: np.ndarray
+    aliases: dict[str, int]
+
+    @property
+    def text(self) -> Text:
+        return self.info.text
+
+    @property
+    def options(self) -> Recommend:
+        return self.info.recommend
+
+    @property
+    def seed(self) -> int:
+        return self.info.seed
+
+    def transitions_file(self) -> Path:
+        """Where it is told what followed what. Raises InputError if the file is not there."""
+        file = self.folder / TRANSITIONS
+        if not file.is_file():
+            raise InputError(f"{file}: not there, and recommend.transitions in {NAME} needs it: export again, or set 0")
+        return file
+
+    def catalogue(self, encoder: Encoder) -> EncodedCatalogue:
+        """The items, tokenised."""
+        items = Catalogue(self.ids, self.fields, self.aliases)
+        info = self.info
+        labels = info.labels  # not those of the lines: a new one would change every item's text
+        return encode_catalogue(info.domain, items, encoder, self.counts, info.prior, info.logit_scale, labels=labels)
+
+
+def write_package(folder: Path, info: PackageInfo, catalogue: Catalogue | None, counts: np.ndarray) -> None:
+    """Write calrec.json into `folder` and, if given, the catalogue: an item a line, id, fields, count, merged ids."""
+    (folder / NAME).write_text(json.dumps(info.model_dump(mode="json"), indent=1) + "\n", encoding="utf-8")
+    if catalogue is not None:
+        with (folder / CATALOGUE).open("w", encoding="utf-8") as file:
+            merged: dict[int, list[str]] = {}
+            for alias, index in catalogue.aliases.items():
+                merged.setdefault(index, []).append(alias)
+            for i, (item, fields, count) in enumerate(zip(catalogue.ids, catalogue.fields, counts.tolist())):
+                others = [alias for alias in merged.get(i, []) if alias != item]
+                entry = {"id": item, "fields": fields, "count": count, **({"also": others} if others else {})}
+                file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+
+
+def locate(source: str | Path, revision: str | None = None) -> Path:
+    """A local folder as it is, or a Hub id's files. Raises InputError if there is neither."""
+    folder = Path(source)
+    if folder.is_dir():
+        return folder
+    return snapshot(str(source), "model", ["*.safetensors", "*.jsonl", TRANSITIONS, *BESIDE_WEIGHTS], (), revision)
+
+
+def with_strategy(options: Recommend, strategy: str | None) -> Recommend:
+    """The options with another strategy; None: as they are. Raises InputError for one that is not known."""
+    known = get_args(Recommend.model_fields["strategy"].annotation)
+    if strategy is not None and strategy not in known:
+        raise InputError(f"--strategy {strategy}: write one of {', '.join(known)}")
+    return options if strategy is None else options.model_copy(update={"strategy": strategy})
+
+
+def fingerprint(folder: Path) -> str:
+    """Changes when the folder's weights, tokenizer, catalogue or options are written anew; reads none of them."""
+    files = sorted(f for name in FINGERPRINTED for f in folder.glob(name))
+    said = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+    return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16]
+
+
+def open_package(source: str | Path, revision: str | None = None) -> Package:
+    """Open a local folder or download a Hub id.
+
+    Raises:
+        InputError: if it is not there, or not written by `calrec-lite export`, or a line of its catalogue is no item.
+    """
+    folder = locate(source, revision)
+    try:
+        info = PackageInfo.model_validate_json((folder / NAME).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{source}: no {NAME} in it; name a folder that `calrec-lite export` wrote") from None
+    except ValueError as error:
+        raise InputError(f"{folder / NAME}: {str(error).splitlines()[0]}; written by another version?") from None
+    if (folder / "adapter_config.json").is_file():
+        raise InputError(f"{source}: an adapter alone; export without --adapter to recommend from it")
+    lines = folder / CATALOGUE
+    if not lines.is_file():
+        raise InputError(f"{source}: exported without its catalogue (export.catalogue: false), so it cannot recommend")
+    items = _read(lines, info.labels)
+    counts = np.array([i.count for i in items], np.int64)
+    aliases = {alias: n for n, i in enumerate(items) for alias in (i.id, *i.also)}
+    return Package(folder, info, [i.id for i in items], [i.fields for i in items], counts, aliases)
+
+
+def _read(file: Path, labels: Sequence[str]) -> list[Line]:
+    """The items of catalogue.jsonl, which a user may have added some to. Raises InputError that names the line."""
+    items: dict[str, Line] = {}
+    try:
+        lines = file.read_text(encoding="utf-8-sig").split("\n")  # titles may hold what `splitlines` splits at
+    except UnicodeDecodeError as error:
+        raise InputError(f"{file}: not UTF-8 ({error}); save it as UTF-8") from None
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            try:
+                item = _item(line, labels)
+                if items.setdefault(item.id, item) is not item:
+                    raise ValueError(
+                        f"a second item of id `{item.id}`; give it another, or leave out one of both lines"
+                    )
+            except ValueError as error:
+                raise InputError(f"{file}:{number}: {error}") from None
+    if not items:
+        raise InputError(f"{file}: names no item; export again")
+    return list(items.values())
+
+
+def _item(line: str, labels: Sequence[str]) -> Line:
+    """Raises ValueError that says how to mend it."""
+    known = ", ".join(labels)
+    try:
+        item = Line.model_validate_json(line)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = f"`{'.'.join(map(str, first['loc']))}`: " if first["loc"] else ""
+        wanted = '{"id": ..., "fields": {label: text}, "count": 0}'
+        raise ValueError(f"{where}{first['msg']}; write {wanted} with labels of: {known}") from None
+    for label, value in item.fields.items():
+        if label not in labels:
+            raise ValueError(f"the model knows no label `{label}`; use {known}, or leave it out")
+        if "\n" in value:
+            raise ValueError(f"`{label}` holds a line break, which ends an item; write it in one line")
+    own = {label: item.fields[label] for label in labels if item.fields.get(label, "").strip()}
+    if not own:
+        raise ValueError(f"`fields` says nothing of item `{item.id}`; write one of: {known}")
+    return item.model_copy(update={"fields": own})

@@ -1,0 +1,1 @@
+"""Everything a run says about itself on one HTML page."""

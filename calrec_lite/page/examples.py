@@ -1,0 +1,88 @@
+"""Users to look at: what they took, what was recommended and why, what they took next."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+
+from calrec_lite.data.domain import Domain, Split
+from calrec_lite.errors import InputError, RunError
+from calrec_lite.evaluate.evaluate_run import open_recommender
+from calrec_lite.evaluate.store import read_rankings
+from calrec_lite.run import Run
+
+
+@dataclass(frozen=True)
+class Listed:
+    """An item of a list; `why` is empty where the model was not asked, or listed another item."""
+
+    title: str
+    why: str
+    hit: bool
+
+
+@dataclass(frozen=True)
+class Example:
+    """One held-out user. `rank` is None where the target is not in the list."""
+
+    user: str
+    history: list[str]  # titles, oldest first
+    target: str
+    rank: int | None
+    items: list[Listed]
+
+
+def examples(
+    run: Run, domain: Domain, system: str, results: dict[str, Any], count: int, reasons: bool
+) -> tuple[list[Example], str]:
+    """`count` of the measured users, drawn by the seed, and a note on where their lists come from.
+
+    The lists are those that were measured, in `results` (metrics.json). The reasons are of the same histories
+    recommended once more, which needs the run's weights, and the recipe to ask for lists of that kind still; without
+    them the lists stand alone.
+    """
+    split: Split = results["protocol"]["split"]
+    rows = read_rankings(run.evaluation, ["system", "user", "target", "rank", "list"])
+    rows = rows.filter(pc.equal(rows["system"], system)).sort_by("user").to_pylist()
+    drawn = np.random.default_rng(run.recipe.seed).permutation(len(rows))[:count]
+    rows = [rows[i] for i in np.sort(drawn)]
+    place = {user: u for u, user in enumerate(domain.sequences.users)}
+    index = {item: i for i, item in enumerate(domain.catalogue.ids)}
+    titles = domain.catalogue.titles
+    histories = [_history(domain, place[row["user"]], split) for row in rows]
+    whys: list[dict[str, str]] = [{} for _ in rows]
+    note = "Lists without reasons, as asked."
+    if reasons:
+        try:
+            if results.get("recommend") != run.recipe.recommend.model_dump(mode="json"):
+                raise InputError("`recommend` in the recipe has changed since they were measured")
+            whys = _reasons(run, system, histories)
+            note = "The reasons are of a second pass over the same histories; its rounding may differ a little."
+        except (InputError, RunError) as error:
+            note = f"Lists without reasons: {error}."
+    return [
+        Example(
+            user=row["user"],
+            history=[titles[i] for i in history],
+            target=titles[index[row["target"]]],
+            rank=row["rank"],
+            items=[Listed(titles[index[i]], why.get(i, ""), i == row["target"]) for i in row["list"]],
+        )
+        for row, history, why in zip(rows, histories, whys)
+    ], note
+
+
+def _history(domain: Domain, u: int, split: Split) -> list[int]:
+    case = domain.case(u, split)
+    assert case is not None  # the user was measured
+    return case[0].tolist()
+
+
+def _reasons(run: Run, system: str, histories: list[list[int]]) -> list[dict[str, str]]:
+    """For each history, item id -> why it was recommended. Raises InputError where the weights are not there."""
+    weights = run.base if system == "base" else run.final()
+    recommender = open_recommender(run, weights)
+    texts = [[recommender.catalogue.texts[i] for i in history] for history in histories]
+    lists = recommender.recommend(texts, max(10, run.recipe.recommend.k))
+    return [{item.item: item.why for item in own} for own in lists]

@@ -1,0 +1,42 @@
+"""Everything a recipe may say: typed, documented, strict. `file.py` reads and writes it."""
+
+from calrec_lite.recipe.measuring import Evaluate, Holdout, MiniLMSettings, SASRecSettings
+from calrec_lite.recipe.section import Section
+from calrec_lite.recipe.sections import (
+    Ablate,
+    Base,
+    Columns,
+    DomainSpec,
+    Export,
+    Lora,
+    Loss,
+    Optim,
+    Recipe,
+    Recommend,
+    Stage,
+    Text,
+    require_domain,
+    resolved,
+)
+
+__all__ = [
+    "Ablate",
+    "Base",
+    "Columns",
+    "DomainSpec",
+    "Evaluate",
+    "Export",
+    "Holdout",
+    "Lora",
+    "Loss",
+    "MiniLMSettings",
+    "Optim",
+    "Recipe",
+    "Recommend",
+    "SASRecSettings",
+    "Section",
+    "Stage",
+    "Text",
+    "require_domain",
+    "resolved",
+]

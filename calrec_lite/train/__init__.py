@@ -1,1 +1,0 @@
-"""The two-tower step, the trainer around it, and a run's stages."""

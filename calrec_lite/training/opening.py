@@ -1,0 +1,124 @@
+"""What `CALRecTrainer` is given, opened: a model by name or loaded, its adapter, its tokenizer."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from peft import LoraConfig, PeftModel
+from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+
+from calrec_lite.data.domain import Catalogue, Sequences
+from calrec_lite.data.objects import catalogue_of, histories_of
+from calrec_lite.errors import InputError
+from calrec_lite.method.catalogue import encode_catalogue
+from calrec_lite.method.rows import Rows, history_rows, last_item_rows
+from calrec_lite.model.base import add_lora, base_folder, load_model, load_tokenizer, lora_config, ready_adapter
+from calrec_lite.recipe import Base, Lora
+from calrec_lite.text.encoding import Encoder
+from calrec_lite.training.config import CALRecConfig
+
+NAME = "items"  # of the one domain that histories from Python make
+Model = str | Path | PreTrainedModel | PeftModel
+Records = Iterable[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model with an adapter to train, and the folder of its base's original weights; None where none is known."""
+
+    model: PeftModel
+    folder: Path | None
+
+
+def open_model(
+    model: Model, args: CALRecConfig, peft_config: LoraConfig | None, quantisation: BitsAndBytesConfig | None
+) -> Opened:
+    """A model by its Hub id or folder, or a loaded one, with an adapter: its own, or one that is put in.
+
+    Args:
+        peft_config: of the adapter; None: a recipe's default (`base.lora`).
+        quantisation: of a model that is loaded here.
+
+    Raises:
+        InputError: there is no such model, what is given does not fit together, or the adapter cannot be merged.
+    """
+    if not isinstance(model, str | Path):
+        if quantisation is not None:
+            raise InputError("quantization_config: the model is loaded already; give it by name, or leave this out")
+        folder = _known_folder(model)
+    else:
+        base = Base(model=str(model), load_in_4bit=bool(quantisation and quantisation.load_in_4bit))
+        folder = base_folder(base)
+        model = load_model(folder, base, quantised=False, quantisation=quantisation)
+    if isinstance(model, PeftModel):
+        if peft_config is not None:
+            raise InputError("peft_config: the model has an adapter already; leave one of both out")
+        return Opened(ready_adapter(model), folder)
+    set_seed(args.seed)
+    config = peft_config or lora_config(Lora())
+    return Opened(add_lora(model, config, bool(args.gradient_checkpointing)), folder)
+
+
+def _known_folder(model: PreTrainedModel | PeftModel) -> Path | None:
+    """Where a loaded model's weights lie, so far as its config still says."""
+    name = str(getattr(model.config, "_name_or_path", "") or "")
+    try:
+        return base_folder(Base(model=name)) if name else None
+    except InputError:  # moved since, or made in memory
+        return None
+
+
+def tokenizer_of(opened: Opened, given: PreTrainedTokenizerBase | None) -> PreTrainedTokenizerBase:
+    """The given tokenizer, or that of the model's folder. Raises InputError where there is neither."""
+    if given is not None:
+        return given
+    if opened.folder is None:
+        raise InputError("processing_class: where this model came from is not known; give its tokenizer")
+    return load_tokenizer(opened.folder)
+
+
+@dataclass(frozen=True)
+class Data:
+    """What is trained on, and measured on while training; items and histories where they came from Python."""
+
+    rows: Rows
+    valid: Rows | None
+    items: Catalogue | None = None
+    histories: Sequences | None = None
+
+
+def open_data(
+    train: Rows | Records,
+    valid: Rows | Records | None,
+    catalogue: Records | None,
+    args: CALRecConfig,
+    tokenizer: Callable[[], PreTrainedTokenizerBase],
+) -> Data:
+    """Rows as they are, or histories over a catalogue as rows.
+
+    Raises:
+        InputError: the catalogue is missing, or something in it or the histories is of no use.
+    """
+    if isinstance(train, Rows):
+        if valid is not None and not isinstance(valid, Rows):
+            raise InputError("eval_dataset: give rows, as train_dataset does, or histories in both")
+        return Data(train, valid)
+    if catalogue is None:
+        raise InputError("catalogue: is missing; give the items: [{'item': id, 'title': text}, ...]")
+    items, loss, encoder = catalogue_of(catalogue), args.objective, Encoder(tokenizer(), args.text)
+    histories = histories_of(train, items, "train_dataset")
+    counts = np.bincount(histories.items, minlength=len(items))
+    encoded = encode_catalogue(NAME, items, encoder, counts, loss.effective_prior, loss.effective_logit_scale)
+    rows = Rows([history_rows(histories, encoded, encoder, loss)], encoder)
+    if not len(rows):
+        raise InputError("train_dataset: no history has two items, so there is no target to learn")
+    if valid is None:
+        return Data(rows, None, items, histories)
+    if isinstance(valid, Rows):
+        raise InputError("eval_dataset: give histories, as train_dataset does, or rows in both")
+    held_out = Rows([last_item_rows(histories_of(valid, items, "eval_dataset"), encoded, encoder)], encoder)
+    if not len(held_out):
+        raise InputError("eval_dataset: no history has two items, so there is no target to measure")
+    return Data(rows, held_out, items, histories)

@@ -1,0 +1,343 @@
+"""`CALRecConfig` and `CALRecTrainer`: the mixed objective on `transformers.Trainer`, in TRL's style."""
+
+import math
+from functools import partial
+from typing import Any, cast
+
+import torch
+from peft import LoraConfig, PeftModel
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+from transformers import (
+    BitsAndBytesConfig,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    ProgressCallback,
+    SchedulerType,
+    Trainer,
+    TrainerCallback,
+)
+
+from calrec_lite.errors import InputError, RunError
+from calrec_lite.method.batch import ITEMS_AT_ONCE, Collator, StepBatch
+from calrec_lite.method.rows import Rows, StepSampler
+from calrec_lite.method.step import RngState, StepLoss, rng_state, set_rng_state, two_tower_step
+from calrec_lite.method.towers import Towers
+from calrec_lite.model.memory import out_of_memory, peak_bytes
+from calrec_lite.recommend.recommender import Recommender
+from calrec_lite.recommend.transitions import Transitions
+from calrec_lite.text.encoding import Row
+from calrec_lite.training.clock import Clock
+from calrec_lite.training.config import CALRecConfig
+from calrec_lite.training.mfu import StepFlops, matmul_rate
+from calrec_lite.training.micro_batch import MicroBatch, auto_micro_batch, row_tokens
+from calrec_lite.training.opening import Model, Records, open_data, open_model, tokenizer_of
+from calrec_lite.training.progress import Intervals, StageProgress
+from calrec_lite.training.saving import save_trained
+
+
+class CALRecTrainer(Trainer):
+    """Trains an adapter by the two-tower objective of CALRec, on histories of purchases.
+
+    ::
+
+        trainer = CALRecTrainer(
+            model="HuggingFaceTB/SmolLM2-135M",
+            args=CALRecConfig(output_dir="out", max_steps=100),
+            train_dataset=[{"user": "u1", "items": ["id3", "id9", "id4"]}, ...],
+            catalogue=[{"item": "id3", "title": "A blue pen"}, ...],
+        )
+        trainer.train()
+        trainer.recommender().recommend([["id3", "id9"]], k=10)
+
+    Args:
+        model: a Hub id, a folder, or a loaded causal LM, with or without PEFT's adapter. Only the adapter is trained.
+        args: the configuration.
+        train_dataset: a `datasets.Dataset`, or dicts: `items`, a list of ids, oldest first, and perhaps `user`. Every
+            item but the first is a target (`objective.targets`): what is held out, leave out. Or rows made before
+            (`method.rows.Rows`), which know their catalogues.
+        eval_dataset: likewise; the last item of each history is its target.
+        catalogue: a `datasets.Dataset`, or dicts: `item`, the id, and the text fields, in the order of the text.
+        processing_class: the tokenizer; default: that of the model.
+        peft_config: of the adapter; default: rank 16 on all linear layers.
+        quantization_config: of a model given by name.
+        callbacks: transformers'.
+
+    Raises:
+        InputError: what is given is missing, of no use, or does not fit the rest; at once, not while training.
+        RunError: when the loss is no longer a number, or memory does not suffice for a single row.
+    """
+
+    args: CALRecConfig
+
+    def __init__(
+        self,
+        model: Model,
+        args: CALRecConfig | None = None,
+        train_dataset: Rows | Records | None = None,
+        eval_dataset: Rows | Records | None = None,
+        catalogue: Records | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        peft_config: LoraConfig | None = None,
+        quantization_config: BitsAndBytesConfig | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+    ) -> None:
+        args = args or CALRecConfig("out")
+        if train_dataset is None:
+            raise InputError("train_dataset: is missing; give histories: [{'user': id, 'items': [ids]}, ...]")
+        opened = open_model(model, args, peft_config, quantization_config)
+        self.data = open_data(
+            train_dataset, eval_dataset, catalogue, args, partial(tokenizer_of, opened, processing_class)
+        )
+        self._folder = opened.folder
+        super().__init__(
+            opened.model,
+            args,
+            train_dataset=self.data.rows,
+            eval_dataset=self.data.valid,
+            processing_class=self.data.rows.encoder.tokenizer,
+            callbacks=callbacks,
+        )
+        self._set_up(self.data.rows, self.data.valid)
+
+    def _set_up(self, rows: Rows, valid: Rows | None) -> None:
+        args, encoder = self.args, rows.encoder
+        self.remove_callback(PrinterCallback)
+        self.remove_callback(ProgressCallback)
+        self.clock = Clock(args.max_seconds)
+        self.add_callback(self.clock)
+        cuda, batch = args.device.type == "cuda", args.per_device_train_batch_size
+        size, estimated = args.micro_batch_size, args.micro_batch_auto
+        if isinstance(size, str):
+            tokens = row_tokens(args.objective, encoder.text, rows)
+            size, estimated = auto_micro_batch(self._adapted, batch, tokens, args.checkpointing, args.device), True
+        self.micro = MicroBatch(size, batch, estimated and cuda)
+        self.add_callback(self.micro)
+        self.add_callback(Intervals())
+        if not args.disable_tqdm:
+            self.add_callback(StageProgress())
+        self.towers = Towers(self._adapted, args.offload_checkpoints)
+        if args.compile_layers:
+            self.towers.compile()
+        start = int(encoder.start[0])
+        longest = int(rows.length.max(initial=1))
+        at_once = None if cuda else ITEMS_AT_ONCE
+        catalogues = {part.catalogue.name: part.catalogue for of in (rows, valid) if of for part in of.parts}
+        self.collator = Collator(catalogues, args.objective, start, encoder.pad, self.micro.size, longest, at_once)
+        last = args.objective.model_copy(
+            update={"targets": "last", "alpha": 0.0, "beta": 0.0, "vocabulary_weight": 0.0}
+        )
+        self.eval_collator = Collator(catalogues, last, start, encoder.pad, size)
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, float] = dict.fromkeys(("targets", "tokens", "flops", "steps"), 0)
+        self._flops = StepFlops(self.towers.decoder, self._adapted.config)  # type: ignore[arg-type]
+        self._rate: float | None = None
+        self._since = 0.0  # by the clock of training, when the counts began
+        self._peak = 0  # of earlier sizes
+        self._watch_peak()
+
+    @property
+    def _adapted(self) -> PeftModel:
+        assert isinstance(self.model, PeftModel)
+        return self.model
+
+    def recommender(self) -> Recommender:
+        """Lists by the model as it is now, over the catalogue it was trained with, as `args.recommend` says.
+
+        Transition counts are those of `train_dataset`. `Recommender.save_pretrained` writes it as one folder.
+
+        Raises:
+            InputError: the trainer was given rows made before, which know no ids of items.
+        """
+        data, options = self.data, self.args.recommend
+        if data.items is None or data.histories is None:
+            raise InputError("recommender: give histories and a catalogue to the trainer, not rows made before")
+        encoded = data.rows.parts[0].catalogue
+        counted = Transitions.counted(data.histories.each(), encoded.counts) if options.counts_transitions else None
+        return Recommender(
+            self.towers,
+            data.rows.encoder,
+            encoded,
+            data.items.ids,
+            options,
+            self.args.seed,
+            data.items.aliases,
+            transitions=counted,
+            save=partial(save_trained, self._adapted, self._folder, data, self.args),
+        )
+
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        """Not of use here: a list is a search over a catalogue, not the logits of a data set."""
+        raise NotImplementedError("call trainer.recommender().recommend([[ids or titles]], k=10) for lists")
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Whole steps, made by the collator in background workers."""
+        rows = self.train_dataset
+        assert isinstance(rows, Rows)
+        sampler = StepSampler(rows, self.args.per_device_train_batch_size, self.args.seed)
+        loader = DataLoader(
+            rows,
+            batch_sampler=sampler,
+            collate_fn=partial(_step, self.collator),  # no lambda: workers may have to pickle it
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.device.type == "cuda",
+        )
+        loader.set_epoch = sampler.set_epoch  # type: ignore[attr-defined]  # the Trainer calls it before each epoch
+        return loader
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        """As transformers', but by the share of the time where the stage ends by the clock."""
+        if self.args.max_seconds is None or self.lr_scheduler is not None:
+            return super().create_scheduler(num_training_steps, optimizer)
+        optimizer = optimizer or self.optimizer
+        assert optimizer is not None
+        name = SchedulerType(self.args.lr_scheduler_type).value
+        self.lr_scheduler = LambdaLR(optimizer, partial(self.clock.learning_rate, name, self.args.warmup_share))
+        self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        """One optimiser step's gradient; returns the detached objective. Where memory runs out, it is cut smaller."""
+        model.train()
+        if not self._counts["steps"]:
+            self._since = self.clock.seconds
+        batch: StepBatch = inputs["step"]
+        before = rng_state(self.args.device)
+        while True:
+            if batch.micro_batch_size != self.micro.size:
+                self.collator.micro_batch_size = self.micro.size
+                batch = self.collator(batch.rows)
+            result = self._attempt(batch)
+            if result is not None:
+                break
+            self._cut_smaller(before)
+        self._note(result, batch)
+        if self.micro.grows:
+            self._maybe_grow()
+        return result.loss
+
+    def _attempt(self, batch: StepBatch) -> StepLoss | None:
+        """None where memory ran out. Returning drops the error, and with it what the broken step still held."""
+        try:
+            with self.towers.uncast():
+                return two_tower_step(
+                    self.towers, batch.to(self.args.device), self.args.objective, self.accelerator.backward
+                )
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            return None
+
+    def _cut_smaller(self, before: RngState) -> None:
+        """Undo the broken step and halve the micro-batch."""
+        old = self.micro.size
+        cast(nn.Module, self.model).zero_grad()
+        set_rng_state(before)
+        if self.args.device.type == "cuda":
+            torch.cuda.empty_cache()
+        if not self.micro.shrink():
+            raise RunError(
+                f"out of memory with a single row of {self.collator.row_tokens} tokens at step "
+                f"{self.state.global_step}: set optim.gradient_checkpointing: true, or text.max_history_tokens or "
+                "text.max_items lower under another `name`, and start the run again"
+            )
+        self._resized(old, "out of memory")
+
+    def _maybe_grow(self) -> None:
+        device, old = self.args.device, self.micro.size
+        resting, peak = torch.cuda.memory_allocated(device), torch.cuda.max_memory_allocated(device)
+        room = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+        if self.micro.grow(resting, peak, room):
+            self._resized(old, "room in memory")
+
+    def _watch_peak(self) -> None:
+        """From here on the GPU's own peak is that of this size of micro-batch, or of this stage, alone."""
+        if self.args.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.args.device)
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most memory held since the trainer was made: on the GPU; on a CPU by the process, since its start."""
+        return max(self._peak, peak_bytes(self.args.device))
+
+    def _resized(self, old: int, why: str) -> None:
+        """Watch the peak of the new size, and say so."""
+        self._peak = self.peak_bytes
+        self._watch_peak()
+        size = self.micro.size
+        tqdm.write(f"step {self.state.global_step}: {why}: {old} -> {size} rows at once; the objective stays the same")
+        self.log({"micro_batch_size": size, "micro_batch_size_before": old})
+
+    def _note(self, result: StepLoss, batch: StepBatch) -> None:
+        for key in (
+            "nig",
+            "tt",
+            "ut",
+            "nats_per_item",
+        ):  # summed where they are: reading them would wait for the device
+            value = getattr(result, key)
+            self._sums[key] = self._sums[key] + value if key in self._sums else value
+        self._counts["targets"] += batch.targets
+        self._counts["tokens"] += batch.tokens
+        self._counts["flops"] += self._flops(batch)
+        self._counts["steps"] += 1
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the loss components and the rates since the last training log; stop on a NaN."""
+        if "loss" in logs and self._counts["steps"]:
+            seconds = self.clock.seconds - self._since
+            logs |= {key: float(value) / self._counts["steps"] for key, value in self._sums.items()}
+            logs |= {f"{key}_per_second": self._counts[key] / seconds for key in ("targets", "tokens")}
+            logs["seconds"] = self.clock.seconds
+            if self._rate is None:  # once; not before training, so that nothing is measured that never trains
+                self._rate = matmul_rate(self.args.device, self.towers.head.dtype)
+            logs["mfu"] = self._counts["flops"] / seconds / self._rate
+            logs["memory_bytes"] = self.peak_bytes
+            self._sums, self._counts = {}, dict.fromkeys(self._counts, 0)
+            if not math.isfinite(logs["loss"]) or not math.isfinite(logs.get("grad_norm", 0.0)):
+                raise RunError(
+                    f"the loss is no longer a number at step {self.state.global_step} "
+                    f"(loss {logs['loss']}, gradient norm {logs.get('grad_norm')}): "
+                    "lower optim.learning_rate, or raise loss.tau, and give the run another `name`"
+                )
+        super().log(logs, start_time)
+
+    def evaluate(  # type: ignore[override]
+        self,
+        eval_dataset: Rows | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """Validation loss in nats per item under the stage's softmax, over the last item of each row."""
+        rows = eval_dataset or self.eval_dataset
+        assert isinstance(rows, Rows)
+        nats = validation_loss(self.towers, rows, self.eval_collator, not self.args.disable_tqdm)
+        metrics = {f"{metric_key_prefix}_nats_per_item": nats}
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+
+@torch.no_grad()
+def validation_loss(towers: Towers, rows: Rows, collator: Collator, progress: bool = True) -> float:
+    """Mean nats per target item over `rows`, rows of one domain and similar length together."""
+    towers.decoder.eval()
+    order = sorted(range(len(rows)), key=lambda i: (rows.domain[i], rows.length[i]))
+    size = max(collator.micro_batch_size, 8)
+    device = towers.head.device
+    total = torch.zeros((), device=device)
+    for d in range(len(rows.parts)):
+        own = [i for i in order if rows.domain[i] == d]
+        for at in tqdm(range(0, len(own), size), "validation loss", leave=False, disable=not progress):
+            batch = collator([rows[i] for i in own[at : at + size]]).to(device)
+            with towers.uncast():
+                total += two_tower_step(towers, batch, collator.loss, None).nats_per_item * batch.targets
+    return float(total) / len(rows)
+
+
+def _step(collator: Collator, rows: list[Row]) -> dict[str, StepBatch]:
+    return {"step": collator(rows)}

