@@ -78,7 +78,7 @@ def stage_keys(recipe: Recipe) -> list[str]:
     What decides the weights of a stage is the base, the wording, the loss, the optimiser, both seeds, and length,
     domains and hand-over of this stage and those before it; names, memory and what comes after do not matter.
     """
-    values = without_free(resolved(recipe))
+    sources, values = resolved(recipe)["domains"], without_free(resolved(recipe))
     shared = {key: values[key] for key in SECTIONS if key not in ("stages", "domains")}
     shared["optim"] = {**values["optim"], "seed": recipe.training_seed}
     shared["validated"] = recipe.target  # not the weights, but what is measured while training
@@ -86,7 +86,7 @@ def stage_keys(recipe: Recipe) -> list[str]:
     keys = []
     for stage in values["stages"]:
         deciding = {k: v for k, v in stage.items() if k != "name" and (k != "handover" or chain)}
-        chain.append({**deciding, "domains": {d: values["domains"][d] for d in stage["domains"]}})
+        chain.append({**deciding, "domains": {d: sources[d] for d in stage["domains"]}})
         keys.append(hashlib.sha256(json.dumps([shared, chain]).encode()).hexdigest())
     return keys
 

@@ -67,7 +67,7 @@ def _refuse_other_data(cell: Cell, folder: Path) -> None:
     """Raises InputError where the sources of a finished cell's data have changed since."""
     run, facts = Run.open(folder / cell.name), json.loads((folder / cell.name / "cell.json").read_text("utf-8"))
     for name, fingerprint in facts.get("data", {}).items():
-        if run.domain(name).fingerprint != fingerprint:
+        if run.prepare(name).fingerprint != fingerprint:
             raise data_changed(folder, name)
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 import calrec_lite.ablation.run as ablation_module
 import calrec_lite.training.stage as stage_module
-from calrec_lite.ablation.grid import plan
+from calrec_lite.ablation.grid import finished, plan
 from calrec_lite.ablation.run import ablate
 from calrec_lite.ablation.table import ablation_table
 from calrec_lite.errors import InputError
@@ -367,4 +367,4 @@ def test_a_cell_measured_before_a_key_was_there_is_finished_still(two_stages: di
     for base, loss, expected in (("auto", {}, True), ("bfloat16", {}, False), ("auto", {"tau": 0.4}, False)):
         changed = {**two_stages, "base": {**two_stages["base"], "dtype": base}, "loss": loss}
         cell = next(cell for cell in plan(recipe(changed)) if cell.name == name)
-        assert ablation_module._finished(cell, tmp_path) == expected
+        assert finished(cell, tmp_path) == expected

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import calrec_lite.evaluate.evaluate_run as systems_module
+import calrec_lite.training.handover as handover_module
 import calrec_lite.training.stage as stage_module
 from calrec_lite.errors import InputError
 from calrec_lite.evaluate.evaluate_run import evaluate_run
@@ -47,7 +48,7 @@ def test_a_merged_model_that_does_not_fit_on_the_gpu_is_measured_quantised(
     quantised = values(tiny_folder, data, load_in_4bit=True)
     runs = {}
     for name, placed in (("whole", False), ("large", True)):
-        for module in (stage_module, systems_module):
+        for module in (handover_module, systems_module):
             monkeypatch.setattr(module, "placement", lambda *_, placed=placed: (placed, torch.device("cpu")))
         runs[name] = Run.start(check_recipe({**quantised, "name": name}), tmp_path)
         train_run(runs[name])
@@ -124,7 +125,8 @@ def test_one_model_at_a_time_is_in_memory(tiny_folder: Path, data: Path, tmp_pat
         return model
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stage_module, "load_model", load)
+        for module in (stage_module, handover_module):
+            patch.setattr(module, "load_model", load)
         gc.disable()  # so that nothing is freed by chance
         try:
             train_run(run)

@@ -16,7 +16,6 @@ from transformers import AutoModelForCausalLM
 
 import calrec_lite.training.stage as stage_module
 from calrec_lite.errors import InputError, RunError
-from calrec_lite.evaluate.evaluate_run import evaluate_run
 from calrec_lite.recipe.file import check_recipe
 from calrec_lite.run import Run, StageFolder
 from calrec_lite.training.stage import train_run
@@ -62,8 +61,10 @@ def test_memory_may_change_between_two_starts_but_data_may_not(tiny_folder: Path
     Run.start(check_recipe(recipe), tmp_path)
     with (tmp_path / "data" / "shop.csv").open("a") as file:
         file.write("new,1,1,another thing\nnew,2,2,red pen\nnew,3,3,blue pen\n")
+    before = run.domain("shop").fingerprint
     with pytest.raises(InputError, match="has changed since a stage was trained"):
-        evaluate_run(Run.open(run.folder))
+        Run.open(run.folder).prepare("shop")
+    assert Run.open(run.folder).domain("shop").fingerprint == before  # what was trained on is still there
 
 
 def test_another_recipe_of_the_same_name_is_refused(trained: Run) -> None:
