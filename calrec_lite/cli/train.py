@@ -39,9 +39,7 @@ def train(recipe: str, overrides: tuple[str, ...], runs: Path, dry_run: bool) ->
         click.echo(yaml.safe_dump(resolved(loaded), sort_keys=False, allow_unicode=True), nl=False)
         return
     quiet_libraries()
-    from calrec_lite.run import Run
-    from calrec_lite.training.stage import train_run
+    from calrec_lite.training.stage import train as train_recipe
 
-    run = Run.start(loaded, runs)
-    train_run(run)
+    run = train_recipe(loaded, runs)
     click.echo(f"trained: {run.final()}\nnext: calrec-lite evaluate {run.folder}")

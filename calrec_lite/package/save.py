@@ -56,7 +56,8 @@ def complete_model(folder: Path, encoder: Encoder, item_tokens: int) -> None:
 
 
 def copy_package(source: Path, options: Recommend, to: Path) -> None:
-    """An exported folder once more, with other options of lists, into the empty folder `to`."""
+    """An exported folder once more, with other options of lists, as the new folder `to`."""
+    to.mkdir()
     copy_model(source, to)
     copy_matching(source, to, (CATALOGUE, TRANSITIONS, "README.md"))
     for folder in source.glob("[0-9]_*"):

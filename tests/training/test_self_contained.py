@@ -1,0 +1,148 @@
+"""A run needs nothing but itself; a start that trained nothing claims nothing; an evaluation that stopped goes on."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+import calrec_lite.evaluate.evaluate_run as evaluating
+from calrec_lite import load_recipe, train
+from calrec_lite.cli import group
+from calrec_lite.errors import InputError, RunError
+from calrec_lite.evaluate.evaluate_run import evaluate_run
+from calrec_lite.evaluate.store import read_metrics, read_rankings
+from calrec_lite.recipe.file import check_recipe, save_resolved
+from calrec_lite.run import Run
+from tests.training.conftest import values
+
+
+def small(tiny_folder: Path, data: Path, **changes: object) -> dict:
+    """One stage of two steps."""
+    recipe = values(tiny_folder, data)
+    recipe["stages"] = [{"name": "target", "domains": ["shop"], "max_steps": 2}]
+    recipe["evaluate"] |= {"users": 12, "bootstrap": 20}
+    return {**recipe, **changes}
+
+
+def command(*arguments: object) -> str:
+    result = CliRunner().invoke(group, [str(a) for a in arguments], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_with_the_raw_files_gone_all_but_training_works(tiny_folder: Path, data: Path, tmp_path: Path) -> None:
+    shutil.copytree(data, tmp_path / "data")
+    recipe = check_recipe(small(tiny_folder, tmp_path / "data"))
+    run = train(recipe, tmp_path / "runs")
+    shutil.rmtree(tmp_path / "data")
+    moved = tmp_path / "elsewhere" / "tiny"
+    moved.parent.mkdir()
+    run.folder.rename(moved)
+    assert "| final" in command("evaluate", moved)
+    assert "Best: N@10" in command("tune", moved, "--users", 10)
+    assert "report.html" in command("report", moved)
+    command("evaluate", moved, "--split", "validation")
+    other = moved / "evaluation-validation-12"
+    assert "-> final" in command("compare", moved, moved, "--pair", "popularity", "final")
+    assert read_metrics(other)["protocol"]["split"] == "validation"
+    assert str(moved / "export") in command("export", moved)
+    first = Run.open(moved).domain("shop").catalogue.titles[0]
+    assert "  1. " in command("recommend", moved / "export", first)
+    with pytest.raises(InputError, match="no such file"):
+        Run.open(moved).prepare("shop")
+
+
+def test_a_start_that_trained_nothing_claims_nothing(tiny_folder: Path, data: Path, tmp_path: Path) -> None:
+    wrong = small(tiny_folder, data)
+    wrong["base"] = {**wrong["base"], "model": str(tmp_path / "not-here"), "dtype": "auto"}
+    with pytest.raises(InputError, match="not-here"):
+        train(check_recipe(wrong), tmp_path)
+    assert (tmp_path / "tiny" / "recipe.yaml").is_file()
+    run = train(check_recipe(small(tiny_folder, data)), tmp_path)
+    assert run.dtype.dtype == "float32"
+    kept = (run.final() / "model.safetensors").read_bytes()
+    with pytest.raises(InputError, match=r"another recipe \(it differs in loss\)"):
+        train(check_recipe(small(tiny_folder, data, loss={"tau": 0.4})), tmp_path)
+    assert (run.final() / "model.safetensors").read_bytes() == kept
+
+
+def test_what_is_kept_of_a_stopped_stage_is_training(tiny_folder: Path, data: Path, tmp_path: Path) -> None:
+    """A checkpoint counts; what was written before the first one does not."""
+    run = Run.start(check_recipe(small(tiny_folder, data)), tmp_path)
+    (stage,) = run.stages
+    stage.folder.mkdir()
+    (stage.folder / "before.json").write_text("{}")
+    run.note(stage.folder.name, "training", data={"shop": "another fingerprint"})
+    other = check_recipe(small(tiny_folder, data, seed=5))
+    assert Run.start(other, tmp_path).recipe.seed == 5
+    assert not stage.folder.exists()
+    assert Run.open(run.folder).prepare("shop")
+    whole = stage.checkpoints / "checkpoint-2"
+    whole.mkdir(parents=True)
+    (whole / "trainer_state.json").write_text("{}")
+    with pytest.raises(InputError, match="differs in seed"):
+        Run.start(check_recipe(small(tiny_folder, data)), tmp_path)
+
+
+def test_what_decides_nothing_makes_no_other_recipe(
+    trained: Run, tiny_folder: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    again = values(tiny_folder, data)
+    monkeypatch.chdir(tiny_folder.parent)
+    again["base"] |= {"model": tiny_folder.name, "license": "apache-2.0"}
+    again["optim"] |= {"report_to": ["tensorboard"], "log_every": 1}
+    again["domains"]["shop"]["interactions"] = str(data / ".." / data.name / "shop.csv")
+    copied = shutil.copytree(trained.folder, tmp_path / "tiny", ignore=shutil.ignore_patterns("export*"))
+    run = Run.start(check_recipe(again), tmp_path)
+    assert run.folder == copied
+    assert run.prepare("shop").fingerprint == trained.domain("shop").fingerprint
+
+
+def test_an_evaluation_goes_on_with_what_was_measured(
+    trained: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = evaluate_run(trained, folder=tmp_path / "whole")
+    measured = evaluating.evaluate_system
+    turn: list[str] = []
+
+    def fails(*arguments: object) -> object:
+        turn.append("")
+        if len(turn) == 5:
+            raise RunError("out of memory")
+        return measured(*arguments)
+
+    monkeypatch.setattr(evaluating, "evaluate_system", fails)
+    with pytest.raises(RunError):
+        evaluate_run(trained, folder=tmp_path / "stopped")
+    monkeypatch.undo()
+    assert not (tmp_path / "stopped").exists()
+    capsys.readouterr()
+    gone_on = evaluate_run(trained, folder=tmp_path / "stopped")
+    assert capsys.readouterr().out.count("measured already") == 4
+    assert not (tmp_path / "stopped.part").exists()
+    assert sorted(f.name for f in (tmp_path / "stopped").iterdir()) == ["metrics.json", "rankings.parquet"]
+    for key in ("systems", "slices", "users", "protocol", "recommend", "dtype"):
+        assert json.dumps(gone_on[key]) == json.dumps(whole[key])  # in the same order, too
+    columns = ["system", "user", "rank", "list"]
+    one, other = (read_rankings(tmp_path / name, columns) for name in ("whole", "stopped"))
+    assert one.equals(other)
+
+
+def test_a_half_done_evaluation_of_another_kind_is_not_gone_on_with(trained: Run, tmp_path: Path) -> None:
+    part = tmp_path / "evaluation.part"
+    part.mkdir()
+    (part / "begun.json").write_text('{"dtype": "float16"}')
+    shutil.copy(trained.folder / "recipe.yaml", part)  # whatever lies there
+    results = evaluate_run(trained, folder=tmp_path / "evaluation")
+    assert "final" in results["systems"]
+    assert not (tmp_path / "evaluation" / "recipe.yaml").exists()
+
+
+def test_train_takes_a_file_or_a_recipe(tiny_folder: Path, data: Path, tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    save_resolved(check_recipe(small(tiny_folder, data)), file)
+    run = train(file, tmp_path, overrides=["stages.0.max_steps=1"])
+    assert run.stage_metrics()["1-target"]["steps"] == 1
+    assert train(load_recipe(file, ["stages.0.max_steps=1"]), tmp_path).folder == run.folder
