@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import platform
 import re
 import shutil
 from collections.abc import Iterator, Sequence
@@ -49,12 +50,12 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_stale(path, "tmp")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{_process()}.tmp")
     _remove(temporary)
     try:
         yield temporary
         if path.is_dir():
-            old = path.with_name(f".{path.name}.{os.getpid()}.old")
+            old = path.with_name(f".{path.name}.{_process()}.old")
             path.rename(old)
             temporary.rename(path)
             _remove(old)
@@ -71,12 +72,22 @@ def write_json(path: Path, value: Any) -> None:
         temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def _process() -> str:
+    """This machine's name and the process's id: on a shared disk other machines have the same ids."""
+    return f"{_host()}-{os.getpid()}"
+
+
+def _host() -> str:
+    return re.sub(r"[^A-Za-z0-9]", "_", platform.node())
+
+
 def _remove_stale(path: Path, kind: str) -> None:
-    """Remove `.NAME.PID.kind` beside `path` where no process has that id any more; a reused id keeps it a while."""
-    own = re.compile(rf"\.{re.escape(path.name)}\.(\d+)\.{kind}")
+    """Remove `.NAME.HOST-PID.kind` beside `path` where this machine has no process of that id any more; a reused id
+    keeps it a while, and what other machines write is theirs."""
+    pattern = re.compile(rf"\.{re.escape(path.name)}\.{_host()}-(\d+)\.{kind}")
     for sibling in list(path.parent.iterdir()):
-        found = own.fullmatch(sibling.name)
-        if found and not psutil.pid_exists(int(found[1])):
+        match = pattern.fullmatch(sibling.name)
+        if match and not psutil.pid_exists(int(match[1])):
             _remove(sibling)
 
 

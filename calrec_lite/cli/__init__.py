@@ -1,6 +1,9 @@
 """The command line. Heavy imports stand inside the commands, so that `--help` answers at once."""
 
+import os
+import signal
 import sys
+from functools import partial
 
 import click
 
@@ -46,6 +49,7 @@ for command in (
 def main() -> None:
     """Entry point: exit 2 for what the user got wrong, 1 for a run that failed and can be resumed."""
     share_cores()  # before anything imports NumPy or torch
+    signal.signal(signal.SIGTERM, partial(_interrupt, os.getpid()))
     try:
         group(standalone_mode=False)
     except click.exceptions.Abort:
@@ -57,6 +61,13 @@ def main() -> None:
         _end(str(error), 2)
     except RunError as error:
         _end(str(error), 1)
+
+
+def _interrupt(process: int, number: int, frame: object) -> None:
+    """As Ctrl+C does, so that nothing half-written stays; a process that was forked off just ends."""
+    if os.getpid() != process:
+        os._exit(128 + number)
+    raise KeyboardInterrupt
 
 
 def _end(message: str, code: int) -> None:

@@ -36,13 +36,13 @@ def demo(runs: Path, overrides: tuple[str, ...]) -> None:
     exported = export_run(run, run.export)
     click.echo(f"\n{table(results)}\n")
     _show(run, exported)
-    for what, where in (
+    for label, path in (
         ("metrics", run.evaluation / "metrics.json"),
         ("every list", run.evaluation / "rankings.parquet"),
         ("training log", run.log),
         ("the model", exported),
     ):
-        click.echo(f"{what:>14}: {where}")
+        click.echo(f"{label:>14}: {path}")
     click.echo(f'      try it: calrec-lite recommend {exported} "Toy Story" "Fargo"')
 
 
@@ -56,17 +56,17 @@ def _show(run: "Run", exported: Path) -> None:
     recipe = run.recipe
     domain = run.domain(recipe.target)
     titles = domain.catalogue.titles
-    every = build_cases(domain, "test", None, recipe.seed)
-    able = np.flatnonzero(~every.repeats) if recipe.recommend.exclude_seen else np.arange(len(every.users))
-    shown = np.random.default_rng(recipe.seed).permutation(able)[:SHOWN]  # of those whose next item may be recommended
+    cases = build_cases(domain, "test", None, recipe.seed)
+    eligible = np.flatnonzero(~cases.repeats) if recipe.recommend.exclude_seen else np.arange(len(cases.users))
+    shown = np.random.default_rng(recipe.seed).permutation(eligible)[:SHOWN]  # whose next item may be recommended
     recommender = Recommender.from_pretrained(exported)
-    histories = [[recommender.catalogue.texts[item] for item in every.histories[i]] for i in shown]
-    for i, own in zip(shown, recommender.recommend(histories, 10)):
-        user, history, target = every.users[i], every.histories[i], every.targets[i]
+    histories = [[recommender.catalogue.texts[item] for item in cases.histories[i]] for i in shown]
+    for i, recommended in zip(shown, recommender.recommend(histories, 10)):
+        user, history, target = cases.users[i], cases.histories[i], cases.targets[i]
         click.echo(
             f"user {domain.sequences.users[user]} took, last: {'; '.join(titles[item] for item in history[-LATEST:])}"
         )
-        for place, item in enumerate(own, 1):
+        for rank, item in enumerate(recommended, 1):
             mark = "  <- took this next" if item.item == domain.catalogue.ids[target] else ""
-            click.echo(f"  {place:2d}. {item.title}{mark}")
+            click.echo(f"  {rank:2d}. {item.title}{mark}")
         click.echo(f"  really took next: {titles[target]}\n")

@@ -34,13 +34,13 @@ def evaluate(run: Path, users: int | None, split: str | None, out: Path | None) 
     from calrec_lite.run import Run
 
     opened = Run.open(run)
-    own = opened.recipe.evaluate.split
+    recipe_split = opened.recipe.evaluate.split
     changes = {key: value for key, value in (("users", users), ("split", split)) if value}
     if changes:
         # Whoever asks for so many users asks for them of every system.
         options = opened.recipe.evaluate.model_copy(update=changes | ({"model_users": None} if users else {}))
         opened = Run(opened.recipe.model_copy(update={"evaluate": options}), run)
-    folder = _place(opened, own)
+    folder = _place(opened, recipe_split)
     click.echo(table(evaluate_run(opened, folder=folder)))
     written = folder / "metrics.json"
     if out:
@@ -49,22 +49,22 @@ def evaluate(run: Path, users: int | None, split: str | None, out: Path | None) 
     click.echo(f"\n-> {out or written}")
 
 
-def _place(run: "Run", own: str) -> Path:
-    """Where an evaluation goes: the run's own place, unless of another split than its `own` or of fewer users."""
+def _place(run: "Run", recipe_split: str) -> Path:
+    """The folder of an evaluation: the run's `evaluation`, unless this one is of another split or fewer users."""
     from calrec_lite.evaluate.store import read_metrics
 
-    asked = run.recipe.evaluate
+    options = run.recipe.evaluate
     try:
-        there = read_metrics(run.evaluation)
-        same = there["domain"]["fingerprint"] == run.domain(run.recipe.target).fingerprint
-        protocol = there["protocol"] if same and there["protocol"]["split"] == own else {}
-    except InputError:  # none, or a damaged one, which is made anew
+        existing = read_metrics(run.evaluation)
+        same_data = existing["domain"]["fingerprint"] == run.domain(run.recipe.target).fingerprint
+        protocol = existing["protocol"] if same_data and existing["protocol"]["split"] == recipe_split else {}
+    except InputError:  # there is none, or a damaged one, which is made anew
         protocol = {}
-    kept = protocol.get("users", 0), protocol.get("model_users", protocol.get("users", 0))
-    every = asked.users or math.inf
-    if asked.split == own and every >= kept[0] and min(asked.model_users or math.inf, every) >= kept[1]:
+    measured, by_models = protocol.get("users", 0), protocol.get("model_users", protocol.get("users", 0))
+    users = options.users or math.inf
+    if options.split == recipe_split and users >= measured and min(options.model_users or math.inf, users) >= by_models:
         return run.evaluation
-    return run.folder / f"evaluation-{asked.split}-{asked.users or 'all'}"
+    return run.folder / f"evaluation-{options.split}-{options.users or 'all'}"
 
 
 @click.command()

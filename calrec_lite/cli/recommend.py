@@ -56,12 +56,12 @@ def recommend(
         raise InputError("recommend: --out is for --users FILE; the lists of titles are shown")
     if engine == "vllm" and quantised:
         raise InputError("--engine vllm: not together with --4bit")
-    lists: dict[str, Any] = {name: _lines(name, path) for name, path in (("allow", allow), ("deny", deny)) if path}
+    limits: dict[str, Any] = {name: _read_list(name, path) for name, path in (("allow", allow), ("deny", deny)) if path}
     quiet_libraries()
     from calrec_lite.package.layout import fingerprint, locate
 
     if not users:
-        _show(_open(model, engine, strategy, quantised), titles, k, lists)
+        _show(_open(model, engine, strategy, quantised), titles, k, limits)
         return
     from calrec_lite.model.device import described_device, dtype_here
     from calrec_lite.recommend.bulk import Bulk, begun_option
@@ -70,7 +70,7 @@ def recommend(
     folder = locate(model)
     options: dict[str, Any] = {"k": k, "strategy": strategy, "engine": engine, "4bit": quantised}
     options |= {"model": fingerprint(folder), "version": __version__}
-    options |= {name: hashlib.sha256("\n".join(items).encode()).hexdigest() for name, items in lists.items()}
+    options |= {name: hashlib.sha256("\n".join(items).encode()).hexdigest() for name, items in limits.items()}
     # A list begun in one number type ends in it, also where another machine goes on.
     choice = dtype_here(folder, begun_option(out, "dtype") or "auto")
     options["dtype"] = choice.dtype
@@ -79,12 +79,12 @@ def recommend(
     click.echo(described_device(choice, folder), err=True)
 
     def rank(histories: list[list[str]], candidates: list[list[str] | None]) -> Any:
-        own: dict[str, Any] = {"candidates": candidates} if any(c is not None for c in candidates) else {}
-        return recommender.recommend(histories, k, **lists, **own)
+        restriction: dict[str, Any] = {"candidates": candidates} if any(c is not None for c in candidates) else {}
+        return recommender.recommend(histories, k, **limits, **restriction)
 
-    done = job.run(rank)
-    rejected = f"; {done.rejected} lines rejected -> {job.rejects}" if done.rejected else ""
-    click.echo(f"{done.users} users -> {out}{rejected}")
+    result = job.run(rank)
+    rejected = f"; {result.rejected} lines rejected -> {job.rejects}" if result.rejected else ""
+    click.echo(f"{result.users} users -> {out}{rejected}")
 
 
 def _open(model: str | Path, engine: str, strategy: str | None, quantised: bool, dtype: Any = "auto") -> "Recommender":
@@ -97,12 +97,12 @@ def _open(model: str | Path, engine: str, strategy: str | None, quantised: bool,
     return Recommender.from_pretrained(model, quantised, strategy, dtype)
 
 
-def _show(recommender: "Recommender", titles: tuple[str, ...], k: int | None, lists: dict[str, Any]) -> None:
-    for place, item in enumerate(recommender.recommend([list(titles)], k, **lists)[0], 1):
-        click.echo(f"{place:3d}. {item.title}   ({item.why})")
+def _show(recommender: "Recommender", titles: tuple[str, ...], k: int | None, limits: dict[str, Any]) -> None:
+    for rank, item in enumerate(recommender.recommend([list(titles)], k, **limits)[0], 1):
+        click.echo(f"{rank:3d}. {item.title}   ({item.why})")
 
 
-def _lines(name: str, path: Path) -> list[str]:
+def _read_list(name: str, path: Path) -> list[str]:
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:

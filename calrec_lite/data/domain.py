@@ -86,7 +86,7 @@ class Sequences:
         return len(self.users)
 
     @cached_property
-    def _parts(self) -> NDArray[np.int64]:
+    def _split_ends(self) -> NDArray[np.int64]:
         """How many events of each user are for training, and for training or validation, (U, 2)."""
         lengths = np.diff(self.offsets)
         if self.cuts is None:
@@ -112,12 +112,12 @@ class Sequences:
         Leave-one-out: all but the last two items, or all of them if the user has fewer than three. Time split: what
         is earlier than the first cut.
         """
-        return self.of(u)[: self._parts[u, 0]]
+        return self.of(u)[: self._split_ends[u, 0]]
 
     def held_out(self, split: Split) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The users that have a case, ascending, and where in `items` the target of each stands, (C,) and (C,)."""
         lengths = np.diff(self.offsets)
-        valid, test = self._parts.T
+        valid, test = self._split_ends.T
         first, end = (test, lengths) if split == "test" else (valid, test)
         users = np.flatnonzero((first >= 1) & (first < end))
         return users, self.offsets[users] + first[users]
@@ -142,7 +142,7 @@ class Sequences:
         split: the first item from the cut on (for validation: and before the other cut), if any came before it.
         """
         items = self.of(u)
-        valid, test = self._parts[u].tolist()
+        valid, test = self._split_ends[u].tolist()
         first, end = (test, len(items)) if split == "test" else (valid, test)
         return (items[:first], int(items[first])) if 1 <= first < end else None
 
@@ -174,9 +174,15 @@ class Domain:
         return self.sequences.train_items(u)
 
     def train_counts(self) -> NDArray[np.int64]:
-        """Events of each item in the training part, (N,)."""
-        kept = [self.train_items(u) for u in range(len(self.sequences))]
-        return np.bincount(np.concatenate([*kept, np.empty(0, np.int32)]), minlength=len(self.catalogue))
+        """Events of each item in the training part, (N,); not to be written to."""
+        return self._train_counts
+
+    @cached_property
+    def _train_counts(self) -> NDArray[np.int64]:
+        training = [self.train_items(u) for u in range(len(self.sequences))]
+        counts = np.bincount(np.concatenate([*training, np.empty(0, np.int32)]), minlength=len(self.catalogue))
+        counts.flags.writeable = False
+        return counts
 
     def case(self, u: int, split: Split) -> tuple[NDArray[np.int32], int] | None:
         """See `Sequences.case`."""
@@ -256,12 +262,12 @@ def moment(seconds: int) -> str:
 def _sequences(table: pa.Table, cuts: list[int] | None) -> Sequences:
     items = table["items"].combine_chunks()
     times = table["times"].combine_chunks()
-    known = times.null_count == 0
+    has_times = times.null_count == 0
     lengths = items.value_lengths().to_numpy(zero_copy_only=False)
     return Sequences(
         users=table["user"].to_pylist(),
         items=items.flatten().to_numpy(zero_copy_only=False).astype(np.int32, copy=False),
         offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-        times=times.flatten().to_numpy(zero_copy_only=False).astype(np.int64, copy=False) if known else None,
+        times=times.flatten().to_numpy(zero_copy_only=False).astype(np.int64, copy=False) if has_times else None,
         cuts=(cuts[0], cuts[1]) if cuts else None,
     )

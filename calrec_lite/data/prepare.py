@@ -42,7 +42,7 @@ from calrec_lite.threads import cores
 __all__ = ["describe", "prepare", "prepare_to"]
 
 FORMAT = 1  # of fingerprints
-VERSION = 2  # raise it when the same files and options come to give another domain
+VERSION = 2  # raise it when the same files and options give another domain than before
 LOCATIONS = {"interactions", "items"}
 RESHAPING = ("drop_repeats", "min_user_events", "min_item_events", "max_users", "max_user_events")
 Dropped = dict[str, dict[str, int]]
@@ -75,11 +75,11 @@ def prepare_to(
     files = _fetch_all(spec)
     source_key = _source_key(spec, seed, files)
     if (folder / "domain.json").is_file():
-        ready = _open_if_same(name, source_key, folder)
-        if ready:
+        existing = _open_if_same(name, source_key, folder)
+        if existing:
             if check:
-                check(ready)
-            return ready
+                check(existing)
+            return existing
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder}: exists and is no prepared domain; choose another folder")
     domain = _prepare(name, spec, seed, files, source_key)
@@ -115,7 +115,7 @@ def _prepare(name: str, spec: DomainSpec, seed: int, files: dict[str, Path], sou
         _drop_unusable(connection, raw, dropped)
         merged = _merge_texts(connection, raw)
         timed = _order(connection, seed, spec.drop_repeats)
-        _core(connection, spec, dropped)
+        _k_core(connection, spec, dropped)
         catalogue = _catalogue(connection, raw) if _count(connection) else None
         _cap(connection, spec, seed, dropped)
         if catalogue is None:
@@ -158,7 +158,7 @@ def _delete(connection: duckdb.DuckDBPyConnection, condition: str, table: str = 
     return int(connection.execute(f"DELETE FROM {table} WHERE {condition}").fetchall()[0][0])
 
 
-def _count(connection: duckdb.DuckDBPyConnection, what: str = "count(*)", table: str = "kept") -> int:
+def _count(connection: duckdb.DuckDBPyConnection, what: str = "count(*)", table: str = "ordered") -> int:
     return int(connection.execute(f"SELECT {what} FROM {table}").fetchall()[0][0])
 
 
@@ -168,7 +168,7 @@ def _drop_unusable(connection: duckdb.DuckDBPyConnection, raw: Raw, dropped: Dro
     connection.execute(
         "CREATE TABLE rows AS SELECT user, item, time, fine, row FROM events;"
         "DROP TABLE events; ALTER TABLE rows RENAME TO events;"
-        f"CREATE TABLE silent AS SELECT item FROM items WHERE {text} = ''"
+        f"CREATE TABLE textless AS SELECT item FROM items WHERE {text} = ''"
     )
     dropped["no user or item"] = {"events": _delete(connection, "user IS NULL OR item IS NULL")}
     if _count(connection, "count(time)", "events"):
@@ -178,7 +178,7 @@ def _drop_unusable(connection: duckdb.DuckDBPyConnection, raw: Raw, dropped: Dro
         dropped["same user, item and time"] = {"events": _delete(connection, f"row NOT IN ({first})")}
     for reason, condition in {
         "item without record": "item NOT IN (SELECT item FROM items)",
-        "item without text": "item IN (SELECT item FROM silent)",
+        "item without text": "item IN (SELECT item FROM textless)",
     }.items():
         items = _count(connection, "count(DISTINCT item)", f"events WHERE {condition}")
         dropped[reason] = {"events": _delete(connection, condition), "items": items}
@@ -195,27 +195,27 @@ def _merge_texts(connection: duckdb.DuckDBPyConnection, raw: Raw) -> int:
 
 
 def _order(connection: duckdb.DuckDBPyConnection, seed: int, drop_repeats: bool) -> bool:
-    """Make `kept` (user, item, time, position) from `events`, item being a text's number; True if there are times."""
+    """Make `ordered` (user, item, time, position) from `events`, item being a text's number; True if it has times."""
     # md5, not DuckDB's own hash, which may change from version to version.
-    tie = f"md5(concat_ws(chr(31), {seed}, name, {'text' if drop_repeats else 'item'}, time))"
+    tie_breaker = f"md5(concat_ws(chr(31), {seed}, name, {'text' if drop_repeats else 'item'}, time))"
     timed = _count(connection, "count(time)", "events") > 0
     connection.execute(
         "CREATE TABLE users AS SELECT name, row_number() OVER (ORDER BY name) - 1 AS user "
         "FROM (SELECT DISTINCT user AS name FROM events);"
-        "CREATE TABLE kept AS SELECT users.user, text AS item, time, "
-        f"row_number() OVER (ORDER BY users.user, {f'time, fine, {tie}' if timed else 'row'}) AS position "
+        "CREATE TABLE ordered AS SELECT users.user, text AS item, time, "
+        f"row_number() OVER (ORDER BY users.user, {f'time, fine, {tie_breaker}' if timed else 'row'}) AS position "
         "FROM events JOIN users ON name = events.user JOIN texts USING (item);"
         "DROP TABLE events"
     )
     return timed
 
 
-def _core(connection: duckdb.DuckDBPyConnection, spec: DomainSpec, dropped: Dropped) -> None:
-    """Step 5, to the fixed point."""
+def _k_core(connection: duckdb.DuckDBPyConnection, spec: DomainSpec, dropped: Dropped) -> None:
+    """Step 5, again and again until nothing changes."""
     repeats = (
-        "position IN (SELECT position FROM kept QUALIFY item = lag(item) OVER (PARTITION BY user ORDER BY position))"
+        "position IN (SELECT position FROM ordered QUALIFY item = lag(item) OVER (PARTITION BY user ORDER BY position))"
     )
-    few = "{0} IN (SELECT {0} FROM kept GROUP BY {0} HAVING count(*) < {1})"
+    few = "{0} IN (SELECT {0} FROM ordered GROUP BY {0} HAVING count(*) < {1})"
     rules = {"repeat of the previous item": (repeats, "")} if spec.drop_repeats else {}
     rules["user with too few events"] = (few.format("user", spec.min_user_events), "user")
     rules["item with too few events"] = (few.format("item", spec.min_item_events), "item")
@@ -226,7 +226,7 @@ def _core(connection: duckdb.DuckDBPyConnection, spec: DomainSpec, dropped: Drop
         changed = False
         for reason, (condition, key) in rules.items():
             before = _count(connection, f'count(DISTINCT "{key}")') if key else 0
-            events = _delete(connection, condition, "kept")
+            events = _delete(connection, condition, "ordered")
             dropped[reason]["events"] += events
             if key and events:
                 dropped[reason][f"{key}s"] += before - _count(connection, f'count(DISTINCT "{key}")')
@@ -234,11 +234,11 @@ def _core(connection: duckdb.DuckDBPyConnection, spec: DomainSpec, dropped: Drop
 
 
 def _catalogue(connection: duckdb.DuckDBPyConnection, raw: Raw) -> Catalogue:
-    """Number the items that are left, in the order of their text, and renumber `kept` with them."""
+    """Number the items that are left, in the order of their text, and renumber `ordered` with them."""
     connection.execute(
         "CREATE TABLE numbered AS SELECT text, row_number() OVER (ORDER BY text) - 1 AS index "
-        "FROM (SELECT DISTINCT item AS text FROM kept);"
-        "UPDATE kept SET item = index FROM numbered WHERE kept.item = text"
+        "FROM (SELECT DISTINCT item AS text FROM ordered);"
+        "UPDATE ordered SET item = index FROM numbered WHERE ordered.item = text"
     )
     columns = "".join(f", any_value(f{i})" for i in range(len(raw.labels)))
     items = connection.execute(
@@ -257,22 +257,22 @@ def _cap(connection: duckdb.DuckDBPyConnection, spec: DomainSpec, seed: int, dro
     """Step 7."""
     if spec.max_users:
         drawn = (
-            "SELECT user FROM users WHERE user IN (SELECT user FROM kept) "
+            "SELECT user FROM users WHERE user IN (SELECT user FROM ordered) "
             f"ORDER BY md5(concat_ws(chr(31), {seed}, name)), name LIMIT {spec.max_users}"
         )
         before = _count(connection, "count(DISTINCT user)")
-        events = _delete(connection, f"user NOT IN ({drawn})", "kept")
+        events = _delete(connection, f"user NOT IN ({drawn})", "ordered")
         dropped["user not drawn"] = {"events": events, "users": before - _count(connection, "count(DISTINCT user)")}
     if spec.max_user_events:
         older = f"row_number() OVER (PARTITION BY user ORDER BY position DESC) > {spec.max_user_events}"
-        condition = f"position IN (SELECT position FROM kept QUALIFY {older})"
-        dropped["older than the user's latest"] = {"events": _delete(connection, condition, "kept")}
+        condition = f"position IN (SELECT position FROM ordered QUALIFY {older})"
+        dropped["older than the user's latest"] = {"events": _delete(connection, condition, "ordered")}
 
 
 def _sequences(connection: duckdb.DuckDBPyConnection, timed: bool) -> Sequences:
-    flat = connection.execute("SELECT item, time FROM kept ORDER BY position").fetchnumpy()
+    flat = connection.execute("SELECT item, time FROM ordered ORDER BY position").fetchnumpy()
     users = connection.execute(
-        "SELECT name, count(*) FROM kept JOIN users USING (user) GROUP BY name, user ORDER BY user"
+        "SELECT name, count(*) FROM ordered JOIN users USING (user) GROUP BY name, user ORDER BY user"
     ).fetchall()
     return Sequences(
         users=[name for name, _ in users],
@@ -288,8 +288,8 @@ def _hold_out(sequences: Sequences, name: str, holdout: Holdout) -> Sequences:
         return sequences
     if sequences.times is None:
         raise InputError(f"domain `{name}`: holdout.by is `time`, but its events have no times; use leave_one_out")
-    ordered = np.sort(sequences.times)
-    valid, test = (_seconds(when, ordered) for when in (holdout.valid_from, holdout.test_from))
+    sorted_times = np.sort(sequences.times)
+    valid, test = (_seconds(when, sorted_times) for when in (holdout.valid_from, holdout.test_from))
     if valid >= test:
         raise InputError(
             f"domain `{name}`: holdout.valid_from ({holdout.valid_from}) comes to {moment(valid)} and test_from "
@@ -298,10 +298,10 @@ def _hold_out(sequences: Sequences, name: str, holdout: Holdout) -> Sequences:
     return replace(sequences, cuts=(valid, test))
 
 
-def _seconds(when: float | date, ordered: np.ndarray) -> int:
+def _seconds(when: float | date, sorted_times: np.ndarray) -> int:
     """A share of the events becomes the time of the first one beyond it: events of that time are held out."""
     if isinstance(when, float):
-        return int(ordered[int(when * len(ordered))])
+        return int(sorted_times[int(when * len(sorted_times))])
     return int(datetime(when.year, when.month, when.day, tzinfo=timezone.utc).timestamp())
 
 

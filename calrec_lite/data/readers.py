@@ -125,7 +125,7 @@ def read(connection: duckdb.DuckDBPyConnection, spec: DomainSpec, interactions: 
 
 
 @dataclass(frozen=True)
-class _Ids:
+class _IdColumns:
     """Columns of the interactions file."""
 
     user: str
@@ -133,14 +133,14 @@ class _Ids:
     time: str | None
 
 
-def _id_columns(table: Table, given: Columns, names: Names) -> _Ids:
+def _id_columns(table: Table, given: Columns, names: Names) -> _IdColumns:
     user = table.find("columns.user", given.user, names.user)
     item = table.find("columns.item", given.item, names.item)
     timed = given.time is not None or any(name in table.columns for name in names.time)
     time = table.find("columns.time", given.time, names.time) if timed else None
     if table.is_list(user):
         raise InputError(f"{table.path}: column `{user}` holds lists, but a row has one user")
-    return _Ids(user, item, time)
+    return _IdColumns(user, item, time)
 
 
 def _fields(source: Table, given: dict[str, str] | None, usual: dict[str, list[str]]) -> dict[str, str]:
@@ -148,16 +148,16 @@ def _fields(source: Table, given: dict[str, str] | None, usual: dict[str, list[s
     if given:
         return {label: source.find(f"fields.{label}", column, ()) for label, column in given.items()}
     # A label's first usual column that is there; the order of the labels is the order of the text.
-    found = {label: next((c for c in some if c in source.columns), None) for label, some in usual.items()}
-    if found["Title"] is None:
+    columns = {label: next((c for c in names if c in source.columns), None) for label, names in usual.items()}
+    if columns["Title"] is None:
         raise InputError(
             f"{source.path}: no column `{usual['Title'][0]}`; name the columns with the items' text by "
             f"`fields: {{Title: COLUMN}}`. The columns are: {', '.join(source.columns)}"
         )
-    return {label: column for label, column in found.items() if column is not None}
+    return {label: column for label, column in columns.items() if column is not None}
 
 
-def _read_events(connection: duckdb.DuckDBPyConnection, table: Table, ids: _Ids, texts: list[str]) -> int:
+def _read_events(connection: duckdb.DuckDBPyConnection, table: Table, ids: _IdColumns, texts: list[str]) -> int:
     """Make `events`, with the text columns t0, t1, ... beside them, and return the number of rows."""
     lists = table.is_list(ids.item)
     _check_lists(table, ids, texts, lists)
@@ -189,7 +189,7 @@ def _read_events(connection: duckdb.DuckDBPyConnection, table: Table, ids: _Ids,
     return _count(connection, "events")
 
 
-def _check_lists(table: Table, ids: _Ids, texts: list[str], lists: bool) -> None:
+def _check_lists(table: Table, ids: _IdColumns, texts: list[str], lists: bool) -> None:
     if lists:
         wrong = [c for c in ([ids.time] if ids.time else []) + texts if not table.is_list(c)]
         if wrong:
@@ -220,8 +220,8 @@ def _check_times(connection: duckdb.DuckDBPyConnection, table: Table, column: st
         f"SELECT line, said FROM source WHERE trim(said) <> '' AND {SECONDS} IS NULL ORDER BY line LIMIT 1"
     ).fetchall()
     if wrong:
-        line, said = wrong[0]
-        raise InputError(f"{table.path}: row {line}: column `{column}`: `{said}` is neither unix seconds nor a date")
+        line, value = wrong[0]
+        raise InputError(f"{table.path}: row {line}: column `{column}`: `{value}` is neither unix seconds nor a date")
 
 
 def _read_records(connection: duckdb.DuckDBPyConnection, table: Table, item: str, texts: list[str]) -> None:
@@ -256,9 +256,9 @@ def _clean(
         ids, rows, *raw = (list(column) for column in zip(*chunk, strict=True))
         texts = []
         for (label, column), values, as_json in zip(fields.items(), raw, decode, strict=True):
-            known = [json.loads(value) if as_json and value is not None else value for value in values]
-            texts.append([tidy(column, value) for value in known])
-            emptied[label] += sum(not text and is_given(value) for text, value in zip(texts[-1], known, strict=True))
+            decoded = [json.loads(value) if as_json and value is not None else value for value in values]
+            texts.append([tidy(column, value) for value in decoded])
+            emptied[label] += sum(not text and is_given(value) for text, value in zip(texts[-1], decoded, strict=True))
         connection.register("chunk", pa.table([ids, rows, *texts], schema=schema))
         connection.execute("INSERT INTO cleaned SELECT * FROM chunk")
         connection.unregister("chunk")
@@ -274,8 +274,8 @@ def _leave_out_rare(connection: duckdb.DuckDBPyConnection, labels: list[str]) ->
     """Drop the columns of labels that hardly any item has; return them with the share of items that have them."""
     averages = ", ".join(f"avg(CAST(f{i} <> '' AS INT))" for i in range(len(labels)))
     shares = connection.execute(f"SELECT {averages} FROM items").fetchall()[0]
-    kept = [i for i, share in enumerate(shares) if share >= RARE]
-    columns = "".join(f", f{i} AS f{j}" for j, i in enumerate(kept))
+    common = [i for i, share in enumerate(shares) if share >= RARE]
+    columns = "".join(f", f{i} AS f{j}" for j, i in enumerate(common))
     connection.execute(f"CREATE OR REPLACE TABLE items AS SELECT item, row{columns} FROM items")
     return {label: round(share, 4) for label, share in zip(labels, shares, strict=True) if share < RARE}
 

@@ -123,8 +123,8 @@ def open_table(connection: duckdb.DuckDBPyConnection, path: Path) -> Table:
     table = Table(path, kind, {})
     options = ", format='newline_delimited', sample_size=-1" if kind == "json" else ""  # a field may come late
     with table.reading():
-        found = connection.execute(f"DESCRIBE SELECT * FROM read_{kind}({literal(str(path))}{options})").fetchall()
-    columns = {name: kind_ for name, kind_, *_ in found}
+        schema = connection.execute(f"DESCRIBE SELECT * FROM read_{kind}({literal(str(path))}{options})").fetchall()
+    columns = {name: column_type for name, column_type, *_ in schema}
     if kind == "json" and list(columns) == ["json"]:  # what DuckDB says of lines that are no objects, and of no lines
         raise InputError(_bad_json_line(path) or f"{path}: holds no usable row")
     return Table(path, kind, columns)
@@ -143,11 +143,11 @@ def literal(text: str) -> str:
 def _open_text(path: Path, kind: str, delimiter: str | None) -> Table:
     try:
         with _open(path) as file:
-            first = file.readline().decode("utf-8-sig").rstrip("\r\n")
+            header = file.readline().decode("utf-8-sig").rstrip("\r\n")
     except UnicodeDecodeError:
         raise InputError(f"{path}:1: is not UTF-8 text; convert it first") from None
-    delimiter = delimiter or max(",;\t|", key=first.count)
-    names = first.split("\t") if kind == "atomic" else next(csv.reader([first], delimiter=delimiter), [])
+    delimiter = delimiter or max(",;\t|", key=header.count)
+    names = header.split("\t") if kind == "atomic" else next(csv.reader([header], delimiter=delimiter), [])
     if not any(names):
         raise InputError(f"{path}: holds no usable row (no header line)")
     names = [name.partition(":")[0] if kind == "atomic" else name.strip() for name in names]
@@ -163,7 +163,7 @@ def _open(path: Path) -> IO[bytes]:
 
 
 def _check_gzip(path: Path) -> None:
-    """Read it through once: a reader that stops at the first rows would not see that the end is missing."""
+    """Read the file once to its end: a reader that stops after some rows would not see that the rest is missing."""
     try:
         with gzip.open(path) as file:
             while file.read(1 << 20):

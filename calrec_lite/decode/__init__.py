@@ -1,1 +1,1 @@
-"""One prompt cache a user, continuations below it: beam search, exact scores, samples."""
+"""One prompt cache a user and its continuations: beam search, exact scores, samples."""

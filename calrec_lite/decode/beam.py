@@ -11,7 +11,7 @@ from calrec_lite.decode.ranked import Ranked
 from calrec_lite.decode.trie_tensors import TrieTensors
 from calrec_lite.text.trie import Trie
 
-ROUND = 32  # tokens a user may feed at once: enough to fill a forward, few enough that the bound rises in between
+ROUND_TOKENS = 32  # a user may feed at once: enough to fill a forward, few enough that the bound rises in between
 STEPS = 2  # times `beams`: partial items of a user that are continued
 
 
@@ -24,13 +24,13 @@ def beam_search(
     Best first: of each user's partial items those go first that promise the most probable item, which is guessed
     from their probability and from how popular the most popular item below them is. A partial item is at least as
     probable as any item it can become, so once k items are certain, what is less probable than the k-th of them is
-    dropped. After 2 x `beams` continued ones a user's search ends where it is, and no more are kept than may still be
-    continued: the list is exact where none of those that were left out would have become one of the k.
+    dropped. A user's search ends after 2 x `beams` continued partial items, and never more are stored than may still
+    be continued: the list is exact where none of the dropped ones would have become one of the k.
     All users take a step together, chains of tokens without a fork are one forward, and an item that is certain
     costs nothing more. Each user gets k items wherever so many are allowed.
 
     Args:
-        tree: the prompts, nothing below them yet; used up by the search.
+        tree: the prompts, without continuations; the search changes it, so that it cannot be used again.
         trie, paths: of the catalogue, `paths` on the tree's device.
         beams: at least `k`; more find the true list more often, and take longer.
         allowed: (U, N) which items may be recommended. The probabilities stay those over all items.
@@ -43,10 +43,10 @@ def beam_search(
 
 @dataclass
 class _Beams:
-    """Partial items of all users, flat, users in order; all (n,).
+    """Partial items of all users in flat arrays, user after user; all (n,).
 
-    `node` is the fork it waits at, or ~item where the item is certain; `edge` led there. `slot` is its continuation in
-    the tree, -1 where its last edge is not fed yet; `parent` is then the continuation that edge hangs below.
+    `node` is the fork it has reached, or ~item where the item is certain; `edge` led there. `slot` is its continuation
+    in the tree, -1 where its last edge is not fed yet; `parent` is then the continuation that edge extends.
     """
 
     user: Tensor
@@ -62,8 +62,8 @@ class _Beams:
     def pick(self, which: Tensor) -> "_Beams":
         return _Beams(*(getattr(self, f.name)[which] for f in fields(self)))
 
-    def joined(self, *others: "_Beams") -> "_Beams":
-        return _Beams(*(torch.cat([getattr(b, f.name) for b in (self, *others)]) for f in fields(self)))
+    def joined(self, *more: "_Beams") -> "_Beams":
+        return _Beams(*(torch.cat([getattr(b, f.name) for b in (self, *more)]) for f in fields(self)))
 
 
 class _Search:
@@ -73,162 +73,162 @@ class _Search:
         self.tree, self.paths, self.beams, self.k, self.strict = tree, paths, beams, k, strict
         edges = trie.open_edges(np.ones_like(allowed) if strict else allowed)
         self.edges, self.allowed = (torch.from_numpy(a).to(tree.device) for a in (edges, allowed))
-        self.spelled = paths.score == "vocabulary"  # a certain item's tokens count too
-        self.round = ROUND * (4 if self.spelled else 1)
+        self.scores_forced = paths.score == "vocabulary"  # the forced tokens of a certain item are scored too
+        self.round_tokens = ROUND_TOKENS * (4 if self.scores_forced else 1)
         self.users = len(tree)
         users = torch.arange(self.users, device=tree.device)
-        self.row = users.clone()  # where each user stands in the tree, once others have left it
-        self.fed = torch.zeros_like(users)
-        none = torch.zeros_like(users)
-        first = none if len(paths.depth) else ~none
+        self.tree_row = users.clone()  # each user's row in the tree, which shrinks as users finish
+        self.n_fed = torch.zeros_like(users)  # continued partial items of each user
+        zeros = torch.zeros_like(users)
+        first = zeros if len(paths.depth) else ~zeros
         score = paths.feed_root(tree).double()
-        self.running = _Beams(users, score, first, none - 1, none, none)
-        if not len(paths.depth):  # one item, no decision
-            self.running = self.running.pick(self._listed(self.running))
+        self.running = _Beams(users, score, first, zeros - 1, zeros, zeros)
+        if not len(paths.depth):  # a single item: nothing to decide
+            self.running = self.running.pick(self._recommendable(self.running))
         self.finished = self.running.pick(users[:0])
 
     def run(self) -> list[Ranked]:
         while len(self.running):
             beam = self.running
             leaf = beam.node < 0
-            unfed = (beam.slot < 0) & (~leaf | self.spelled)
-            turn = self._shortest(leaf) if self.strict else ~unfed
-            ready = turn & ~self._waiting(turn & unfed)
+            unfed = (beam.slot < 0) & (~leaf | self.scores_forced)
+            turn = self._at_shortest(leaf) if self.strict else ~unfed
+            ready = turn & ~self._user_has_unfed(turn & unfed)
             if not bool(ready.any()):
-                self._feed(self._chosen(unfed, turn))
+                self._feed(self._next_to_feed(unfed, turn))
                 continue
             children = self._expand(beam.pick(ready & ~leaf))
-            certain = (children.node < 0) & (not self.spelled and not self.strict)
+            certain = (children.node < 0) & (not self.scores_forced and not self.strict)
             done = torch.cat([(ready & leaf)[~ready | leaf], certain])
             self._prune(beam.pick(~ready | leaf).joined(children), done)
         return [self._ranked(u) for u in range(self.users)]
 
-    def _shortest(self, leaf: Tensor) -> Tensor:
-        """(n,) in strict order each user's shortest take the next step."""
+    def _at_shortest(self, leaf: Tensor) -> Tensor:
+        """(n,) which are their user's shortest: in strict order these take the next step."""
         beam = self.running
         fork, item = beam.node.clamp(min=0), (~beam.node).clamp(min=0)
         depth = self.paths.depth[fork] if len(self.paths.depth) else fork
-        at = torch.where(leaf, self.paths.length[item], depth)  # where the end-of-text token would stand
-        least = at.new_full((self.users,), torch.iinfo(at.dtype).max).scatter_reduce(0, beam.user, at, "amin")
-        return at == least[beam.user]
+        end = torch.where(leaf, self.paths.length[item], depth)  # where the end-of-text token would stand
+        shortest = end.new_full((self.users,), torch.iinfo(end.dtype).max).scatter_reduce(0, beam.user, end, "amin")
+        return end == shortest[beam.user]
 
-    def _waiting(self, unfed: Tensor) -> Tensor:
-        """(n,) whether any of the same user's is not fed yet."""
+    def _user_has_unfed(self, unfed: Tensor) -> Tensor:
+        """(n,) whether the user of each has any that is not fed yet."""
         return (torch.bincount(self.running.user[unfed], minlength=self.users) > 0)[self.running.user]
 
-    def _chosen(self, unfed: Tensor, turn: Tensor) -> Tensor:
-        """(n,) who is fed next: of each user those whose turn it is, then the best, as many as fill a round."""
+    def _next_to_feed(self, unfed: Tensor, turn: Tensor) -> Tensor:
+        """(n,) which are fed next: of each user those whose turn it is, then the best, as many as fill a round."""
         beam = self.running  # users in order, best first
         order, _ = self._sorted(beam, turn.int())
-        user, asked = beam.user[order], unfed[order]
-        own = torch.where(unfed, self.paths.chain_ptr[beam.edge + 1] - self.paths.chain_ptr[beam.edge], 0)[order]
-        before = own.cumsum(0) - own
-        used = before - before[torch.searchsorted(user, user)]  # since the user's first
+        user, to_feed = beam.user[order], unfed[order]
+        tokens = torch.where(unfed, self.paths.chain_ptr[beam.edge + 1] - self.paths.chain_ptr[beam.edge], 0)[order]
+        before = tokens.cumsum(0) - tokens
+        spent = before - before[torch.searchsorted(user, user)]  # tokens of the same user's partial items before it
         chosen = torch.empty_like(unfed)
-        chosen[order] = asked & ((used + own <= self.round) | (used == 0))
+        chosen[order] = to_feed & ((spent + tokens <= self.round_tokens) | (spent == 0))
         return chosen
 
     def _feed(self, new: Tensor) -> None:
-        """Run the chains of `new` edges; what others hang below, or have fed already, keeps its place in the front."""
-        self._leave()
+        """Run the chains of `new` edges; the continuations of all other partial items stay in the tree's front."""
+        self._drop_finished()
         beam, tree = self.running, self.tree
-        row, old = self.row[beam.user], torch.where(beam.slot >= 0, beam.slot, beam.parent)
+        row, old_slot = self.tree_row[beam.user], torch.where(beam.slot >= 0, beam.slot, beam.parent)
         width = tree.next.shape[1]
-        kept, place = torch.unique((row * width + old)[~new], return_inverse=True)
-        rows = torch.cat([kept // width, row[new]])
+        unchanged, place = torch.unique((row * width + old_slot)[~new], return_inverse=True)
+        rows = torch.cat([unchanged // width, row[new]])
         order = torch.argsort(rows, stable=True)
         slot = torch.empty_like(order)
         slot[order] = places(rows[order])
-        own, tokens = self.paths.chains(beam.edge[new])
+        chain_lengths, tokens = self.paths.chains(beam.edge[new])
         parents = torch.zeros(len(tree), int(slot.max()) + 1, dtype=torch.long, device=order.device)
         lengths = torch.zeros_like(parents)
-        parents[rows, slot] = torch.cat([kept % width, old[new]])
-        lengths[row[new], slot[len(kept) :]] = own
+        parents[rows, slot] = torch.cat([unchanged % width, old_slot[new]])
+        lengths[row[new], slot[len(unchanged) :]] = chain_lengths
         states = tree.extend(parents, lengths, tokens)
-        moved = torch.empty_like(old)
-        moved[~new], moved[new] = slot[: len(kept)][place], slot[len(kept) :]
-        beam.parent, beam.slot = moved, torch.where((beam.slot >= 0) | new, moved, beam.slot)
-        beam.score[new] += self.paths.rest_logprobs(states, tree.towers.head, own, tokens).double()
-        self.fed += torch.bincount(beam.user[new], minlength=self.users)
+        new_slot = torch.empty_like(old_slot)
+        new_slot[~new], new_slot[new] = slot[: len(unchanged)][place], slot[len(unchanged) :]
+        beam.parent, beam.slot = new_slot, torch.where((beam.slot >= 0) | new, new_slot, beam.slot)
+        beam.score[new] += self.paths.rest_logprobs(states, tree.towers.head, chain_lengths, tokens).double()
+        self.n_fed += torch.bincount(beam.user[new], minlength=self.users)
 
-    def _leave(self) -> None:
-        """Take the users who are done out of the tree, once they are half of those in it."""
-        there = torch.unique(self.running.user)
-        if 2 * len(there) > len(self.tree):
+    def _drop_finished(self) -> None:
+        """Take the users who are done out of the tree, once they are half of the users in it."""
+        active = torch.unique(self.running.user)
+        if 2 * len(active) > len(self.tree):
             return
-        self.tree.select(self.row[there])
-        self.row[there] = torch.arange(len(there), device=there.device)
+        self.tree.select(self.tree_row[active])
+        self.tree_row[active] = torch.arange(len(active), device=active.device)
 
     def _expand(self, beam: _Beams) -> _Beams:
-        """The allowed children of partial items whose forks' states are there."""
+        """The allowed children of partial items whose forks have their states in the tree."""
         edges, parent = self.paths.children(beam.node)
-        states = self.tree.states[self.row[beam.user], beam.slot]  # (n, D)
+        states = self.tree.states[self.tree_row[beam.user], beam.slot]  # (n, D)
         logp = self.paths.child_logprobs(states, self.tree.towers.head, edges, parent).double()
-        of = beam.pick(parent)
+        forks = beam.pick(parent)
         children = _Beams(
-            of.user, of.score + logp, self.paths.dest[edges], edges, of.slot, torch.full_like(of.slot, -1)
+            forks.user, forks.score + logp, self.paths.dest[edges], edges, forks.slot, torch.full_like(forks.slot, -1)
         )
-        return children.pick(self.edges[of.user, edges])
+        return children.pick(self.edges[forks.user, edges])
 
     def _prune(self, beam: _Beams, done: Tensor) -> None:
-        """Move what is done to the finished ones, and keep each user's best of both."""
+        """Move what is `done` to the finished items; of these and of the running ones keep each user's best."""
         ended = done
         if self.strict:  # an item that ends counts only if it is among the best `beams` of its step
             order, place = self._sorted(beam, beam.score)
             ended = done.clone()
             ended[order] &= place < self.beams
-            ended &= self._listed(beam)
-        found = self.finished.joined(beam.pick(ended))
-        self.finished = self._best(found, found.score, torch.full_like(self.fed, self.k))
+            ended &= self._recommendable(beam)
+        certain = self.finished.joined(beam.pick(ended))
+        self.finished = self._top(certain, certain.score, torch.full_like(self.n_fed, self.k))
         beam = beam.pick(~done)
         if self.strict:
-            beam = self._best(beam, beam.score, torch.full_like(self.fed, self.beams))
+            beam = self._top(beam, beam.score, torch.full_like(self.n_fed, self.beams))
         else:
             counts = torch.bincount(self.finished.user, minlength=self.users)
-            left = STEPS * self.beams - self.fed  # what cannot be continued any more need not be kept
-            most = torch.where(counts < self.k, left.clamp(min=self.beams), left)
-            beam = self._best(beam, beam.score + self._promise(beam), most)
+            budget = STEPS * self.beams - self.n_fed  # what cannot be continued any more need not stay
+            limits = torch.where(counts < self.k, budget.clamp(min=self.beams), budget)
+            beam = self._top(beam, beam.score + self._heuristic(beam), limits)
         self.running = beam.pick(beam.score >= self._bound(beam)[beam.user])
 
     def _bound(self, beam: _Beams) -> Tensor:
         """(U,) the score of each user's k-th best certain item, -inf where there are fewer."""
-        sure = self.finished
+        certain = self.finished
         if self.strict:  # certain items of the beam end as they are
-            sure = sure.joined(beam.pick(self._listed(beam)))
-            sure = self._best(sure, sure.score, torch.full_like(self.fed, self.k))
-        counts = torch.bincount(sure.user, minlength=self.users)
-        bound = torch.full((self.users,), -torch.inf, dtype=torch.double, device=self.fed.device)
-        full = counts >= self.k
-        bound[full] = sure.score[(counts.cumsum(0) - 1)[full]]
+            certain = certain.joined(beam.pick(self._recommendable(beam)))
+            certain = self._top(certain, certain.score, torch.full_like(self.n_fed, self.k))
+        counts = torch.bincount(certain.user, minlength=self.users)
+        bound = torch.full((self.users,), -torch.inf, dtype=torch.double, device=self.n_fed.device)
+        has_k = counts >= self.k
+        bound[has_k] = certain.score[(counts.cumsum(0) - 1)[has_k]]
         return bound
 
-    def _listed(self, beam: _Beams) -> Tensor:
+    def _recommendable(self, beam: _Beams) -> Tensor:
         """(n,) which are items that may be recommended."""
         return (beam.node < 0) & self.allowed[beam.user, (~beam.node).clamp(min=0)]
 
-    def _promise(self, beam: _Beams) -> Tensor:
-        """(n,) what the best item below may lose against the partial item itself: a guess, nothing for an item."""
+    def _heuristic(self, beam: _Beams) -> Tensor:
+        """(n,) a guess of log P of the best item below, given the partial item; 0 where that is an item itself."""
         if not len(self.paths.share):
             return torch.zeros_like(beam.score)
         return torch.where(beam.edge >= 0, self.paths.share[beam.edge.clamp(min=0)], 0.0)
 
-    def _best(self, beam: _Beams, key: Tensor, most: Tensor) -> _Beams:
-        """Each user's best by `key` (n,), `most` (U,) of them, users in order, best first."""
+    def _top(self, beam: _Beams, key: Tensor, limits: Tensor) -> _Beams:
+        """Each user's best by `key` (n,), `limits` (U,) of them, users in order, best first."""
         order, place = self._sorted(beam, key)
-        return beam.pick(order[place < most[beam.user[order]]])
+        return beam.pick(order[place < limits[beam.user[order]]])
 
     def _sorted(self, beam: _Beams, key: Tensor) -> tuple[Tensor, Tensor]:
-        """Users in order, of each the highest `key` (n,) first, ties by position; and each one's place there: (n,)."""
+        """Order by user, then highest `key` (n,) first, ties by position; and the ranks within users: (n,), (n,)."""
         order = torch.argsort(key, descending=True, stable=True)
         order = order[torch.argsort(beam.user[order], stable=True)]
         return order, places(beam.user[order])
 
     def _ranked(self, user: int) -> Ranked:
-        own = self.finished.pick(self.finished.user == user)
-        scores = own.score.cpu().numpy()
-        return Ranked((~own.node).cpu().numpy(), scores, [f"log-probability {s:.2f}" for s in scores])
+        items = self.finished.pick(self.finished.user == user)
+        scores = items.score.cpu().numpy()
+        return Ranked((~items.node).cpu().numpy(), scores, [f"log-probability {s:.2f}" for s in scores])
 
 
 def places(groups: Tensor) -> Tensor:
-    """(n,) how many of the same group stand before each; equal groups (n,) stand together, ascending."""
+    """(n,) how many of the same group come before each one; `groups` (n,) is ascending."""
     return torch.arange(len(groups), device=groups.device) - torch.searchsorted(groups, groups)

@@ -1,6 +1,6 @@
-"""Prompts encoded once each, with any number of continuations hanging below them as a tree.
+"""Prompts encoded once each, with any number of continuations that branch from them as a tree.
 
-Continuations are extra query positions of their user's row, told apart by the attention mask alone: no
+Continuations are extra query positions of their user's row, and only the attention mask separates them: no
 cache is repeated for each of them or reordered, and a chain of forced tokens is one forward.
 """
 
@@ -16,7 +16,7 @@ from calrec_lite.method.towers import Towers
 
 
 class PromptTree:
-    """A batch of U prompts and the growing front of Q continuations below each.
+    """A batch of U prompts and the growing front of Q continuations of each.
 
     Args:
         towers: the model.
@@ -57,22 +57,22 @@ class PromptTree:
         Returns:
             (C, D) the state of each token.
         """
-        laid = _lay(lengths, tokens, self.pad)
+        flat = _flatten_chains(lengths, tokens, self.pad)
         seen, begin = self.visible[self._rows, parents], self.next[self._rows, parents]  # (U, Q, keys), (U, Q)
-        holder = laid.owner.clamp(min=0)
-        # a new token sees what its continuation saw, and the earlier tokens of its own chain
-        own = (laid.owner.unsqueeze(2) == laid.owner.unsqueeze(1)) & laid.earlier  # (U, N, N)
-        positions = begin[self._rows, holder] + laid.rank  # (U, N)
-        mask = torch.cat([seen[self._rows, holder], own], 2)
+        chain = flat.chain.clamp(min=0)
+        # a new token sees what its continuation saw, and the tokens of its chain up to itself
+        earlier = (flat.chain.unsqueeze(2) == flat.chain.unsqueeze(1)) & flat.causal  # (U, N, N)
+        positions = begin[self._rows, chain] + flat.offset  # (U, N)
+        mask = torch.cat([seen[self._rows, chain], earlier], 2)
         self.positions = torch.cat([self.positions, positions], 1)
-        hidden = self.towers.continued(laid.ids, self.cache, mask, positions, self.positions)
+        hidden = self.towers.continued(flat.ids, self.cache, mask, positions, self.positions)
         ends = (lengths.cumsum(1) - 1).clamp(min=0)
-        kept = (lengths == 0).unsqueeze(2)
-        self.states = torch.where(kept, self.states[self._rows, parents], hidden[self._rows, ends])
+        unchanged = (lengths == 0).unsqueeze(2)
+        self.states = torch.where(unchanged, self.states[self._rows, parents], hidden[self._rows, ends])
         columns = torch.arange(lengths.shape[1], device=self.device).view(1, -1, 1)
-        self.visible = torch.cat([seen, laid.owner.unsqueeze(1) == columns], 2)
+        self.visible = torch.cat([seen, flat.chain.unsqueeze(1) == columns], 2)
         self.next = begin + lengths
-        return hidden[laid.row, laid.column]
+        return hidden[flat.row, flat.column]
 
     def select(self, rows: Tensor) -> None:
         """Keep these users only, in this order: (n,) rows."""
@@ -82,72 +82,72 @@ class PromptTree:
         self._rows = torch.arange(len(rows), device=self.device).unsqueeze(1)
 
     def forest(self, above: Tensor, lengths: Tensor, tokens: Tensor) -> Tensor:
-        """Look below the first continuation of each user at M chains that hang below each other, in one forward.
+        """Feed M chains that continue each other after the first continuation of each user, in one forward.
 
-        The tree stays as it was. Shared prefixes are computed once: a chain sees the chains above it.
+        The tree stays as it was. Shared prefixes are computed once: a chain sees its ancestors.
 
         Args:
-            above: (U, M) the chain each one hangs below, which stands before it; -1 for the continuation itself.
+            above: (U, M) index of the chain that each one continues, an earlier one; -1 for the continuation itself.
             lengths: (U, M) tokens of the chains; 0 where a user has fewer.
             tokens: (C,) the chains one after the other, user by user.
 
         Returns:
             (C, D) the state of each token.
         """
-        laid = _lay(lengths, tokens, self.pad)
-        line = _ancestors(above)  # (U, M, M) whether chain j is chain i or above it
-        # In doubles, which are exact here: CUDA multiplies no matrices of integers.
-        through = (line.double() @ lengths.double().unsqueeze(2)).squeeze(2).long()  # (U, M) tokens down to its end
-        begin = self.next[:, :1] + through - lengths  # (U, M)
-        holder = laid.owner.clamp(min=0)
-        related = line[self._rows.unsqueeze(2), holder.unsqueeze(2), holder.unsqueeze(1)]  # (U, N, N)
-        real = (laid.owner >= 0).unsqueeze(1)
-        same = laid.owner.unsqueeze(2) == laid.owner.unsqueeze(1)
-        seen = self.visible[:, :1].expand(-1, laid.ids.shape[1], -1)
-        mask = torch.cat([seen, related & real & (~same | laid.earlier)], 2)
-        positions = begin[self._rows, holder] + laid.rank
-        hidden = self.towers.continued(laid.ids, self.cache, mask, positions, torch.cat([self.positions, positions], 1))
-        self.cache.crop(-laid.ids.shape[1])
-        return hidden[laid.row, laid.column]
+        flat = _flatten_chains(lengths, tokens, self.pad)
+        ancestors = _ancestors(above)  # (U, M, M) whether chain j is chain i or an ancestor
+        # Tokens down to each chain's end; in doubles, which are exact here: CUDA multiplies no matrices of integers.
+        path_lengths = (ancestors.double() @ lengths.double().unsqueeze(2)).squeeze(2).long()  # (U, M)
+        begin = self.next[:, :1] + path_lengths - lengths  # (U, M)
+        chain = flat.chain.clamp(min=0)
+        on_path = ancestors[self._rows.unsqueeze(2), chain.unsqueeze(2), chain.unsqueeze(1)]  # (U, N, N)
+        is_token = (flat.chain >= 0).unsqueeze(1)
+        same_chain = flat.chain.unsqueeze(2) == flat.chain.unsqueeze(1)
+        seen = self.visible[:, :1].expand(-1, flat.ids.shape[1], -1)
+        mask = torch.cat([seen, on_path & is_token & (~same_chain | flat.causal)], 2)
+        positions = begin[self._rows, chain] + flat.offset
+        hidden = self.towers.continued(flat.ids, self.cache, mask, positions, torch.cat([self.positions, positions], 1))
+        self.cache.crop(-flat.ids.shape[1])
+        return hidden[flat.row, flat.column]
 
 
 @dataclass(frozen=True)
-class _Laid:
-    """Each user's chains end to end: (U, N) `ids`, `owner` the chain (-1: none), `rank` within it; (U, N, N)
-    `earlier` whether j's rank is not above i's; (C,) `row`, `column` where each token went."""
+class _FlatChains:
+    """Each user's chains one after the other in a row: (U, N) `ids`, `chain` of each token (-1: padding), `offset` in
+    it; (U, N, N) `causal` whether j's offset is not above i's; (C,) `row`, `column` where each token is."""
 
     ids: Tensor
-    owner: Tensor
-    rank: Tensor
-    earlier: Tensor
+    chain: Tensor
+    offset: Tensor
+    causal: Tensor
     row: Tensor
     column: Tensor
 
 
-def _lay(lengths: Tensor, tokens: Tensor, pad: int) -> _Laid:
+def _flatten_chains(lengths: Tensor, tokens: Tensor, pad: int) -> _FlatChains:
     users, width = lengths.shape
-    most = max(1, int(lengths.sum(1).max()))
-    most = -(-most // 8) * 8  # few distinct shapes
+    columns = max(1, int(lengths.sum(1).max()))
+    columns = -(-columns // 8) * 8  # few distinct shapes
     flat = lengths.flatten()
     chain = torch.repeat_interleave(torch.arange(len(flat), device=flat.device), flat, output_size=len(tokens))  # (C,)
-    rank = torch.arange(len(tokens), device=flat.device) - (flat.cumsum(0) - flat)[chain]
-    row, column = chain // width, (lengths.cumsum(1) - lengths).flatten()[chain] + rank
-    ids = torch.full((users, most), pad, device=flat.device)
-    owner, place = torch.full_like(ids, -1), torch.zeros_like(ids)
-    ids[row, column], owner[row, column], place[row, column] = tokens, chain % width, rank
-    return _Laid(ids, owner, place, place.unsqueeze(2) >= place.unsqueeze(1), row, column)
+    offset = torch.arange(len(tokens), device=flat.device) - (flat.cumsum(0) - flat)[chain]
+    row, column = chain // width, (lengths.cumsum(1) - lengths).flatten()[chain] + offset
+    ids = torch.full((users, columns), pad, device=flat.device)
+    chains, offsets = torch.full_like(ids, -1), torch.zeros_like(ids)
+    ids[row, column], chains[row, column], offsets[row, column] = tokens, chain % width, offset
+    return _FlatChains(ids, chains, offsets, offsets.unsqueeze(2) >= offsets.unsqueeze(1), row, column)
 
 
 def _ancestors(above: Tensor) -> Tensor:
-    """(U, M, M) whether chain j is chain i itself or above it, from each chain's parent (U, M), -1 for none."""
-    line = torch.eye(above.shape[1], dtype=torch.bool, device=above.device).repeat(len(above), 1, 1)
+    """(U, M, M) whether chain j is chain i itself or an ancestor of it; `above` (U, M): each one's parent, or -1."""
+    ancestors = torch.eye(above.shape[1], dtype=torch.bool, device=above.device).repeat(len(above), 1, 1)
     rows = torch.arange(len(above), device=above.device).unsqueeze(1)
-    at = above
-    while bool((at >= 0).any()):
-        users, chains = (at >= 0).nonzero(as_tuple=True)
-        line[users, chains, at[users, chains]] = True
-        at = torch.where(at >= 0, above[rows, at.clamp(min=0)], at)
-    return line
+    current = above
+    while bool((current >= 0).any()):
+        users, chains = (current >= 0).nonzero(as_tuple=True)
+        ancestors[users, chains, current[users, chains]] = True
+        current = torch.where(current >= 0, above[rows, current.clamp(min=0)], current)
+    return ancestors
 
 
 def padded(sequences: Sequence[np.ndarray], pad: int, multiple: int = 32) -> tuple[Tensor, Tensor]:

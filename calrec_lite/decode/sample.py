@@ -26,51 +26,51 @@ def sample(
     temperature: float,
     stops: np.ndarray,
     max_tokens: int,
-    draws: Sequence[np.random.Generator],
+    generators: Sequence[np.random.Generator],
 ) -> list[list[Sample]]:
     """Draw `n` texts a user at `temperature`, each until a token of `stops` or `max_tokens` (docs/method.md, 6).
 
     Args:
-        draws: one random generator a user, so that a user's texts do not depend on who shares the batch.
+        generators: one random generator a user, so that a user's texts do not depend on who shares the batch.
     """
     device = tree.device
     ends = torch.from_numpy(stops).to(device)
-    logprob = torch.zeros(len(draws), n, dtype=torch.double, device=device)
-    alive = torch.ones(len(draws), n, dtype=torch.bool, device=device)
-    slots = torch.zeros(len(draws), n, dtype=torch.long, device=device)  # at first all hang below the prompt itself
-    texts: list[Tensor] = []  # of each step, the tokens (U, n), -1 for what has ended
+    logprob = torch.zeros(len(generators), n, dtype=torch.double, device=device)
+    alive = torch.ones(len(generators), n, dtype=torch.bool, device=device)
+    slots = torch.zeros(len(generators), n, dtype=torch.long, device=device)  # at first all continue the prompt itself
+    step_tokens: list[Tensor] = []  # the tokens (U, n) of each step; -1: the text has ended
     for step in range(max_tokens):
-        tokens, logp = _draw(tree, slots, alive, temperature, draws)
+        tokens, logp = _draw(tree, slots, alive, temperature, generators)
         logprob[alive] += logp.double()
-        texts.append(torch.full_like(slots, -1).masked_scatter(alive, tokens))
-        going = ~torch.isin(tokens, ends)
-        alive = alive.masked_scatter(alive, going)
+        step_tokens.append(torch.full_like(slots, -1).masked_scatter(alive, tokens))
+        unfinished = ~torch.isin(tokens, ends)
+        alive = alive.masked_scatter(alive, unfinished)
         if step == max_tokens - 1 or not bool(alive.any()):
             break
-        tree.extend(slots, alive.long(), tokens[going])
-        slots = torch.arange(n, device=device).expand(len(draws), -1)
-    drawn = torch.stack(texts, 2).cpu().numpy()  # (U, n, steps)
+        tree.extend(slots, alive.long(), tokens[unfinished])
+        slots = torch.arange(n, device=device).expand(len(generators), -1)
+    drawn = torch.stack(step_tokens, 2).cpu().numpy()  # (U, n, steps)
     total = logprob.cpu().numpy()
-    return [[Sample([int(t) for t in row if t >= 0], float(p)) for row, p in zip(*own)] for own in zip(drawn, total)]
+    return [[Sample([int(t) for t in row if t >= 0], float(p)) for row, p in zip(*user)] for user in zip(drawn, total)]
 
 
 def _draw(
-    tree: PromptTree, slots: Tensor, alive: Tensor, temperature: float, draws: Sequence[np.random.Generator]
+    tree: PromptTree, slots: Tensor, alive: Tensor, temperature: float, generators: Sequence[np.random.Generator]
 ) -> tuple[Tensor, Tensor]:
     """The next token of each living continuation, user by user, and its log-probability: (A,), (A,)."""
     user, place = alive.nonzero(as_tuple=True)
     states, head = tree.states[user, slots[user, place]], tree.towers.head  # (A, D), (V, D)
     counts = alive.sum(1).tolist()
-    uniform = torch.from_numpy(np.concatenate([draw.random(c) for draw, c in zip(draws, counts)])).to(states.device)
+    uniform = torch.from_numpy(np.concatenate([g.random(c) for g, c in zip(generators, counts)])).to(states.device)
     size = max(1, HEAD_ENTRIES // len(head))
-    parts = [_inverted(own @ head.T, level, temperature) for own, level in zip(states.split(size), uniform.split(size))]
+    parts = [_invert_cdf(s @ head.T, u, temperature) for s, u in zip(states.split(size), uniform.split(size))]
     return torch.cat([tokens for tokens, _ in parts]), torch.cat([logp for _, logp in parts])
 
 
-def _inverted(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def _invert_cdf(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """Tokens drawn by inverting the distribution of each row of `logits` (S, V) at `uniform` (S,); both (S,)."""
     logits = logits.float()
-    level = (logits / temperature).softmax(-1).cumsum(-1)
-    goal = uniform.to(level.dtype) * level[:, -1]
-    tokens = torch.searchsorted(level, goal.unsqueeze(1), right=True).clamp(max=logits.shape[-1] - 1)
+    cdf = (logits / temperature).softmax(-1).cumsum(-1)
+    target = uniform.to(cdf.dtype) * cdf[:, -1]
+    tokens = torch.searchsorted(cdf, target.unsqueeze(1), right=True).clamp(max=logits.shape[-1] - 1)
     return tokens.squeeze(1), logits.gather(1, tokens).squeeze(1) - logits.logsumexp(-1)

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from calrec_lite.decode.prompt_tree import PromptTree
-from calrec_lite.method.batch import OnDevice
 from calrec_lite.method.catalogue import EncodedCatalogue
 from calrec_lite.method.losses import HEAD_ENTRIES, segment_logsumexp, vocabulary_nll
+from calrec_lite.model.on_device import OnDevice
 
 
 @dataclass
@@ -17,11 +17,11 @@ class TrieTensors(OnDevice):
     """`text.trie.Trie` on a device, with each edge's bias, the scale of the logits it is
     added to (both `EncodedCatalogue`'s), and each item's length in tokens.
 
-    `share` (E,) is the log of how much of what was trained on below an edge is its most popular item.
+    `share` (E,) is the log of the most popular item's share of the training counts below an edge.
 
     Args:
         score: `catalogue` takes each edge's probability among its fork's children, so that all items together have
-            probability one; `vocabulary` that of its tokens among all tokens, forced ones included.
+            probability one; `vocabulary` takes that of its tokens among all tokens, forced ones included.
     """
 
     score: str
@@ -59,13 +59,13 @@ class TrieTensors(OnDevice):
     def child_logprobs(self, states: Tensor, head: Tensor, edges: Tensor, parent: Tensor) -> Tensor:
         """(C,) log P of the first token of each child, where state `parent[c]` of `states` (n, D) decides it.
 
-        In fp32: logits in bf16 are multiples of 1/16, which makes ties of items that are none.
+        In fp32: logits in bf16 are multiples of 1/16, so that items with different logits would become equal.
         """
         distinct, column = torch.unique(self.token[edges], return_inverse=True)
-        own = _chosen_logits(states, head[distinct], column, parent)
+        logits = _chosen_logits(states, head[distinct], column, parent)
         if self.score == "vocabulary":
-            return own - _vocabulary_logsumexp(states, head)[parent]
-        entries = self.logit_scale * own + self.bias[edges]
+            return logits - _vocabulary_logsumexp(states, head)[parent]
+        entries = self.logit_scale * logits + self.bias[edges]
         return entries - segment_logsumexp(entries, parent, len(states))[parent]
 
     def rest_logprobs(self, states: Tensor, head: Tensor, lengths: Tensor, tokens: Tensor) -> Tensor:
@@ -82,7 +82,7 @@ class TrieTensors(OnDevice):
         return total
 
     def feed_root(self, tree: PromptTree) -> Tensor:
-        """Feed what all items begin with below each prompt; (U,) its log P."""
+        """Feed after each prompt the tokens that all items begin with; (U,) their log P."""
         users, device = len(tree), tree.device
         total = torch.zeros(users, device=device)
         if not len(self.root):
@@ -96,24 +96,24 @@ class TrieTensors(OnDevice):
 
 
 def _chosen_logits(states: Tensor, children: Tensor, column: Tensor, parent: Tensor) -> Tensor:
-    """(C,) in fp32: logits (n, distinct) at (`parent`, `column`), `parent` ascending; some rows exist at a time."""
+    """(C,) in fp32: logits (n, distinct) at (`parent`, `column`), `parent` ascending; few rows at a time."""
     size = max(1, HEAD_ENTRIES // max(1, len(children)))
-    wide = children.float().T
+    weights = children.float().T
     cuts = torch.arange(0, len(states) + size, size, device=parent.device)
     ends = torch.searchsorted(parent, cuts).tolist()
     parts = [
-        (states[at : at + size].float() @ wide)[parent[first:last] - at, column[first:last]]
-        for at, first, last in zip(range(0, len(states), size), ends, ends[1:])
+        (states[start : start + size].float() @ weights)[parent[first:last] - start, column[first:last]]
+        for start, first, last in zip(range(0, len(states), size), ends, ends[1:])
     ]
-    return torch.cat(parts) if parts else wide.new_zeros(0)
+    return torch.cat(parts) if parts else weights.new_zeros(0)
 
 
 def _vocabulary_logsumexp(states: Tensor, head: Tensor) -> Tensor:
-    """(n,) in fp32, over all tokens, of which some are in memory at a time."""
-    wide = states.float()  # (n, D)
-    total = wide.new_full((len(wide),), -torch.inf)
-    for part in head.split(max(1, HEAD_ENTRIES // max(1, *wide.shape))):
-        total = torch.logaddexp(total, (wide @ part.float().T).logsumexp(-1))
+    """(n,) in fp32, over all tokens; the logits of only some tokens are in memory at a time."""
+    states32 = states.float()  # (n, D)
+    total = states32.new_full((len(states32),), -torch.inf)
+    for part in head.split(max(1, HEAD_ENTRIES // max(1, *states32.shape))):
+        total = torch.logaddexp(total, (states32 @ part.float().T).logsumexp(-1))
     return total
 
 

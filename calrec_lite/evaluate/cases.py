@@ -1,4 +1,4 @@
-"""Held-out users and what they really took: the cases on which every system is measured (docs/method.md, 7)."""
+"""Held-out users and the items they really took next: every system is measured on these (docs/method.md, 7)."""
 
 from dataclasses import dataclass, replace
 
@@ -43,7 +43,7 @@ class Cases:
 
 
 def build_cases(domain: Domain, split: Split, n_users: int | None, seed: int) -> Cases:
-    """The cases of `n_users` users that have one, drawn by the seed, ascending; of all of them if there are no more.
+    """The cases of `n_users` users, drawn by the seed, ascending; of all that have a case if there are no more.
 
     Raises:
         InputError: no user has a case.
@@ -51,14 +51,14 @@ def build_cases(domain: Domain, split: Split, n_users: int | None, seed: int) ->
     sequences = domain.sequences
     users, positions = sequences.held_out(split)
     if not len(users):
-        needs = "the three events" if sequences.cuts is None else "the events before and after the cut"
+        required = "the three events" if sequences.cuts is None else "the events before and after the cut"
         raise InputError(
-            f"domain `{domain.name}`: no user has {needs} that a {split} case needs by {domain.holdout}; "
+            f"domain `{domain.name}`: no user has {required} that a {split} case needs by {domain.holdout}; "
             "nothing can be evaluated: add data, or lower its min_user_events and min_item_events"
         )
     starts = sequences.offsets[users]
     copies = np.bincount(list(domain.catalogue.aliases.values()), minlength=len(domain.catalogue))
-    every = Cases(
+    all_cases = Cases(
         users=users,
         histories=[sequences.items[start:end] for start, end in zip(starts.tolist(), positions.tolist(), strict=True)],
         targets=sequences.items[positions].astype(np.int64),
@@ -67,4 +67,4 @@ def build_cases(domain: Domain, split: Split, n_users: int | None, seed: int) ->
         tied=sequences.tied(users, positions),
         holdout=domain.holdout,
     )
-    return every.part(n_users, seed)
+    return all_cases.part(n_users, seed)

@@ -1,4 +1,4 @@
-"""Two measured systems held against each other on the same users, by a paired bootstrap."""
+"""Two measured systems compared on the same users, by a paired bootstrap."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,9 +14,9 @@ from calrec_lite.evaluate.metrics import METRICS, Copies, Ranks, paired_bootstra
 from calrec_lite.evaluate.store import read_metrics, read_rankings
 from calrec_lite.evaluate.tables import caption, difference_cell, made_by, markdown
 
-MEND = "evaluate both on the same prepared domain"
-# These say how users were drawn and how wide the intervals are. What they led to, the users, is compared itself.
-DRAW = ("seed", "bootstrap")
+REMEDY = "evaluate both on the same prepared domain"
+# Keys of the protocol that may differ: how users were drawn, and how many resamples. The users must be the same.
+NOT_COMPARED = ("seed", "bootstrap")
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,8 @@ def compare(a: Path, b: Path, pairs: Sequence[tuple[str, str]] = ()) -> dict[str
         pairs: compare these too: (a system of `a`, a system of `b`).
 
     Returns:
-        What both share (`domain`, and the `protocol` of `a`), `lists`: how each made its models' lists, in words, and
-        `comparisons`: a list of {a, b, users, metrics: {metric: {difference, low, high, p}}}, over so many users.
+        `domain` (the same for both), the `protocol` of `a`, `lists`: how each made its models' lists, in words, and
+        `comparisons`: a list of {a, b, users, metrics: {metric: {difference, low, high, p}}}, `users` being how many.
 
     Raises:
         InputError: the two differ in data, protocol or users, lack a system of `pairs`, or leave nothing to compare.
@@ -72,71 +72,70 @@ def compare(a: Path, b: Path, pairs: Sequence[tuple[str, str]] = ()) -> dict[str
     refuse_unlike(run_a, run_b)
     same = a.resolve() == b.resolve()
     shared = [] if same else [(name, name) for name in run_a.results["systems"] if name in run_b.results["systems"]]
-    chosen = list(dict.fromkeys([*shared, *pairs]))
-    if not chosen:
+    pairs = list(dict.fromkeys([*shared, *pairs]))
+    if not pairs:
         raise InputError(f"{a} and {b} share no system to compare; name one of each by --pair")
     return {
         "domain": run_a.results["domain"],
         "protocol": run_a.results["protocol"],
         "lists": [made_by(run.results) for run in (run_a, run_b)],
-        "comparisons": [{"a": of_a, "b": of_b, **_differences(run_a, of_a, run_b, of_b)} for of_a, of_b in chosen],
+        "comparisons": [{"a": sys_a, "b": sys_b, **_differences(run_a, sys_a, run_b, sys_b)} for sys_a, sys_b in pairs],
     }
 
 
 def comparison_table(comparison: dict[str, Any]) -> str:
     """The result of `compare` as a Markdown table with its protocol as the caption."""
-    apart = len({pair["users"] for pair in comparison["comparisons"]}) > 1
-    head = ["a -> b", *(["users"] if apart else []), "R@1", "R@10", "N@10", f"MRR@{comparison['protocol']['mrr_cut']}"]
+    uneven = len({pair["users"] for pair in comparison["comparisons"]}) > 1
+    head = ["a -> b", *(["users"] if uneven else []), "R@1", "R@10", "N@10", f"MRR@{comparison['protocol']['mrr_cut']}"]
     rows = [
         [
             pair["a"] if pair["a"] == pair["b"] else f"{pair['a']} -> {pair['b']}",
-            *([f"{pair['users']:,}"] if apart else []),
+            *([f"{pair['users']:,}"] if uneven else []),
             *(difference_cell(pair["metrics"][metric]) for metric in METRICS),
         ]
         for pair in comparison["comparisons"]
     ]
-    lists = dict.fromkeys(comparison["lists"])  # the same need be said once
+    lists = dict.fromkeys(comparison["lists"])  # one entry where both are the same
     notes = f"b minus a, paired bootstrap. {caption(comparison)} Models' lists by {', of b by '.join(lists)}."
     return f"{markdown(head, rows)}\n\n{notes}"
 
 
-def _differences(a: Evaluation, of_a: str, b: Evaluation, of_b: str) -> dict[str, Any]:
-    """Over the users of both: a model may have been measured on a part of them (`evaluate.model_users`)."""
-    users_a, ranks_a = a.ranks(of_a)
-    users_b, ranks_b = b.ranks(of_b)
-    both = sorted(set(users_a) & set(users_b))
-    if both not in (users_a, users_b):
+def _differences(a: Evaluation, system_a: str, b: Evaluation, system_b: str) -> dict[str, Any]:
+    """Over the users that both have: a model may have been measured on a part of them (`evaluate.model_users`)."""
+    users_a, ranks_a = a.ranks(system_a)
+    users_b, ranks_b = b.ranks(system_b)
+    shared_users = sorted(set(users_a) & set(users_b))
+    if shared_users not in (users_a, users_b):
         seeds = f"{a.results['protocol']['seed']} and {b.results['protocol']['seed']}"
         raise InputError(
             f"{a.folder} and {b.folder} measured different users (seeds {seeds}): "
             "evaluate both with the same seed and number of users"
         )
     protocol = a.results["protocol"]
-    in_a, in_b = np.isin(users_a, both), np.isin(users_b, both)
-    copies, of_b_copies = a.copies(of_a), b.copies(of_b)
-    if copies is not None and of_b_copies is not None:
-        copies, of_b_copies = copies[in_a], of_b_copies[in_b]
-        if not np.array_equal(copies, of_b_copies):
-            raise InputError(f"{a.folder} and {b.folder} know different copies of the same items: {MEND}")
-    options = protocol["bootstrap"], protocol["seed"], protocol["mrr_cut"], copies
-    return {"users": len(both), "metrics": paired_bootstrap(ranks_a[in_a], ranks_b[in_b], *options)}
+    in_a, in_b = np.isin(users_a, shared_users), np.isin(users_b, shared_users)
+    copies_a, copies_b = a.copies(system_a), b.copies(system_b)
+    if copies_a is not None and copies_b is not None:
+        copies_a, copies_b = copies_a[in_a], copies_b[in_b]
+        if not np.array_equal(copies_a, copies_b):
+            raise InputError(f"{a.folder} and {b.folder} know different copies of the same items: {REMEDY}")
+    options = protocol["bootstrap"], protocol["seed"], protocol["mrr_cut"], copies_a
+    return {"users": len(shared_users), "metrics": paired_bootstrap(ranks_a[in_a], ranks_b[in_b], *options)}
 
 
 def refuse_unlike(a: Evaluation, b: Evaluation) -> None:
     """Raises InputError unless both are of the same data and protocol."""
-    prints = [run.results["domain"]["fingerprint"] for run in (a, b)]
-    of_a, of_b = a.results["protocol"], b.results["protocol"]
-    if prints[0] != prints[1]:
-        seeds = ""
-        if of_a["seed"] != of_b["seed"]:
-            seeds = f"; `seed` {of_a['seed']} and {of_b['seed']}, which is part of the data: training has `optim.seed`"
+    data_a, data_b = (run.results["domain"]["fingerprint"] for run in (a, b))
+    protocol_a, protocol_b = a.results["protocol"], b.results["protocol"]
+    if data_a != data_b:
+        seed_a, seed_b = protocol_a["seed"], protocol_b["seed"]
+        seeds = f"; `seed` {seed_a} and {seed_b}, which is part of the data: training has `optim.seed`"
         raise InputError(
-            f"{a.folder} and {b.folder} measured different data (fingerprints {prints[0][:12]} and {prints[1][:12]}"
-            f"{seeds}): {MEND}"
+            f"{a.folder} and {b.folder} measured different data (fingerprints {data_a[:12]} and {data_b[:12]}"
+            f"{seeds if seed_a != seed_b else ''}): {REMEDY}"
         )
-    for key in sorted((of_a.keys() | of_b.keys()) - set(DRAW)):
-        if of_a.get(key) != of_b.get(key):
+    for key in sorted((protocol_a.keys() | protocol_b.keys()) - set(NOT_COMPARED)):
+        if protocol_a.get(key) != protocol_b.get(key):
             raise InputError(
                 f"{a.folder} and {b.folder} were measured by different protocols "
-                f"({key}: {of_a.get(key)} and {of_b.get(key)}): evaluate both by the same one"
+                f"({key}: {protocol_a.get(key)} and {protocol_b.get(key)}): evaluate both by the same one"
             )

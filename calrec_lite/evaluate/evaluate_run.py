@@ -23,16 +23,16 @@ from calrec_lite.recommend.recommender import Recommender
 from calrec_lite.recommend.transitions import Transitions
 from calrec_lite.run import Run
 
-BEGUN = "begun.json"  # in a half-done evaluation: what it is of
+IDENTITY_FILE = "begun.json"  # in the folder of a half-done evaluation: what is measured, and how
 
 
 def evaluate_run(run: Run, trained: bool = True, folder: Path | None = None) -> dict[str, Any]:
     """Measure every system of the recipe on the same users; returns and writes `metrics.json`.
 
     Systems are `base` (untouched), `stage1` ... for the stages before the last, `final`, and the
-    baselines by name. All of them see the same histories, catalogue and exclusion rule. Each is kept as soon as it is
-    measured, in `FOLDER.part`: stopped and called again, it goes on with the next one. An earlier evaluation stays
-    until this one is whole.
+    baselines by name. All of them see the same histories, catalogue and exclusion rule. Each result is written as soon
+    as it is measured, to `FOLDER.part`: stopped and called again, it goes on with the next system. An earlier
+    evaluation stays until this one is complete.
 
     Args:
         trained: False leaves the stages out, so that base and baselines can be measured before any training.
@@ -50,76 +50,76 @@ def evaluate_run(run: Run, trained: bool = True, folder: Path | None = None) -> 
     protocol = Protocol.of(recipe)
     cases = build_cases(domain, protocol.split, protocol.users, protocol.seed)
     print(described_device(run.dtype, run.weights))
-    # Once for all models, which are of one size: with another one in memory the answer might be another.
+    # Decided once for all models, which are of one size: with a model in memory the answer could be different.
     placed = placement(run.weights, run.loading)
-    made = {"recommend": recipe.recommend.model_dump(), "quantised": placed[0], "dtype": run.dtype.dtype}
-    to = folder or run.evaluation
-    part = to.with_name(f"{to.name}.part")
-    results = _measured_before(part, {**made, **_identity(run, domain, protocol.record(cases), trained)})
-    for name, make in _systems(run, trained, placed).items():
+    settings = {"recommend": recipe.recommend.model_dump(), "quantised": placed[0], "dtype": run.dtype.dtype}
+    target_folder = folder or run.evaluation
+    unfinished = target_folder.with_name(f"{target_folder.name}.part")
+    results = _earlier_results(unfinished, {**settings, **_identity(run, domain, protocol.record(cases), trained)})
+    for name, make_ranker in _ranker_factories(run, trained, placed).items():
         if name in results.get("systems", {}):
             print(f"{name}: measured already")
             continue
-        chosen = cases if name in BASELINE_NAMES else cases.part(protocol.model_users, protocol.seed)
-        print(f"evaluating {name} on {len(chosen.users):,} users")
-        system = evaluate_system(make(), chosen, protocol)
+        system_cases = cases if name in BASELINE_NAMES else cases.part(protocol.model_users, protocol.seed)
+        print(f"evaluating {name} on {len(system_cases.users):,} users")
+        result = evaluate_system(make_ranker(), system_cases, protocol)
         free_memory()  # before the next one is loaded
-        results = write_results(part, domain, protocol, cases, {name: system}, made)
-    (part / BEGUN).unlink()
-    with atomic_path(to) as temporary:
-        part.rename(temporary)
+        results = write_results(unfinished, domain, protocol, cases, {name: result}, settings)
+    (unfinished / IDENTITY_FILE).unlink()
+    with atomic_path(target_folder) as temporary:
+        unfinished.rename(temporary)
     return results
 
 
-def _systems(run: Run, trained: bool, placed: Placement) -> dict[str, Callable[[], Ranker]]:
-    """How each system is made, when it is its turn: one model is in memory at a time."""
+def _ranker_factories(run: Run, trained: bool, placed: Placement) -> dict[str, Callable[[], Ranker]]:
+    """A function for each system that makes it when it is its turn: one model is in memory at a time."""
     recipe = run.recipe
     domain = run.domain(recipe.target)
-    systems: dict[str, Callable[[], Ranker]] = {
+    factories: dict[str, Callable[[], Ranker]] = {
         name: partial(build_baseline, name, domain, recipe) for name in recipe.evaluate.baselines
     }
     if recipe.evaluate.base:
-        systems["base"] = lambda: open_recommender(run, run.base, placed=placed)
-    last = len(run.stages)
+        factories["base"] = lambda: open_recommender(run, run.base, placed=placed)
+    n_stages = len(run.stages)
     for i, stage in enumerate(run.stages if trained else [], 1):
-        if i == last or recipe.evaluate.every_stage:
-            name = "final" if i == last else f"stage{i}"
-            systems[name] = partial(open_recommender, run, stage.merged, placed=placed)
-    return systems
+        if i == n_stages or recipe.evaluate.every_stage:
+            name = "final" if i == n_stages else f"stage{i}"
+            factories[name] = partial(open_recommender, run, stage.merged, placed=placed)
+    return factories
 
 
 def _identity(run: Run, domain: Domain, protocol: dict[str, Any], trained: bool) -> dict[str, Any]:
-    """What a half-done evaluation must share with this one to be gone on with."""
-    merged = [file for stage in run.stages if trained for file in sorted(stage.merged.glob("*.safetensors"))]
+    """What must be the same in a half-done evaluation for this one to continue it."""
+    weight_files = [file for stage in run.stages if trained for file in sorted(stage.merged.glob("*.safetensors"))]
     return {
         "domain": domain.fingerprint,
         "protocol": protocol,
         "evaluate": run.recipe.evaluate.model_dump(mode="json"),
-        "weights": [[file.parent.parent.name, file.name, *_stamp(file)] for file in merged],
+        "weights": [[file.parent.parent.name, file.name, *_size_and_time(file)] for file in weight_files],
     }
 
 
-def _stamp(file: Path) -> list[int]:
+def _size_and_time(file: Path) -> list[int]:
     stat = file.stat()
     return [stat.st_size, stat.st_mtime_ns]
 
 
-def _measured_before(part: Path, identity: dict[str, Any]) -> dict[str, Any]:
-    """What a stopped evaluation has left in `part`; of another kind it is removed, and this one begins."""
-    begun = part / BEGUN
+def _earlier_results(unfinished: Path, identity: dict[str, Any]) -> dict[str, Any]:
+    """The results that a stopped evaluation left; if it was of something else it is removed, and this one begins."""
+    identity_file = unfinished / IDENTITY_FILE
     try:
-        same = json.loads(begun.read_text(encoding="utf-8")) == json.loads(json.dumps(identity))
-        return read_metrics(part) if same else _begin(part, identity)
+        same_evaluation = json.loads(identity_file.read_text(encoding="utf-8")) == json.loads(json.dumps(identity))
+        return read_metrics(unfinished) if same_evaluation else _begin(unfinished, identity)
     except (OSError, ValueError):
-        return _begin(part, identity)
+        return _begin(unfinished, identity)
     except InputError:  # stopped before the first system was measured
         return {}
 
 
-def _begin(part: Path, identity: dict[str, Any]) -> dict[str, Any]:
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    write_json(part / BEGUN, identity)
+def _begin(unfinished: Path, identity: dict[str, Any]) -> dict[str, Any]:
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    write_json(unfinished / IDENTITY_FILE, identity)
     return {}
 
 
@@ -128,14 +128,12 @@ def open_recommender(run: Run, folder: Path, transitions: bool = False, placed: 
 
     Args:
         transitions: count what followed what even where the recipe's lists do without it.
-        placed: how the weights are loaded; default: as `placement` says of them.
+        placed: how the weights are loaded; default: what `placement` decides.
     """
     recipe = run.recipe
-    base = run.loading.model_copy(update={"attention": "sdpa"})  # a tree of continuations needs a mask of its own
-    towers = Towers(load_model(folder, base, *(placed or placement(folder, base))))
+    loading = run.loading.model_copy(update={"attention": "sdpa"})  # a tree of continuations needs a special mask
+    towers = Towers(load_model(folder, loading, *(placed or placement(folder, loading))))
     name, domain = recipe.target, run.domain(recipe.target)
-    counted = Transitions.of(domain) if transitions or recipe.recommend.counts_transitions else None
+    counts = Transitions.of(domain) if transitions or recipe.recommend.counts_transitions else None
     ids = domain.catalogue.ids
-    return Recommender(
-        towers, run.encoder, run.catalogue(name), ids, recipe.recommend, recipe.seed, transitions=counted
-    )
+    return Recommender(towers, run.encoder, run.catalogue(name), ids, recipe.recommend, recipe.seed, transitions=counts)

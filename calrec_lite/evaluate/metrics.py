@@ -45,18 +45,18 @@ def ranks_from_lists(
     Args:
         lists: distinct item indices, best first, -1 where a list has ended, (U, K).
         targets: item indices, (U,).
-        copies: how many original items each item stands for, (N,): those of the items before the target count all,
-            and of the target's own only one, so this is the best rank it may have (see `summarise`).
+        copies: how many original items each item stands for, (N,). All copies of the items before the target count,
+            of the target's copies only one, so this is the best rank that the target can have (see `summarise`).
     """
-    found = lists == targets[:, None]  # (U, K)
-    if not found.size:
+    hits = lists == targets[:, None]  # (U, K)
+    if not hits.size:
         return np.full(len(targets), np.inf)
-    place = found.argmax(axis=1)  # (U,)
-    ahead = place
+    position = hits.argmax(axis=1)  # (U,)
+    ahead = position
     if copies is not None:
         before = np.cumsum(np.where(lists >= 0, copies[lists], 0), axis=1) - copies[lists]  # (U, K)
-        ahead = np.take_along_axis(before, place[:, None], axis=1)[:, 0]
-    return np.where(found.any(axis=1), ahead + 1.0, np.inf)
+        ahead = np.take_along_axis(before, position[:, None], axis=1)[:, 0]
+    return np.where(hits.any(axis=1), ahead + 1.0, np.inf)
 
 
 def ranks_from_scores(
@@ -79,7 +79,7 @@ def ranks_from_scores(
     ahead: NDArray[np.bool_] = ~(scores < scores[users, targets][:, None])
     if excluded is None:
         return np.asarray(ahead.sum(axis=1), dtype=np.float64)
-    mask = excluded if isinstance(excluded, np.ndarray) else _mask(excluded, scores.shape[1])
+    mask = excluded if isinstance(excluded, np.ndarray) else _exclusion_mask(excluded, scores.shape[1])
     ranks = np.asarray((ahead & ~mask).sum(axis=1), dtype=np.float64)
     return np.where(mask[users, targets], np.inf, ranks)
 
@@ -95,11 +95,11 @@ def ranks_in_chunks(
     Args:
         score: scores of all items for a slice of the users, (u, n_items).
         targets: item indices, (U,).
-        excluded: as there.
+        excluded: for each user, indices of the items that may not be recommended.
     """
     step = max(1, CELLS // n_items)
     chunks = [slice(start, min(start + step, len(targets))) for start in range(0, len(targets), step)]
-    ranks = [ranks_from_scores(score(part), targets[part], excluded and excluded[part]) for part in chunks]
+    ranks = [ranks_from_scores(score(chunk), targets[chunk], excluded and excluded[chunk]) for chunk in chunks]
     return np.concatenate([*ranks, np.empty(0)])
 
 
@@ -125,9 +125,9 @@ def summarise(
 
     Args:
         ranks: (U,), or (R, U) of R repetitions: a user then counts with the mean of the repetitions.
-        copies: with how many items of the same text each target stands in random order, itself among them, (U,); then
-            `ranks` are the best it may have, and a metric is its mean over such orders: the expected-rank credit of
-            collision-aware metrics, which neither helps nor harms the target.
+        copies: how many items have the target's text, itself included, (U,). They stand in the list one after the
+            other in random order: `ranks` are then the best possible ones, and a metric is its mean over such orders
+            (the expected-rank credit of collision-aware metrics, which neither helps nor harms the target).
 
     Raises:
         ValueError: there is no user.
@@ -145,8 +145,8 @@ def paired_bootstrap(
 ) -> dict[str, Difference]:
     """Each metric of system b minus that of system a, on the same users in the same order; arguments as `summarise`'s.
 
-    p is twice the smaller share of resamples on either side of zero, zero counted on both, with one resample added so
-    that it is never 0. Exchanging a and b changes the sign of the difference and nothing else.
+    p is twice the share of resamples on that side of zero where fewer are (those at zero count on both sides), with one
+    resample added so that it is never 0. Exchanging a and b changes the sign of the difference and nothing else.
 
     Raises:
         ValueError: there is no user, or the two have different numbers of users.
@@ -171,15 +171,15 @@ def _per_user(ranks: Ranks, mrr_cut: int, copies: Copies | None) -> NDArray[np.f
     runs = np.atleast_2d(ranks)  # (R, U)
     columns = []
     for metric, cut in ((recall_at, 1), (recall_at, 10), (ndcg_at, 10), (reciprocal_rank, mrr_cut)):
-        column = metric(runs, cut) if copies is None else _expected(metric, cut, runs, copies)  # (R, U)
+        column = metric(runs, cut) if copies is None else _expected_metric(metric, cut, runs, copies)  # (R, U)
         columns.append(column.mean(axis=0))
     return np.stack(columns, axis=1)  # (U, M)
 
 
-def _expected(
+def _expected_metric(
     metric: Callable[[Ranks, int], NDArray[np.float64]], cut: int, ranks: Ranks, copies: Copies
 ) -> NDArray[np.float64]:
-    """Mean of a metric over the ranks `ranks` ... `ranks + copies - 1`, of the shape of `ranks`."""
+    """Mean of a metric over the ranks from `ranks` to `ranks + copies - 1`, of the shape of `ranks`."""
     gains = np.concatenate([[0.0], np.cumsum(metric(np.arange(1.0, cut + 1), cut))])  # [n]: of the ranks up to n
     first, end = (np.minimum(rank, cut).astype(np.int64) for rank in (ranks - 1, ranks - 1 + copies))
     return np.asarray((gains[end] - gains[first]) / copies)
@@ -187,19 +187,19 @@ def _expected(
 
 def _resampled_means(values: NDArray[np.float64], bootstrap: int, seed: int) -> NDArray[np.float64]:
     """Means of `bootstrap` resamples of the rows of `values` (U, M) -> (B, M)."""
-    # Most users share their row (with lists of 10 there are 11 possible ones), and how often each distinct row is
-    # drawn is multinomial: the exact bootstrap at the cost of a few columns. Rows are taken in the order of their
+    # Many users have equal rows (with lists of 10 only 11 rows are possible), and how often each distinct row is drawn
+    # is multinomial: the exact bootstrap at the cost of a few columns. Distinct rows are taken in the order of their
     # first user, which a change of sign does not alter: this makes the paired test symmetric.
     _, first, counts = np.unique(values, axis=0, return_index=True, return_counts=True)
     order = np.argsort(first)
     rows, shares = values[first[order]], counts[order] / len(values)  # (G, M), (G,)
     rng = np.random.default_rng(seed)
     step = max(1, CELLS // len(rows))
-    draws = [min(step, bootstrap - done) for done in range(0, bootstrap, step)]
+    draws = [min(step, bootstrap - drawn) for drawn in range(0, bootstrap, step)]
     return np.concatenate([rng.multinomial(len(values), shares, size=n) @ rows for n in draws]) / len(values)
 
 
-def _mask(excluded: Sequence[NDArray[np.integer[Any]]], n_items: int) -> NDArray[np.bool_]:
+def _exclusion_mask(excluded: Sequence[NDArray[np.integer[Any]]], n_items: int) -> NDArray[np.bool_]:
     mask = np.zeros((len(excluded), n_items), dtype=np.bool_)
     rows = np.repeat(np.arange(len(excluded)), [len(items) for items in excluded])
     mask[rows, np.concatenate([*excluded, np.empty(0, dtype=np.int64)]).astype(np.int64)] = True

@@ -14,9 +14,9 @@ from calrec_lite.evaluate.cases import Cases
 from calrec_lite.evaluate.metrics import MRR_CUT, Copies, Interval, Ranks, ranks_from_lists, summarise
 from calrec_lite.recipe import Recipe
 
-RARE = 10  # trained on fewer times than this: a rare target
+RARE = 10  # a target that was trained on fewer times than this is rare
 SAME = "users: of the models"  # the slice on which baselines and models can be compared
-LENGTHS = (1, 5, 10, 20)  # lower ends of the history lengths that are reported apart
+LENGTHS = (1, 5, 10, 20)  # lower ends of the ranges of history length that are reported separately
 
 
 class Ranker(Interface):
@@ -39,7 +39,7 @@ class Protocol:
 
     Attributes:
         split: `test` or `validation`; which items these are is the domain's `holdout`.
-        users: most users measured, drawn by the seed; None: all that have a case.
+        users: how many users are measured at most, drawn by the seed; None: all that have a case.
         exclude_seen: items of the history are never recommended, by any system.
         k: length of the lists.
         mrr_cut: MRR counts targets up to this rank.
@@ -47,7 +47,7 @@ class Protocol:
         bootstrap: resamples of the users behind each interval.
         duplicates: `canonical`: items of the same text are one item. `expected`: they stand in a list one after the
             other in random order, and a metric is its mean over such orders.
-        model_users: of the users so many for models, whose lists take long; None: all of them.
+        model_users: on how many of the users models are measured, whose lists take long; None: on all of them.
     """
 
     split: Split = "test"
@@ -61,16 +61,16 @@ class Protocol:
     model_users: int | None = None
 
     @classmethod
-    def of(cls, asked: Recipe) -> "Protocol":
+    def of(cls, recipe: Recipe) -> "Protocol":
         """As a recipe says."""
-        options = asked.evaluate
+        options = recipe.evaluate
         return cls(
             split=options.split,
             users=options.users,
-            exclude_seen=asked.recommend.exclude_seen,
-            k=max(10, asked.recommend.k, options.mrr_cut),
+            exclude_seen=recipe.recommend.exclude_seen,
+            k=max(10, recipe.recommend.k, options.mrr_cut),
             mrr_cut=options.mrr_cut,
-            seed=asked.seed,
+            seed=recipe.seed,
             bootstrap=options.bootstrap,
             duplicates=options.duplicates,
             model_users=options.model_users,
@@ -81,18 +81,18 @@ class Protocol:
             raise ValueError(f"lists of k = {self.k} are too short for recall@10 and MRR@{self.mrr_cut}")
 
     def record(self, cases: Cases) -> dict[str, Any]:
-        """As plain data for a result, with what it came to on these cases.
+        """The protocol as plain data for a result, with the numbers that it led to on these cases.
 
         `users` becomes the number measured, `items` the size of the catalogue, all of which is ranked; `unreachable`
         counts users whose target is in their history while exclude_seen is on: a miss for every system alike.
         `tied_share` is the share of targets whose place among events of the same time was drawn by the domain's seed.
         """
         unreachable = int(cases.repeats.sum()) if self.exclude_seen else 0
-        said = asdict(self)
+        settings = asdict(self)
         if self.model_users is None or self.model_users >= len(cases.users):
-            del said["model_users"]  # it changes nothing
+            del settings["model_users"]  # it changes nothing
         return {
-            **said,
+            **settings,
             "users": len(cases.users),
             "items": cases.items,
             "unreachable": unreachable,
@@ -102,7 +102,7 @@ class Protocol:
         }
 
     def copies(self, cases: Cases) -> Copies | None:
-        """With how many items each target shares its rank, (U,); None where it is alone by definition."""
+        """With how many items each target shares its rank, (U,); None where `duplicates` makes them one item."""
         return cases.copies[cases.targets] if self.duplicates == "expected" else None
 
     def summary(self, cases: Cases, ranks: Ranks, chosen: NDArray[np.bool_] | None = None) -> dict[str, Interval]:
@@ -117,7 +117,7 @@ class Protocol:
 class SystemResult:
     """One system, measured."""
 
-    cases: Cases  # on which it was
+    cases: Cases  # on which it was measured
     metrics: dict[str, Interval]
     lists: NDArray[np.int32]  # (U, k)
     ranks: Ranks  # (U,)
@@ -139,28 +139,28 @@ def evaluate_system(ranker: Ranker, cases: Cases, protocol: Protocol) -> SystemR
     start = perf_counter()
     lists = np.asarray(ranker.rank(cases.histories, protocol.k, protocol.exclude_seen), dtype=np.int32)
     seconds = perf_counter() - start
-    _check(lists, cases, protocol)
+    _check_lists(lists, cases, protocol)
     ranks = ranks_from_lists(lists, cases.targets, cases.copies if protocol.duplicates == "expected" else None)
     return SystemResult(cases, protocol.summary(cases, ranks), lists, ranks, seconds)
 
 
 def slices(domain: Domain, cases: Cases, ranks: Ranks, protocol: Protocol) -> dict[str, dict[str, int | Interval]]:
-    """The metrics apart for kinds of users; a slice without users is left out.
+    """The metrics of each kind of users separately; a slice without users is left out.
 
     `target: new | rare | popular` by how often the target was trained on (0, under 10, 10 and more),
     `history: ...` by the number of items in the history, `target: repeat | explore` by whether the target is in it,
-    `time: tied | alone` by whether another event of the user has the target's time, so that a draw put them in order,
-    `users: of the models` are those on whom models are measured where `model_users` sets that: the same for any system.
+    `time: tied | alone` by whether another event of the user has the target's time, so that their order was drawn,
+    `users: of the models`, where `model_users` is set: those on whom models are measured, the same for any system.
 
     Args:
         ranks: of one system on `cases`, (U,).
     """
-    trained, repeat = domain.train_counts()[cases.targets], cases.repeats
+    train_counts, repeat = domain.train_counts()[cases.targets], cases.repeats
     length = np.array([len(history) for history in cases.histories])
     masks = {
-        "target: new": trained == 0,
-        "target: rare": (trained > 0) & (trained < RARE),
-        "target: popular": trained >= RARE,
+        "target: new": train_counts == 0,
+        "target: rare": (train_counts > 0) & (train_counts < RARE),
+        "target: popular": train_counts >= RARE,
         "target: repeat": repeat,
         "target: explore": ~repeat,
     }
@@ -178,7 +178,7 @@ def slices(domain: Domain, cases: Cases, ranks: Ranks, protocol: Protocol) -> di
     }
 
 
-def _check(lists: NDArray[np.int32], cases: Cases, protocol: Protocol) -> None:
+def _check_lists(lists: NDArray[np.int32], cases: Cases, protocol: Protocol) -> None:
     if lists.shape != (len(cases.users), protocol.k):
         raise ValueError(f"the ranker gave {lists.shape}, not lists of shape {(len(cases.users), protocol.k)}")
     if ((lists < -1) | (lists >= cases.items)).any():

@@ -1,4 +1,4 @@
-"""What an evaluation leaves behind: metrics.json, rankings.parquet, and a table with its protocol in the caption."""
+"""The files of an evaluation, written and read: metrics.json and rankings.parquet."""
 
 import json
 import os
@@ -47,8 +47,8 @@ def write_results(
 
     Systems measured there before by the same protocol are kept, those of the same name replaced: so stages can be
     evaluated one after the other. `systems` is {name: {metric: {value, low, high}}}; `slices`, `users` (how many it was
-    measured on) and `users_per_second` stand beside it, by system too. `versions`, `hardware` and `date` are those of
-    the last writing.
+    measured on) and `users_per_second` are by system too. `versions`, `hardware` and `date` are those of the last
+    writing.
 
     Args:
         folder: made if it does not exist.
@@ -75,11 +75,11 @@ def write_results(
     results = {**results, **previous, **extra, **results}
     rankings = pa.concat_tables(
         [
-            _kept_rankings(folder, set(previous.get("systems", {})) - set(systems)),
-            *(_rankings(name, domain, system) for name, system in systems.items()),
+            _other_systems_rankings(folder, set(previous.get("systems", {})) - set(systems)),
+            *(_system_rankings(name, domain, system) for name, system in systems.items()),
         ]
     )
-    # The rankings go first: whatever system metrics.json names has its rankings, killed between the two or not.
+    # The rankings go first: even after a kill between the two, every system in metrics.json has its rankings.
     with atomic_path(folder / "rankings.parquet") as temporary:
         pq.write_table(rankings, temporary, compression="zstd")
     write_json(folder / "metrics.json", results)
@@ -87,7 +87,7 @@ def write_results(
 
 
 def previous_results(folder: Path, domain: Domain, protocol: Protocol, cases: Cases) -> dict[str, Any]:
-    """The metrics.json in `folder`; empty if there is none. Call it before long work on what `folder` may refuse.
+    """The metrics.json in `folder`; empty if there is none. Call it before long work whose results could not be added.
 
     Raises:
         InputError: it was measured on other data or by another protocol, so nothing can be added to it.
@@ -95,15 +95,15 @@ def previous_results(folder: Path, domain: Domain, protocol: Protocol, cases: Ca
     if not (folder / "metrics.json").is_file():
         return {}
     results = read_metrics(folder)
-    mend = "remove that folder or write into another one"
+    remedy = "remove that folder or write into another one"
     if results["domain"]["fingerprint"] != domain.fingerprint:
-        raise InputError(f"{folder / 'metrics.json'}: measured on other data than domain `{domain.name}`; {mend}")
-    ours, theirs = protocol.record(cases), results["protocol"]
-    for key in sorted(ours.keys() | theirs.keys()):
-        if ours.get(key) != theirs.get(key):
+        raise InputError(f"{folder / 'metrics.json'}: measured on other data than domain `{domain.name}`; {remedy}")
+    current, stored = protocol.record(cases), results["protocol"]
+    for key in sorted(current.keys() | stored.keys()):
+        if current.get(key) != stored.get(key):
             raise InputError(
                 f"{folder / 'metrics.json'}: measured by another protocol "
-                f"({key}: {theirs.get(key)}, now {ours.get(key)}); {mend}"
+                f"({key}: {stored.get(key)}, now {current.get(key)}); {remedy}"
             )
     return results
 
@@ -136,17 +136,17 @@ def read_rankings(folder: Path, columns: list[str]) -> pa.Table:
 
 def versions() -> dict[str, str | None]:
     """Versions of what a result may depend on; null for what is not installed."""
-    found: dict[str, str | None] = {"calrec_lite": __version__, "python": platform.python_version()}
+    by_package: dict[str, str | None] = {"calrec_lite": __version__, "python": platform.python_version()}
     for package in PACKAGES:
         try:
-            found[package] = version(package)
+            by_package[package] = version(package)
         except PackageNotFoundError:
-            found[package] = None
-    return found
+            by_package[package] = None
+    return by_package
 
 
 def hardware() -> dict[str, Any]:
-    """The machine that users_per_second is of; `gpu` is null on a CPU."""
+    """The machine on which users_per_second was measured; `gpu` is null on a CPU."""
     # Here, not above: reading results and comparing them needs no torch, which takes seconds to import.
     import torch
 
@@ -160,14 +160,14 @@ def hardware() -> dict[str, Any]:
     }
 
 
-def _kept_rankings(folder: Path, names: set[str]) -> pa.Table:
-    if not names:
+def _other_systems_rankings(folder: Path, systems: set[str]) -> pa.Table:
+    if not systems:
         return RANKINGS.empty_table()
     rankings = read_rankings(folder, RANKINGS.names)
-    return rankings.filter(pc.is_in(rankings["system"], pa.array(sorted(names)))).cast(RANKINGS)
+    return rankings.filter(pc.is_in(rankings["system"], pa.array(sorted(systems)))).cast(RANKINGS)
 
 
-def _rankings(name: str, domain: Domain, system: SystemResult) -> pa.Table:
+def _system_rankings(name: str, domain: Domain, system: SystemResult) -> pa.Table:
     ids, cases = domain.catalogue.ids, system.cases
     return pa.table(
         [

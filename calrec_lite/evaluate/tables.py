@@ -10,16 +10,16 @@ from calrec_lite.evaluate.protocol import SAME
 def table(results: Mapping[str, Any]) -> str:
     """The contents of a metrics.json as a Markdown table, its protocol as the caption below."""
     speeds, users = results["users_per_second"], measured_on(results)
-    apart = len(set(users.values())) > 1
-    head = ["system", *(["users"] if apart else []), "R@1", "R@10", "N@10"]
-    head += [f"MRR@{results['protocol']['mrr_cut']}", *([f"N@10, same {min(users.values()):,}"] if apart else [])]
+    uneven = len(set(users.values())) > 1
+    head = ["system", *(["users"] if uneven else []), "R@1", "R@10", "N@10"]
+    head += [f"MRR@{results['protocol']['mrr_cut']}", *([f"N@10, same {min(users.values()):,}"] if uneven else [])]
     head += ["users/s"]
     rows = [
         [
             name,
-            *([f"{users[name]:,}"] if apart else []),
+            *([f"{users[name]:,}"] if uneven else []),
             *(interval_cell(metrics[metric]) for metric in METRICS),
-            *([interval_cell(results["slices"][name][SAME]["ndcg@10"])] if apart else []),
+            *([interval_cell(results["slices"][name][SAME]["ndcg@10"])] if uneven else []),
             f"{speeds[name]:.{0 if speeds[name] >= 100 else 1}f}",
         ]
         for name, metrics in results["systems"].items()
@@ -28,7 +28,7 @@ def table(results: Mapping[str, Any]) -> str:
 
 
 def measured_on(results: Mapping[str, Any]) -> dict[str, int]:
-    """How many users each system was measured on; before that was written down, all were measured on all."""
+    """How many users each system was measured on; older results do not say it: there all were measured on all."""
     return dict.fromkeys(results["systems"], results["protocol"]["users"]) | results.get("users", {})
 
 
@@ -39,21 +39,21 @@ def caption(results: Mapping[str, Any]) -> str:
     if protocol["unreachable"]:
         seen += f" (the target of {protocol['unreachable_share']:.1%} of users is one: a miss for every system)"
     # Results written before these keys were there are leave-one-out with canonical items.
-    texts = {"canonical": "same text, one item", "expected": "items of the same text in random order, expected credit"}
-    same = texts[protocol.get("duplicates", "canonical")]
+    rules = {"canonical": "same text, one item", "expected": "items of the same text in random order, expected credit"}
+    duplicates = rules[protocol.get("duplicates", "canonical")]
     tied = protocol.get("tied_share")
     ties = "no times: events in the file's order"
     if tied is not None:
         ties = f"{tied:.1%} of targets tied in time (order drawn by the seed)"
-    made = f", models' lists by {made_by(results)}" if results.get("recommend") else ""
-    part = protocol.get("model_users")
+    made_note = f", models' lists by {made_by(results)}" if results.get("recommend") else ""
+    model_users = protocol.get("model_users")
     users = f"{protocol['users']:,} users"
-    if part and part < protocol["users"]:
-        users += f" (models: {part:,} of them)"
+    if model_users and model_users < protocol["users"]:
+        users += f" (models: {model_users:,} of them)"
     return (
         f"{domain['name']} ({domain['fingerprint'][:12]}), {protocol['split']}, "
-        f"{protocol.get('holdout', 'leave-one-out')}, full catalogue of {protocol['items']:,} items ({same}), "
-        f"{users}, {ties}, {seen}, MRR cut at {protocol['mrr_cut']}{made}; "
+        f"{protocol.get('holdout', 'leave-one-out')}, full catalogue of {protocol['items']:,} items ({duplicates}), "
+        f"{users}, {ties}, {seen}, MRR cut at {protocol['mrr_cut']}{made_note}; "
         f"[95% bootstrap interval over users], seed {protocol['seed']}."
     )
 

@@ -36,27 +36,27 @@ def tune_fusion(recommender: Recommender, cases: Cases, exclude_seen: bool) -> l
     Args:
         cases: of the validation split; weights chosen on test users would be no result.
     """
-    counted = TRANSITIONS if recommender.strategies.transitions is not None else (0.0,)
-    return tried_on(all_candidates(recommender, cases, exclude_seen), cases, counted)
+    transition_weights = TRANSITIONS if recommender.strategies.transitions is not None else (0.0,)
+    return tried_on(all_candidates(recommender, cases, exclude_seen), cases, transition_weights)
 
 
-def tried_on(found: Sequence[Candidates], cases: Cases, counted: Sequence[float]) -> list[Tried]:
-    """As `tune_fusion`, of candidates that are there already, with each of FUSION and of `counted`."""
+def tried_on(candidates: Sequence[Candidates], cases: Cases, transition_weights: Sequence[float]) -> list[Tried]:
+    """As `tune_fusion`, of candidates already made, with each of FUSION and of `transition_weights`."""
     tried = []
-    for fusion, transitions in product(FUSION, counted):
-        pairs = zip(found, cases.targets, strict=True)
-        ranks = np.array([_rank(own, target, fusion, transitions) for own, target in pairs])
-        recall, ndcg = (float(at(ranks, 10).mean()) for at in (recall_at, ndcg_at))
+    for fusion, transitions in product(FUSION, transition_weights):
+        pairs = zip(candidates, cases.targets, strict=True)
+        ranks = np.array([_rank(user_candidates, target, fusion, transitions) for user_candidates, target in pairs])
+        recall, ndcg = (float(metric(ranks, 10).mean()) for metric in (recall_at, ndcg_at))
         tried.append(Tried(fusion, transitions, recall, ndcg))
     return sorted(tried, key=lambda t: (-t.ndcg10, t.transitions, t.fusion))
 
 
 def all_candidates(recommender: Recommender, cases: Cases, exclude_seen: bool) -> list[Candidates]:
-    """What `strategy: rerank` chooses from, of every case; with transitions where the recommender has them."""
+    """What `strategy: rerank` chooses from, for every case; with transitions where the recommender has them."""
     catalogue, strategies = recommender.catalogue, recommender.strategies
     tokens, texts = catalogue.tokens, catalogue.texts
     prompts = [recommender.encoder.prompt([tokens[i] for i in history]) for history in cases.histories]
-    found: dict[int, Candidates] = {}
+    by_user: dict[int, Candidates] = {}
     with tqdm(total=len(prompts), desc="score candidates", unit="user") as bar:
         for users in batches(prompts, recommender.options.batch_tokens):
             histories = [cases.histories[u] for u in users]
@@ -65,13 +65,13 @@ def all_candidates(recommender: Recommender, cases: Cases, exclude_seen: bool) -
                 row[history] = not exclude_seen
             batch = Users([prompts[u] for u in users], [[texts[i] for i in h] for h in histories], histories)
             with lists_in_memory(len(users), recommender.options):
-                made = strategies.candidates(batch, allowed, transitions=strategies.transitions)
-            found |= zip(users, made, strict=True)
+                batch_candidates = strategies.candidates(batch, allowed, transitions=strategies.transitions)
+            by_user |= zip(users, batch_candidates, strict=True)
             bar.update(len(users))
-    return [found[u] for u in range(len(prompts))]
+    return [by_user[u] for u in range(len(prompts))]
 
 
-def _rank(own: Candidates, target: int, fusion: float, transitions: float) -> float:
-    order, _ = own.best(fusion, transitions, len(own.items))
-    ranks: Ranks = ranks_from_lists(own.items[order][None], np.array([target]))
+def _rank(candidates: Candidates, target: int, fusion: float, transitions: float) -> float:
+    order, _ = candidates.best(fusion, transitions, len(candidates.items))
+    ranks: Ranks = ranks_from_lists(candidates.items[order][None], np.array([target]))
     return float(ranks[0])

@@ -1,1 +1,1 @@
-"""The folder others open, and its model card."""
+"""The exported folder and its model card."""

@@ -55,12 +55,12 @@ def render_card(run: Run, adapter: bool = False) -> str:
 
 
 def base_name(recipe: Recipe) -> str:
-    """What others may read of where the base came from."""
+    """The base's public name: no path of this machine."""
     return _public(recipe.base.model).partition("#")[0]
 
 
 def _public(source: str) -> str:
-    """A Hub id or an address as it is; of a path of this machine the file's or folder's name only."""
+    """A Hub id or an address as it is; a path of this machine without its folders."""
     path = source.partition("#")[0]
     return source if "://" in path or _on_hub(path) else Path(path).expanduser().resolve().name
 
@@ -114,7 +114,7 @@ _NO_CATALOGUE = "The catalogue is not part of this export: put its `catalogue.js
 
 
 def _results(run: Run) -> dict[str, Any] | None:
-    """The run's evaluation; None where there is no whole one, or it is of other data than the recipe's target."""
+    """The run's evaluation; None where it is missing, not complete, or of other data than the recipe's target."""
     try:
         results = read_metrics(run.evaluation)
     except InputError:

@@ -1,7 +1,7 @@
 """Rows of one optimiser step as tensors: what both towers read, and where the losses look."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from calrec_lite.method.catalogue import EncodedCatalogue
+from calrec_lite.model.on_device import OnDevice
 from calrec_lite.recipe import Loss
 from calrec_lite.text.encoding import Row
 from calrec_lite.text.trie import gather_ranges
@@ -17,36 +18,12 @@ MULTIPLE = 32  # lengths are padded to a multiple: kernels are rebuilt for each 
 ITEMS_AT_ONCE = 16  # item texts of one forward on a CPU: sorted by length, smaller parts are padded less
 
 
-class OnDevice:
-    """A dataclass of tensors that moves as one."""
-
-    def to(self, device: torch.device | str) -> Any:
-        """On the device; from pinned memory the copy runs beside the host's work."""
-        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
-
-    def pin_memory(self) -> Any:
-        """In page-locked memory; the data loader calls it where there is a GPU."""
-        return self._each(Tensor.pin_memory)
-
-    def _each(self, change: Callable[[Tensor], Tensor]) -> Any:
-        changed = {f.name: _changed(getattr(self, f.name), change) for f in fields(self)}  # type: ignore[arg-type]
-        return replace(self, **changed)  # type: ignore[type-var]
-
-
-def _changed(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    if isinstance(value, Tensor):
-        return change(value)
-    if isinstance(value, OnDevice):
-        return value._each(change)
-    return [_changed(v, change) for v in value] if isinstance(value, list) else value
-
-
 @dataclass
 class Forks(OnDevice):
     """The decisions of a chunk's targets in the catalogue's trie; the children of its forks lie in one flat list.
 
-    A fork that many targets pass, as all pass the root, has its children there once: their number does not grow with
-    the rows.
+    A fork's children are in that list once, however many targets pass it (all pass the root): its length does not grow
+    with the rows.
 
     Attributes:
         positions: (F,) index into the flattened (B * T) states of the state that decides.
@@ -56,7 +33,7 @@ class Forks(OnDevice):
         entry_token: (E,) for each child of each distinct fork its column in `tokens`.
         entry_bias: (E,) what is added to its logit, once that is multiplied by `logit_scale`.
         chosen: (F,) the entry that is taken.
-        children: (F,) how many there are to decide between; with the host, so that slicing waits for no device.
+        children: (F,) how many children each decision has; on the CPU, so that slicing waits for no device.
     """
 
     positions: Tensor
@@ -76,9 +53,9 @@ class Forks(OnDevice):
         lengths = self.ptr[self.fork[at:end] + 1] - begin
         start = lengths.cumsum(0) - lengths
         total = int(self.children[at:end].sum())
-        owner = torch.repeat_interleave(lengths, output_size=total)
-        entry = torch.arange(total, device=begin.device) + (begin - start)[owner]
-        return owner, entry, start + self.chosen[at:end] - begin
+        decision = torch.repeat_interleave(lengths, output_size=total)
+        entry = torch.arange(total, device=begin.device) + (begin - start)[decision]
+        return decision, entry, start + self.chosen[at:end] - begin
 
 
 @dataclass
@@ -125,8 +102,8 @@ class StepBatch(OnDevice):
         tokens: ids of both passes, padding not counted.
         attended: pairs of positions that see each other in both passes, padding not counted.
         vocabulary_positions, fork_entries: positions whose loss is over the vocabulary, and children at forks.
-        at_once: whether memory has room for all of the step's graphs: one chunk of rows, no more tokens in item texts.
-        rows: what the step was made of, and `micro_batch_size`: how it was cut, so that it can be cut again.
+        at_once: whether the graphs of the whole step fit in memory: one chunk of rows, no more tokens in item texts.
+        rows, micro_batch_size: what the step was made of and how it was cut, so that it can be cut again.
     """
 
     chunks: list[Chunk]
@@ -151,11 +128,11 @@ class Collator:
         catalogues: the domains' items by name.
         loss: which targets, which softmax, how many anchors a row.
         start, pad: ids of the first token of pass A and of padding.
-        micro_batch_size: full-length rows in memory at once; of shorter rows, or item texts, so many more. Set later,
-            it holds in background workers too.
+        micro_batch_size: full-length rows in memory at once, or more shorter rows or item texts of as many tokens. It
+            may be set later too, for background workers as well.
         row_tokens: the full length; None: that of a step's longest row.
-        items_at_once: item texts of one forward at most; None: as many as the rows leave room for, fewer kernels to
-            launch on a GPU.
+        items_at_once: item texts of one forward at most; None: as many as fit where the rows do, so that a
+            GPU has fewer kernels to launch.
     """
 
     def __init__(
@@ -174,20 +151,20 @@ class Collator:
         self.contrast = loss.contrastive
 
     def __call__(self, rows: Sequence[Row]) -> StepBatch:
-        rows = sorted(rows, key=lambda row: -len(row.tokens))  # the largest chunk first: memory that lacks, lacks early
+        rows = sorted(rows, key=lambda row: -len(row.tokens))  # longest first: if memory runs out, it does so early
         longest = self._width(len(rows[0].tokens))
         micro = self.micro_batch_size
-        budget = micro * max(longest, self._width(self.row_tokens or 1))
-        chunks = [self._chunk(part) for part in _parts(rows, budget // longest)]
+        token_budget = micro * max(longest, self._width(self.row_tokens or 1))
+        chunks = [self._chunk(part) for part in _parts(rows, token_budget // longest)]
         texts, anchor_item, negatives = self._contrast(rows)
         width = _padded(1 + max(map(len, texts), default=0), 8)
-        most = max(1, budget // width)
-        most = min(self.items_at_once or most, most)
-        items = [item_chunk(part, self.start, self.pad) for part in _parts(texts, most)]
+        texts_at_once = max(1, token_budget // width)
+        texts_at_once = min(self.items_at_once or texts_at_once, texts_at_once)
+        items = [item_chunk(part, self.start, self.pad) for part in _parts(texts, texts_at_once)]
         vocabulary = self.loss.softmax == "vocabulary"
-        whole = vocabulary or self.loss.vocabulary_weight > 0
+        over_vocabulary = vocabulary or self.loss.vocabulary_weight > 0
         supervised = max(1, sum(len(c.labels if vocabulary or c.forks is None else c.forks.chosen) for c in chunks))
-        positions = sum(len(c.labels) for c in chunks if whole or c.forks is None)
+        positions = sum(len(c.labels) for c in chunks if over_vocabulary or c.forks is None)
         for chunk in chunks:  # the step divides by forks, this loss is a mean over tokens (docs/method.md, 5b)
             chunk.vocabulary_weight = self.loss.vocabulary_weight * supervised / max(1, positions)
         lengths = np.array([len(r.tokens) for r in rows] + [len(t) + 1 for t in texts], np.int64)
@@ -202,7 +179,7 @@ class Collator:
             attended=int((lengths * (lengths + 1) // 2).sum()),
             vocabulary_positions=positions,
             fork_entries=sum(int(c.forks.children.sum()) for c in chunks if c.forks is not None),
-            at_once=len(chunks) == 1 and sum(i.ids.numel() for i in items) <= budget,
+            at_once=len(chunks) == 1 and sum(i.ids.numel() for i in items) <= token_budget,
             rows=rows,
             micro_batch_size=micro,
         )
@@ -233,10 +210,10 @@ class Collator:
         for b, row in enumerate(rows):
             ids[b, : len(row.tokens)] = row.tokens
             for k in self.targets(row):
-                last = row.ends[k] + (k == len(row.items) - 1)  # end-of-text after the last one is supervised too
-                where = np.arange(row.starts[k], last)
-                positions.append(b * width + where - 1)
-                labels.append(row.tokens[where])
+                end = row.ends[k] + (k == len(row.items) - 1)  # end-of-text after the last one is supervised too
+                supervised = np.arange(row.starts[k], end)
+                positions.append(b * width + supervised - 1)
+                labels.append(row.tokens[supervised])
             anchors += [(b, row.starts[k], row.ends[k]) for k in self.anchors(row)]
         columns = np.array(anchors, np.int64).reshape(-1, 3).T.copy()
         anchor_row, anchor_start, anchor_end = map(torch.from_numpy, columns)
@@ -251,31 +228,31 @@ class Collator:
         )
 
     def _forks(self, rows: Sequence[Row], width: int) -> Forks:
-        decided = [
+        targets = [
             (b * width + row.starts[k] - 1, row.items[k]) for b, row in enumerate(rows) for k in self.targets(row)
         ]
         domains = {row.domain for row in rows}
         if len(domains) > 1:
             raise ValueError(f"a chunk holds rows of one domain, not of {sorted(domains)}")
         catalogue = self.catalogues[domains.pop()]
-        before, items = (np.array([d[column] for d in decided]) for column in (0, 1))
+        before, items = (np.array([target[column] for target in targets]) for column in (0, 1))
         return fork_tensors(catalogue, before, items)
 
     def _contrast(self, rows: Sequence[Row]) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
         """Distinct texts of pass A (shortest first), each anchor's text, and who is a negative of whom."""
-        owner, keys = [], []
+        users, keys = [], []
         for b, row in enumerate(rows):
             for k in self.anchors(row):
-                owner.append(-1 - b if row.user is None else row.user)
+                users.append(-1 - b if row.user is None else row.user)
                 keys.append((row.domain, int(row.items[k])))
         texts = {key: self.catalogues[key[0]].tokens[key[1]] for key in keys}
         distinct = sorted(texts, key=lambda key: (len(texts[key]), key))
-        column = {key: i for i, key in enumerate(distinct)}
-        item = np.array([column[key] for key in keys], np.int64)
-        owner_of = np.array(owner, np.int64)  # windows of one user, or a row that fills a step up, are one history
+        index = {key: i for i, key in enumerate(distinct)}
+        item = np.array([index[key] for key in keys], np.int64)
+        user = np.array(users, np.int64)  # windows of one user, and rows drawn again to fill a step, are one history
         negatives = item[:, None] != item[None, :]  # (A, A); the same text is never its own negative
         if self.loss.mask_same_history:
-            negatives &= owner_of[:, None] != owner_of[None, :]
+            negatives &= user[:, None] != user[None, :]
         return [texts[key] for key in distinct], item, negatives
 
 
@@ -312,9 +289,9 @@ def fork_tensors(catalogue: EncodedCatalogue, before: np.ndarray, items: np.ndar
     )
 
 
-def _parts(values: Sequence[Any], most: int) -> list[Sequence[Any]]:
-    """The fewest parts of at most `most`, all of the same size but the last."""
-    size = -(-len(values) // -(-len(values) // most)) if values else 1
+def _parts(values: Sequence[Any], largest: int) -> list[Sequence[Any]]:
+    """The fewest parts of at most `largest`, all of the same size but the last."""
+    size = -(-len(values) // -(-len(values) // largest)) if values else 1
     return [values[i : i + size] for i in range(0, len(values), size)]
 
 

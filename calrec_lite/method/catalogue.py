@@ -1,4 +1,4 @@
-"""The items as the loss sees them: where the logits of the catalogue softmax start, and how far they are scaled."""
+"""A domain's items as the loss sees them: ids, trie, and the bias and scale of logits in the catalogue softmax."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -67,10 +67,10 @@ def encode_catalogue(
     tokens = encoder.limit(encoder.items(texts, progress))
     seen: dict[bytes, int] = {}
     for i, t in enumerate(tokens):
-        other = seen.setdefault(t.tobytes(), i)
-        if other != i:
+        first = seen.setdefault(t.tobytes(), i)
+        if first != i:
             raise InputError(
-                f"domain `{name}`: the tokenizer cannot tell {texts[other]!r} from {texts[i]!r}; "
+                f"domain `{name}`: the tokenizer cannot tell {texts[first]!r} from {texts[i]!r}; "
                 "add a field that differs to `fields`"
             )
     trie = Trie.build(tokens)

@@ -40,16 +40,16 @@ def vocabulary_nll(states: Tensor, head: Tensor, labels: Tensor) -> Tensor:
     return _HeadLoss.apply(states, head, labels)
 
 
-class _Known(torch.autograd.Function):
-    """A loss whose gradient at its states is known in the forward pass, and saved there."""
+class _GradientInForward(torch.autograd.Function):
+    """A loss whose gradient with respect to its states is computed, and saved, in the forward pass."""
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
-        (pull,) = ctx.saved_tensors
-        return (gradient.unsqueeze(1) * pull).to(pull.dtype), None, None  # a weight in bf16 would be off by up to .4%
+        (grad,) = ctx.saved_tensors
+        return (gradient.unsqueeze(1) * grad).to(grad.dtype), None, None  # a weight in bf16 would be off by up to .4%
 
 
-class _HeadLoss(_Known):
+class _HeadLoss(_GradientInForward):
     """The gradient at the states is (softmax - one-hot) @ head, known as soon as the loss is: two products, not three.
 
     Keeping logits for the backward pass would cost P * V, computing them again a third product.
@@ -58,18 +58,18 @@ class _HeadLoss(_Known):
     @staticmethod
     def forward(ctx: Any, states: Tensor, head: Tensor, labels: Tensor) -> Tensor:
         nll = states.new_empty(len(states), dtype=torch.float32)
-        pull = torch.empty_like(states) if ctx.needs_input_grad[0] else None  # (P, D)
+        grad = torch.empty_like(states) if ctx.needs_input_grad[0] else None  # (P, D)
         size = max(1, HEAD_ENTRIES // head.shape[0])
-        for at in range(0, len(states), size):
-            here = slice(at, at + size)
-            own = labels[here].unsqueeze(1)
-            scores = (states[here] @ head.T).float().log_softmax(-1)  # (S, V)
-            nll[here] = -scores.gather(1, own).squeeze(1)
-            if pull is not None:
-                share = scores.exp_().scatter_add_(1, own, scores.new_full(own.shape, -1.0))
-                torch.mm(share.to(head.dtype), head, out=pull[here])
-        if pull is not None:
-            ctx.save_for_backward(pull)
+        for start in range(0, len(states), size):
+            part = slice(start, start + size)
+            label = labels[part].unsqueeze(1)
+            scores = (states[part] @ head.T).float().log_softmax(-1)  # (S, V)
+            nll[part] = -scores.gather(1, label).squeeze(1)
+            if grad is not None:
+                logit_grad = scores.exp_().scatter_add_(1, label, scores.new_full(label.shape, -1.0))
+                torch.mm(logit_grad.to(head.dtype), head, out=grad[part])
+        if grad is not None:
+            ctx.save_for_backward(grad)
         return nll
 
 
@@ -78,8 +78,8 @@ def catalogue_nll(states: Tensor, head: Tensor, forks: Forks) -> Tensor:
 
     Only the columns of tokens that are children somewhere in the chunk are computed; each fork then
     gathers its own, so no mask over the vocabulary exists. The logits start from the items' popularity
-    (`loss.prior`; logit adjustment, Menon et al. 2021), so that what is learnt is what sets a user apart.
-    They are scaled down (`loss.logit_scale`): a language model is far surer of words than it can be of purchases.
+    (`loss.prior`; logit adjustment, Menon et al. 2021), so that the model learns how a user differs from it.
+    They are scaled down (`loss.logit_scale`): a language model predicts words far better than it can purchases.
 
     Args:
         states: (F, D) the state that decides each fork. head: (V, D), frozen: it gets no gradient.
@@ -87,37 +87,37 @@ def catalogue_nll(states: Tensor, head: Tensor, forks: Forks) -> Tensor:
     return _ForkLoss.apply(states, head[forks.tokens], forks)
 
 
-class _ForkLoss(_Known):
-    """As `_HeadLoss`: a slice of forks at a time, its gradient taken there and then, for a large catalogue's forks have
-    children all over the vocabulary."""
+class _ForkLoss(_GradientInForward):
+    """As `_HeadLoss`: loss and gradient of a slice of forks at a time, for the forks of a large catalogue have children
+    all over the vocabulary."""
 
     @staticmethod
     def forward(ctx: Any, states: Tensor, children: Tensor, forks: Forks) -> Tensor:
         nll = states.new_empty(len(states), dtype=torch.float32)
-        pull = torch.empty_like(states) if ctx.needs_input_grad[0] else None  # (F, D)
+        grad = torch.empty_like(states) if ctx.needs_input_grad[0] else None  # (F, D)
         size = max(1, HEAD_ENTRIES // max(1, len(children)))
-        for at in range(0, len(states), size):
-            end = min(len(states), at + size)
-            fork, entry, chosen = forks.slice(at, end)  # (E,), (E,), (S,)
+        for start in range(0, len(states), size):
+            end = min(len(states), start + size)
+            fork, entry, chosen = forks.slice(start, end)  # (E,), (E,), (S,)
             token = forks.entry_token[entry]
-            logits = (states[at:end] @ children.T).float()  # (S, U)
+            logits = (states[start:end] @ children.T).float()  # (S, U)
             entries = forks.logit_scale * logits[fork, token] + forks.entry_bias[entry]  # (E,)
-            total = segment_logsumexp(entries, fork, end - at)
-            nll[at:end] = total - entries[chosen]
-            if pull is not None:
-                share = (entries - total[fork]).exp_()
-                share[chosen] -= 1
-                of_logits = logits.zero_().index_put_((fork, token), forks.logit_scale * share)
-                torch.mm(of_logits.to(children.dtype), children, out=pull[at:end])
-        if pull is not None:
-            ctx.save_for_backward(pull)
+            total = segment_logsumexp(entries, fork, end - start)
+            nll[start:end] = total - entries[chosen]
+            if grad is not None:
+                entry_grad = (entries - total[fork]).exp_()
+                entry_grad[chosen] -= 1
+                logit_grad = logits.zero_().index_put_((fork, token), forks.logit_scale * entry_grad)
+                torch.mm(logit_grad.to(children.dtype), children, out=grad[start:end])
+        if grad is not None:
+            ctx.save_for_backward(grad)
         return nll
 
 
 def segment_logsumexp(values: Tensor, segment: Tensor, n: int) -> Tensor:
     """(n,) log of the sum of exp(values) within each segment; `values`, `segment` (E,)."""
-    top = values.detach().new_full((n,), -torch.inf).scatter_reduce(0, segment, values.detach(), "amax")
-    return values.new_zeros(n).index_add(0, segment, (values - top[segment]).exp()).log() + top
+    maximum = values.detach().new_full((n,), -torch.inf).scatter_reduce(0, segment, values.detach(), "amax")
+    return values.new_zeros(n).index_add(0, segment, (values - maximum[segment]).exp()).log() + maximum
 
 
 def contrastive_loss(anchors: Tensor, texts: Tensor, negatives: Tensor, tau: float, direction: str) -> Tensor:
@@ -129,8 +129,8 @@ def contrastive_loss(anchors: Tensor, texts: Tensor, negatives: Tensor, tau: flo
         negatives: (A, A) whether text j is a negative of anchor i; the diagonal is always the positive.
         direction: softmax over texts (`user_to_item`), over anchors (`item_to_user`), or the mean of both.
     """
-    keep = negatives | torch.eye(len(anchors), dtype=torch.bool, device=anchors.device)
-    logits = (anchors @ texts.T / tau).masked_fill(~keep, -torch.inf)  # (A, A)
+    candidates = negatives | torch.eye(len(anchors), dtype=torch.bool, device=anchors.device)
+    logits = (anchors @ texts.T / tau).masked_fill(~candidates, -torch.inf)  # (A, A)
     labels = torch.arange(len(anchors), device=anchors.device)
     if direction == "user_to_item":
         return F.cross_entropy(logits, labels)

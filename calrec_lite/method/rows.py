@@ -1,4 +1,4 @@
-"""Which stretches of which histories are trained on, as a data set of rows built on demand."""
+"""Windows of histories to train on, as a data set whose rows are built on demand."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -66,34 +66,34 @@ def history_rows(histories: Sequences, catalogue: EncodedCatalogue, encoder: Enc
 def last_item_rows(histories: Sequences, catalogue: EncodedCatalogue, encoder: Encoder) -> DomainRows:
     """One row a user of two items or more, ending in the last one."""
     users = np.flatnonzero(np.diff(histories.offsets) >= 2)
-    return _ending_at(histories, users, histories.offsets[users + 1], catalogue, encoder)
+    return _rows_ending_at(histories, users, histories.offsets[users + 1], catalogue, encoder)
 
 
 def validation_rows(domain: Domain, catalogue: EncodedCatalogue, encoder: Encoder, users: int, seed: int) -> DomainRows:
     """One row a user, ending in the validation target, for `users` users that have one, drawn by `seed`."""
     eligible, targets = domain.sequences.held_out("validation")
     drawn = np.sort(np.random.default_rng(seed).permutation(eligible)[:users])
-    return _ending_at(domain.sequences, drawn, targets[np.searchsorted(eligible, drawn)] + 1, catalogue, encoder)
+    return _rows_ending_at(domain.sequences, drawn, targets[np.searchsorted(eligible, drawn)] + 1, catalogue, encoder)
 
 
 def _windows(
     sequences: Sequences, stops: np.ndarray, catalogue: EncodedCatalogue, encoder: Encoder, loss: Loss
 ) -> DomainRows:
     """Of each user's items up to `stops` (U,)."""
-    most = encoder.text.max_items
-    stride = 1 if loss.targets == "last" else most - 1
+    max_items = encoder.text.max_items
+    stride = 1 if loss.targets == "last" else max_items - 1
     users, starts, ends = [], [], []
     for u, (begin, stop) in enumerate(zip(sequences.offsets[:-1].tolist(), stops.tolist())):
         for end in range(stop, begin + 1, -stride):
             users.append(u)
-            starts.append(max(begin, end - most))
+            starts.append(max(begin, end - max_items))
             ends.append(end)
-            if encoder.text.windows == "last" or (end - most <= begin and stride > 1):
+            if encoder.text.windows == "last" or (end - max_items <= begin and stride > 1):
                 break
     return _rows(sequences.items, catalogue, encoder, *(np.array(v, np.int64) for v in (users, starts, ends)))
 
 
-def _ending_at(
+def _rows_ending_at(
     sequences: Sequences, users: np.ndarray, end: np.ndarray, catalogue: EncodedCatalogue, encoder: Encoder
 ) -> DomainRows:
     start = np.maximum(sequences.offsets[users], end - encoder.text.max_items)
@@ -108,16 +108,16 @@ def _rows(
     start: np.ndarray,
     end: np.ndarray,
 ) -> DomainRows:
-    cost = np.array([len(t) for t in catalogue.tokens])[items] + len(encoder.next)
-    before = np.concatenate([[0], np.cumsum(cost)])
-    length = np.minimum(before[end] - before[start], encoder.text.max_history_tokens + encoder.text.max_item_tokens)
+    item_tokens = np.array([len(t) for t in catalogue.tokens])[items] + len(encoder.next)
+    total = np.concatenate([[0], np.cumsum(item_tokens)])
+    length = np.minimum(total[end] - total[start], encoder.text.max_history_tokens + encoder.text.max_item_tokens)
     return DomainRows(catalogue, items, user, start, end, length)
 
 
 class StepSampler(Sampler[list[int]]):
     """The rows of each optimiser step: one domain a step, rows of similar length together, order drawn by the seed.
 
-    One domain a step, because texts of another domain are negatives that are told apart at a glance.
+    One domain a step, because texts of another domain are negatives that are too easy to tell apart.
     An incomplete last step of a domain is filled with rows drawn again, so that the number of
     negatives never changes.
     """
@@ -134,15 +134,15 @@ class StepSampler(Sampler[list[int]]):
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[list[int]]:
-        draw = np.random.default_rng([self.seed, self.epoch])
+        random = np.random.default_rng([self.seed, self.epoch])
         steps: list[np.ndarray] = []
         for d in range(len(self.rows.parts)):
-            order = draw.permutation(np.flatnonzero(self.rows.domain == d))
-            short = -len(order) % self.batch_size
-            order = np.concatenate([order, draw.choice(order, short)]) if short else order
+            order = random.permutation(np.flatnonzero(self.rows.domain == d))
+            missing = -len(order) % self.batch_size
+            order = np.concatenate([order, random.choice(order, missing)]) if missing else order
             for pool in range(0, len(order), 32 * self.batch_size):  # sorted within pools: shuffled, yet little padding
                 part = order[pool : pool + 32 * self.batch_size]
                 part = part[np.argsort(self.rows.length[part], kind="stable")]
                 steps += list(part.reshape(-1, self.batch_size))
-        for i in draw.permutation(len(steps)):
+        for i in random.permutation(len(steps)):
             yield steps[i].tolist()

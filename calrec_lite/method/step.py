@@ -1,7 +1,7 @@
 """The two-tower step: one gradient of the objective, however it is cut into micro-batches (docs/method.md, 3).
 
-Where all of a step fits in memory, or what its graphs keep goes to RAM, it is plain autograd. Where not, the
-contrastive terms need every chunk's vectors at once, so the vectors are first computed without a graph, the
+Where a whole step fits in memory, or its activations are offloaded to RAM, it is plain autograd. Otherwise:
+the contrastive terms need every chunk's vectors at once, so the vectors are first computed without a graph, the
 gradient of the contrastive terms with respect to them is taken, and each chunk is then run again with its own
 graph (GradCache, Gao et al. 2021). Memory is that of one chunk, so the last chunk of rows keeps its graph from
 the first pass; the price is one more forward of all others, without the LM head. Random states are recorded in
@@ -46,21 +46,21 @@ def two_tower_step(towers: Towers, batch: StepBatch, loss: Loss, backward: Backw
     contrast = bool(len(batch.anchor_item))
     weight = (1 - loss.alpha - loss.beta if contrast else 1.0) / batch.supervised
     if not contrast:
-        return _separate(towers, batch, loss, weight, backward)
+        return _nll_only(towers, batch, loss, weight, backward)
     if batch.at_once or (towers.offload and backward):
         return _whole(towers, batch, loss, weight, backward)
     return _cached(towers, batch, loss, weight, backward)
 
 
-def _separate(towers: Towers, batch: StepBatch, loss: Loss, weight: float, backward: Backward | None) -> StepLoss:
+def _nll_only(towers: Towers, batch: StepBatch, loss: Loss, weight: float, backward: Backward | None) -> StepLoss:
     """No contrastive terms: each chunk's graph is complete in itself."""
     nll = torch.zeros((), device=batch.anchor_item.device)
     zero = nll.clone()
-    for chunk in _apart(batch.chunks) if len(batch.chunks) > 1 else batch.chunks:
-        own = towers.rows(chunk).nll
+    for chunk in _one_by_one(batch.chunks) if len(batch.chunks) > 1 else batch.chunks:
+        chunk_nll = towers.rows(chunk).nll
         if backward:
-            backward(weight * own)
-        nll = nll + own.detach()
+            backward(weight * chunk_nll)
+        nll = nll + chunk_nll.detach()
     return _report(nll, zero, zero, weight, batch, loss)
 
 
@@ -68,7 +68,7 @@ def _whole(towers: Towers, batch: StepBatch, loss: Loss, weight: float, backward
     """One graph of all chunks."""
     rows = [towers.rows(chunk) for chunk in batch.chunks]
     texts = torch.cat([towers.items(part) for part in batch.items])
-    tt, ut = _terms(torch.cat([r.user for r in rows]), torch.cat([r.target for r in rows]), texts, batch, loss)
+    tt, ut = _contrastive(torch.cat([r.user for r in rows]), torch.cat([r.target for r in rows]), texts, batch, loss)
     nll = torch.stack([r.nll for r in rows]).sum()
     if backward:
         backward(weight * nll + loss.alpha * tt + loss.beta * ut)
@@ -76,59 +76,59 @@ def _whole(towers: Towers, batch: StepBatch, loss: Loss, weight: float, backward
 
 
 def _cached(towers: Towers, batch: StepBatch, loss: Loss, weight: float, backward: Backward | None) -> StepLoss:
-    *replayed, kept = batch.chunks
+    *replayed, last_chunk = batch.chunks
     with torch.no_grad():  # the likelihood is computed where it is needed: with its graph
-        rows, row_rng = _recorded(lambda c: towers.rows(c, likelihood=backward is None), replayed)
-        items, item_rng = _recorded(towers.items, batch.items)
-    last = towers.rows(kept)
-    user = torch.cat([r.user for r in rows] + [last.user.detach()]).requires_grad_()
-    target = torch.cat([r.target for r in rows] + [last.target.detach()]).requires_grad_()
+        rows, row_rng = _outputs_and_rng(lambda c: towers.rows(c, likelihood=backward is None), replayed)
+        items, item_rng = _outputs_and_rng(towers.items, batch.items)
+    last_states = towers.rows(last_chunk)
+    user = torch.cat([r.user for r in rows] + [last_states.user.detach()]).requires_grad_()
+    target = torch.cat([r.target for r in rows] + [last_states.target.detach()]).requires_grad_()
     texts = torch.cat(items).requires_grad_()
-    nll = torch.stack([r.nll for r in rows] + [last.nll]).sum().detach()
+    nll = torch.stack([r.nll for r in rows] + [last_states.nll]).sum().detach()
     with torch.enable_grad():
-        tt, ut = _terms(user, target, texts, batch, loss)
+        tt, ut = _contrastive(user, target, texts, batch, loss)
         if backward:
             (loss.alpha * tt + loss.beta * ut).backward()
     if backward:
-        end = rng_state(batch.anchor_item.device)
+        rng_after = rng_state(batch.anchor_item.device)
         sizes = [len(chunk.anchor_row) for chunk in batch.chunks]
-        pulls = list(zip(_grad(user).split(sizes), _grad(target).split(sizes)))
-        backward(_surrogate(last, pulls[-1], weight))
-        del last  # its graph has to be gone before the next one is built
-        for chunk, state, pull in zip(_apart(replayed), row_rng, pulls):
-            set_rng_state(state)
-            again = towers.rows(chunk)
-            backward(_surrogate(again, pull, weight))
-            nll = nll + again.nll.detach()
-            del again
+        gradients = list(zip(_grad(user).split(sizes), _grad(target).split(sizes)))
+        backward(_surrogate(last_states, gradients[-1], weight))
+        del last_states  # its graph has to be gone before the next one is built
+        for chunk, rng, gradient in zip(_one_by_one(replayed), row_rng, gradients):
+            set_rng_state(rng)
+            states = towers.rows(chunk)
+            backward(_surrogate(states, gradient, weight))
+            nll = nll + states.nll.detach()
+            del states
         _replay_items(towers, batch, backward, item_rng, texts)
-        set_rng_state(end)
+        set_rng_state(rng_after)
     return _report(nll, tt, ut, weight, batch, loss)
 
 
-def _surrogate(states: RowStates, pull: tuple[Tensor, Tensor], weight: float) -> Tensor:
+def _surrogate(states: RowStates, gradient: tuple[Tensor, Tensor], weight: float) -> Tensor:
     """A scalar with the objective's gradient for one chunk: at its vectors, that of the contrastive terms."""
-    return weight * states.nll + (states.user * pull[0]).sum() + (states.target * pull[1]).sum()
+    return weight * states.nll + (states.user * gradient[0]).sum() + (states.target * gradient[1]).sum()
 
 
 def _replay_items(towers: Towers, batch: StepBatch, backward: Backward, rng: list[Any], texts: Tensor) -> None:
-    at = 0
-    for chunk, state in zip(_apart(batch.items), rng):
-        set_rng_state(state)
-        here = slice(at, at + len(chunk.ends))
-        at = here.stop
-        backward((towers.items(chunk) * _grad(texts)[here]).sum())
+    start = 0
+    for chunk, chunk_rng in zip(_one_by_one(batch.items), rng):
+        set_rng_state(chunk_rng)
+        part = slice(start, start + len(chunk.ends))
+        start = part.stop
+        backward((towers.items(chunk) * _grad(texts)[part]).sum())
 
 
 def _grad(vectors: Tensor) -> Tensor:
     return torch.zeros_like(vectors) if vectors.grad is None else vectors.grad
 
 
-def _terms(user: Tensor, target: Tensor, texts: Tensor, batch: StepBatch, loss: Loss) -> tuple[Tensor, Tensor]:
+def _contrastive(user: Tensor, target: Tensor, texts: Tensor, batch: StepBatch, loss: Loss) -> tuple[Tensor, Tensor]:
     """L_TT and L_UT over all anchors of the step."""
-    own = texts[batch.anchor_item]  # (A, D)
-    tt = contrastive_loss(target, own, batch.negatives, loss.tau, loss.direction)
-    return tt, contrastive_loss(user, own, batch.negatives, loss.tau, loss.direction)
+    target_texts = texts[batch.anchor_item]  # (A, D)
+    tt = contrastive_loss(target, target_texts, batch.negatives, loss.tau, loss.direction)
+    return tt, contrastive_loss(user, target_texts, batch.negatives, loss.tau, loss.direction)
 
 
 def _report(nll: Tensor, tt: Tensor, ut: Tensor, weight: float, batch: StepBatch, loss: Loss) -> StepLoss:
@@ -137,15 +137,15 @@ def _report(nll: Tensor, tt: Tensor, ut: Tensor, weight: float, batch: StepBatch
     return StepLoss(total, nll / batch.supervised, tt, ut, nll / batch.targets)
 
 
-def _recorded(run: Callable[[Any], Any], chunks: list[Part]) -> tuple[list[Any], list[Any]]:
-    outputs, states = [], []
-    for chunk in _apart(chunks):
-        states.append(rng_state(chunk.ids.device))
+def _outputs_and_rng(run: Callable[[Any], Any], chunks: list[Part]) -> tuple[list[Any], list[Any]]:
+    outputs, rng = [], []
+    for chunk in _one_by_one(chunks):
+        rng.append(rng_state(chunk.ids.device))
         outputs.append(run(chunk))
-    return outputs, states
+    return outputs, rng
 
 
-def _apart(chunks: list[Part]) -> Iterator[Part]:
+def _one_by_one(chunks: list[Part]) -> Iterator[Part]:
     """One chunk after another, each in the memory that those before it have left."""
     for chunk in chunks:
         trim_heap(chunk.ids.device)

@@ -40,7 +40,7 @@ class Towers:
     Args:
         model: a transformers causal LM, with or without PEFT's adapter layers in it.
         offload: keep in RAM what a forward saves for its backward: with gradient checkpointing, each layer's input
-            and little else, so that the graphs of a whole step can be kept.
+            and little else, so that the graphs of a whole step can exist at once.
     """
 
     def __init__(self, model: nn.Module, offload: bool = False) -> None:
@@ -48,15 +48,15 @@ class Towers:
         causal: Any = model.get_base_model() if isinstance(model, PeftModel) else model
         self.decoder: Any = causal.get_decoder()
         output = causal.get_output_embeddings()
-        text = causal.config.get_text_config()
-        scaled = [k for k in ("final_logit_softcapping", "logit_scale", "logits_scaling") if getattr(text, k, None)]
+        config = causal.config.get_text_config()
+        scaled = [k for k in ("final_logit_softcapping", "logit_scale", "logits_scaling") if getattr(config, k, None)]
         if scaled or output.bias is not None:
             raise InputError(f"base.model: an LM head with {', '.join(scaled) or 'a bias'} is not supported")
         self.head: Tensor = output.weight  # (V, D)
-        layers = getattr(text, "layer_types", None)  # without them one window, if any, holds for all layers (Mistral)
-        self.mixed = layers is not None
+        layers = getattr(config, "layer_types", None)  # without them one window, if any, holds for all layers (Mistral)
+        self.by_layer_type = layers is not None
         sliding = layers is None or "sliding_attention" in layers
-        self.window: int | None = getattr(text, "sliding_window", None) if sliding else None
+        self.window: int | None = getattr(config, "sliding_window", None) if sliding else None
         self.autocast = self.head.dtype is torch.bfloat16
         self.adapters = [m for m in model.modules() if isinstance(m, LoraLayer)] if self.autocast else []
 
@@ -66,13 +66,13 @@ class Towers:
 
         For trainers, around all their steps. Afterwards the caller's model generates as it did before.
         """
-        before = [layer.cast_input_dtype_enabled for layer in self.adapters]
+        enabled_before = [layer.cast_input_dtype_enabled for layer in self.adapters]
         for layer in self.adapters:
             layer.cast_input_dtype_enabled = False
         try:
             yield
         finally:
-            for layer, enabled in zip(self.adapters, before):
+            for layer, enabled in zip(self.adapters, enabled_before):
                 layer.cast_input_dtype_enabled = enabled
 
     def compile(self) -> None:
@@ -104,7 +104,7 @@ class Towers:
             if self.window:
                 near = positions.unsqueeze(2) - key_positions.unsqueeze(1) < self.window  # type: ignore[union-attr]
                 near_mask = self._mask(visible & near)
-                mask = {"full_attention": mask, "sliding_attention": near_mask} if self.mixed else near_mask
+                mask = {"full_attention": mask, "sliding_attention": near_mask} if self.by_layer_type else near_mask
         with torch.autocast(ids.device.type, torch.bfloat16, enabled=self.autocast):
             return self.decoder(
                 input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True

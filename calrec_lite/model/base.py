@@ -56,8 +56,8 @@ def base_folder(base: Base) -> Path:
 
 def _from_hub(base: Base) -> Path:
     patterns = ["*.safetensors", *BESIDE_WEIGHTS, *(["*.py"] if base.trust_remote_code else [])]
-    again = ["consolidated*", "original/*"]  # the same weights in their maker's own format
-    return snapshot(base.model, "base.model", patterns, again, base.revision)
+    duplicates = ["consolidated*", "original/*"]  # the same weights in their maker's own format
+    return snapshot(base.model, "base.model", patterns, duplicates, base.revision)
 
 
 def _unpack_gguf(path: Path, name: str) -> Path:
@@ -65,11 +65,11 @@ def _unpack_gguf(path: Path, name: str) -> Path:
     if (folder / "config.json").is_file():
         return folder
     print(f"unpacking {name.partition('#')[0]} to bf16, once")
-    where: dict[str, Any] = {"gguf_file": path.name, "local_files_only": True}
+    source: dict[str, Any] = {"gguf_file": path.name, "local_files_only": True}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path.parent, **where)
+        tokenizer = AutoTokenizer.from_pretrained(path.parent, **source)
         model = AutoModelForCausalLM.from_pretrained(
-            path.parent, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16, **where
+            path.parent, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16, **source
         )
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"base.model: {path} cannot be read as GGUF: {str(error).splitlines()[0]}") from None
@@ -109,11 +109,11 @@ def placement(folder: Path, base: Base) -> Placement:
 
 def loaded_bytes(folder: Path, base: Base) -> int:
     """Bytes of a folder's full weights in `base.dtype`, in whatever dtype they are stored."""
-    numbers = 0
+    parameters = 0
     for file in shards(folder):
         with safe_open(file, "pt") as weights:
-            numbers += sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
-    return numbers * int(getattr(torch, choose_dtype(base, folder).dtype).itemsize)
+            parameters += sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
+    return parameters * int(getattr(torch, choose_dtype(base, folder).dtype).itemsize)
 
 
 def load_model(
@@ -153,8 +153,8 @@ def load_model(
             local_files_only=True,
         )
     except (ImportError, ValueError, OSError, SafetensorError) as error:
-        said = " ".join(str(error).split())[:300]
-        raise InputError(f"base: {base.model} with attention: {base.attention} cannot be loaded: {said}") from None
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"base: {base.model} with attention: {base.attention} cannot be loaded: {reason}") from None
     except torch.OutOfMemoryError:
         raise RunError(
             f"out of memory while {folder} was loaded: free the GPU, or load it in 4 bits (`recommend --4bit`; a run: "

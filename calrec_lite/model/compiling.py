@@ -34,8 +34,8 @@ def compile_layers(decoder: nn.Module, device: torch.device) -> None:
     if device.type == "cuda" and not find_spec("triton"):
         raise InputError("optim.compile: torch.compile needs triton on a GPU: pip install triton, or set it to false")
     if device.type == "cpu":
-        # torch's cache does not tell kernels for one set of instructions from those for another: found there by a
-        # process with other ones, they crash, or give what is no number. So each set has a folder of its own.
+        # torch's cache does not tell kernels for one set of CPU instructions from those for another: on a CPU without
+        # them they crash, or give what is no number. So each set has a folder of its own.
         kernels = cache_folder() / "compiled" / f"{torch.__version__}-{torch.backends.cpu.get_cpu_capability()}"
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(kernels))
     torch._dynamo.config.recompile_limit = max(RECOMPILE_LIMIT, torch._dynamo.config.recompile_limit)

@@ -21,8 +21,8 @@ AskedDType = Literal["auto", "bfloat16", "float16", "float32"]
 PROBE_SECONDS = 0.1
 PROBE_TOKENS = 128  # in a product, enough for it to be bound by arithmetic
 PROBE_WEIGHTS = 1 << 18  # a larger layer is cut to so many: a product then takes some milliseconds of one thread
-WORTH = 0.9  # of float32's time, or less: a gain that a second probe would find again
-SLOW = 1.5  # times as long as float32: worth a line where the type was asked for
+FASTER = 0.9  # of float32's time, or less: a gain large enough that a second probe would find it again
+SLOWER = 1.5  # times as long as float32: worth a warning where the recipe asks for the type
 AMPERE = (8, 0)  # compute capability from which a GPU multiplies bfloat16
 
 
@@ -57,28 +57,28 @@ def choose_dtype(base: Base, folder: Path, where: torch.device | None = None) ->
     where = where or device()
     if where.type == "cuda":
         capability = torch.cuda.get_device_capability(where)
-        known = f"compute capability {capability[0]}.{capability[1]}"
+        reason = f"compute capability {capability[0]}.{capability[1]}"
         if capability >= AMPERE:
-            return Choice("bfloat16", known)
-        # Around NF4 weights float16 is tried before training (`train.trial`): its range is small.
+            return Choice("bfloat16", reason)
+        # Around NF4 weights float16 is tried before training (`training/float16.py`): its range is small.
         older: DType = "float16" if base.load_in_4bit else "float32"
-        return Choice(older, f"{known}; units for bfloat16 came with {AMPERE[0]}.{AMPERE[1]}")
+        return Choice(older, f"{reason}; units for bfloat16 came with {AMPERE[0]}.{AMPERE[1]}")
     factor = half_time(torch.bfloat16, *_sizes(folder))
-    if factor < WORTH:
+    if factor < FASTER:
         return Choice("bfloat16", f"took {factor:.2g} times float32's time in a probe")
     return Choice("float32", f"bfloat16 took {factor:.2g} times its time in a probe")
 
 
 def slow_at(dtype: DType, folder: Path, where: torch.device | None = None) -> str | None:
-    """What to tell who computes in a number type that this machine is slow at; None where it is not."""
+    """A warning where this machine is slow at a number type; None where it is not."""
     where = where or device()
     if dtype == "float32":
         return None
     if where.type == "cuda":
-        has = dtype == "float16" or torch.cuda.get_device_capability(where) >= AMPERE
-        return None if has else "this GPU has no units for bfloat16: float32 is faster on it"
+        supported = dtype == "float16" or torch.cuda.get_device_capability(where) >= AMPERE
+        return None if supported else "this GPU has no units for bfloat16: float32 is faster on it"
     factor = half_time(getattr(torch, dtype), *_sizes(folder))
-    return f"{dtype} is about {factor:.0f} times slower here than float32" if factor > SLOW else None
+    return f"{dtype} is about {factor:.0f} times slower here than float32" if factor > SLOWER else None
 
 
 def dtype_here(folder: Path, asked: AskedDType = "auto", where: torch.device | None = None) -> Choice:
@@ -118,15 +118,15 @@ def half_time(half: torch.dtype, hidden: int, inner: int) -> float:
 
     Of one thread, so that other programs' threads disturb it little; of products in turns, the best of each type.
     """
-    own = torch.Generator().manual_seed(0)  # whoever asks keeps their random numbers
-    weight = torch.randn(min(inner, max(64, PROBE_WEIGHTS // hidden)), hidden, generator=own)
-    states = torch.randn(PROBE_TOKENS, hidden, generator=own)
+    generator = torch.Generator().manual_seed(0)  # the caller's random numbers stay as they are
+    weight = torch.randn(min(inner, max(64, PROBE_WEIGHTS // hidden)), hidden, generator=generator)
+    states = torch.randn(PROBE_TOKENS, hidden, generator=generator)
     pairs = {dtype: (states.to(dtype), weight.to(dtype)) for dtype in (torch.float32, half)}
     best = dict.fromkeys(pairs, float("inf"))
-    threads, begun = torch.get_num_threads(), time.perf_counter()
+    threads, start = torch.get_num_threads(), time.perf_counter()
     torch.set_num_threads(1)
     try:
-        while time.perf_counter() - begun < PROBE_SECONDS:
+        while time.perf_counter() - start < PROBE_SECONDS:
             for dtype, pair in pairs.items():
                 best[dtype] = min(best[dtype], _seconds(*pair))
     finally:

@@ -13,8 +13,8 @@ from bitsandbytes.optim import GlobalOptimManager
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 
-# Lack of memory that comes as no error of its own kind: from the driver, where page-locked memory is asked for; cuBLAS.
-LACKING = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+# Messages of errors about memory that have no class for it: of the driver (page-locked memory), and of cuBLAS.
+OOM_ERRORS = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 _malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None  # glibc's
 
@@ -55,31 +55,31 @@ def free_bytes(device: torch.device) -> int:
 def free_ram(group: Path = Path("/sys/fs/cgroup")) -> int:
     """RAM that can still be taken: of the machine's, and of what a container may have."""
     free = psutil.virtual_memory().available
-    for most, used, cache in (
+    for cap, usage, cache in (
         ("memory.max", "memory.current", "inactive_file"),
         ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"),
     ):
         try:
-            statistics = dict(line.split() for line in (group / most).with_name("memory.stat").read_text().splitlines())
+            statistics = dict(line.split() for line in (group / cap).with_name("memory.stat").read_text().splitlines())
             # Files that were read are given back before anything else is.
-            held = int((group / used).read_text()) - int(statistics[cache])
-            free = min(free, int((group / most).read_text()) - held)
+            used = int((group / usage).read_text()) - int(statistics[cache])
+            free = min(free, int((group / cap).read_text()) - used)
         except (OSError, ValueError, KeyError):  # another version of it, no group, or no limit ("max")
             continue
     return max(0, free)
 
 
 def free_memory() -> None:
-    """Give back what no name holds any more; models and trainers point to themselves in circles."""
+    """Give back what nothing refers to any more; models and trainers are in reference cycles."""
     GlobalOptimManager.get_instance().initialize()  # 8-bit optimisers leave the embeddings they skipped in it
-    GlobalPageManager.get_instance().initialize()  # and paged ones their states
+    GlobalPageManager.get_instance().initialize()  # and paged ones leave their states in it
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
 def trim_heap(device: torch.device) -> None:
-    """Before a chunk of a step that is cut, on a CPU: give back the pages that others have left.
+    """On a CPU, before each chunk of a step that is cut: give freed pages back to the system.
 
     glibc keeps what is freed, and the tensors of a chunk of another shape do not fit into the holes: what a process
     holds would grow with the number of shapes that it has seen (docs/training.md, Memory). Nothing without glibc.
@@ -92,7 +92,7 @@ def out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory could not be had, on a GPU or a CPU."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return any(said in str(error) for said in LACKING) or should_reduce_batch_size(error)  # type: ignore[arg-type]
+    return any(text in str(error) for text in OOM_ERRORS) or should_reduce_batch_size(error)  # type: ignore[arg-type]
 
 
 def peak_bytes(device: torch.device) -> int:

@@ -70,8 +70,8 @@ def merge_adapter(
     if "quantization_config" in config:
         raise InputError(f"{base}: the base's own weights are quantised; merge onto the unquantised original")
     files = shards(base)
-    present = {_module(key): entry["shape"] for shard in files for key, entry in _header(shard)[0].items()}
-    missing = sorted(key for key, d in deltas.items() if present.get(key) != [d.b.shape[0], d.a.shape[1]])
+    shapes = {_module(key): entry["shape"] for shard in files for key, entry in _header(shard)[0].items()}
+    missing = sorted(key for key, d in deltas.items() if shapes.get(key) != [d.b.shape[0], d.a.shape[1]])
     if missing:
         raise InputError(
             f"{adapter}: fits another base: {len(missing)} of {len(deltas)} layers are not in {base}, "
@@ -80,7 +80,7 @@ def merge_adapter(
     with atomic_path(to) as temporary:
         temporary.mkdir()
         copy_matching(base, temporary, (*BESIDE_WEIGHTS, "*.py"))
-        with tqdm(total=len(present), desc="merge", unit="tensor", disable=not progress) as bar:
+        with tqdm(total=len(shapes), desc="merge", unit="tensor", disable=not progress) as bar:
             for shard in files:
                 _write_shard(shard, temporary / shard.name, deltas, onto, bar)
     return len(deltas)
@@ -102,7 +102,7 @@ def shards(base: Path) -> list[Path]:
 
 
 def _module(key: str) -> str:
-    """The model's name of a stored tensor: files of bases that also read images have their text layers elsewhere."""
+    """The model's name of a stored tensor: bases that also read images store their text layers under another prefix."""
     return re.sub(r"^language_model\.model\.", "model.language_model.", key)
 
 
@@ -158,20 +158,20 @@ def _write_shard(source: Path, to: Path, deltas: dict[str, Delta], onto: str, ba
     Read, not mapped: a mapped file would count as memory from the first touch of each page to the end.
     """
     entries, begin = _header(source)
-    head = json.dumps({"__metadata__": {"format": "pt"}, **entries}, separators=(",", ":")).encode()
-    head += b" " * (-len(head) % 8)
+    header = json.dumps({"__metadata__": {"format": "pt"}, **entries}, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
     with source.open("rb") as file, to.open("wb") as out:
         file.seek(begin)
-        out.write(struct.pack("<Q", len(head)) + head)
+        out.write(struct.pack("<Q", len(header)) + header)
         for key, entry in entries.items():
             start, end = entry["data_offsets"]
             delta = deltas.get(_module(key))
-            through = onto == "dequantized" and len(entry["shape"]) == 2 and not NEVER_QUANTISED.search(key)
-            if delta is None and not through:
+            round_to_nf4 = onto == "dequantized" and len(entry["shape"]) == 2 and not NEVER_QUANTISED.search(key)
+            if delta is None and not round_to_nf4:
                 _copy(file, out, end - start)
             else:
                 weight = _tensor(file.read(end - start), entry, source, key)
-                weight = _through_nf4(weight) if through else weight
+                weight = _through_nf4(weight) if round_to_nf4 else weight
                 out.write(_raw(delta.applied(weight) if delta else weight))
             bar.update(1)
 

@@ -19,9 +19,9 @@ from safetensors import SafetensorError, safe_open
 from calrec_lite.errors import InputError, RunError
 from calrec_lite.files import TERMS
 
-# All that an export may consist of, folder by folder. Whatever matches none of these stays here: optimiser states,
+# All that an export may consist of, folder by folder. Whatever matches none of these is not sent: optimiser states,
 # checkpoints, logs, prepared domains. catalogue.jsonl is in an export only if its recipe asks (`export.catalogue`).
-_LOADED = (
+_LOADABLE = (
     *("README.md", "calrec.json", "catalogue.jsonl", "transitions.parquet", "config.json"),
     *("generation_config.json", "model*.safetensors", "model.safetensors.index.json"),
     *("adapter_config.json", "adapter_model.safetensors"),
@@ -30,16 +30,16 @@ _LOADED = (
     *("preprocessor_config.json", "processor_config.json"),
     *("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json", "[0-9]_*/config.json"),
 )
-_ALLOWED = (*_LOADED, *TERMS, "model*.gguf")
+_ALLOWED = (*_LOADABLE, *TERMS, "model*.gguf")
 _TOKENIZERS = {"tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt"}  # any of them makes one
-_MEND_TOKEN = "log in with `hf auth login`, or set HF_TOKEN to a token with write access"
+_TOKEN_HINT = "log in with `hf auth login`, or set HF_TOKEN to a token with write access"
 _PAUSES = (1.0, 4.0)  # seconds before a broken commit is tried again; huggingface_hub itself repeats broken PUTs
-_PASSING = (408, 409, 412, 429)  # client errors that go away by themselves
+_TRANSIENT_STATUS = (408, 409, 412, 429)  # client errors that go away by themselves
 
 
 @dataclass(frozen=True)
 class Upload:
-    """What is sent of `folder`: path in it -> bytes; and which of its files and folders stay here."""
+    """What is sent of `folder`: path in it -> bytes; and which of its files and folders are not sent."""
 
     folder: Path
     sizes: dict[str, int]
@@ -73,19 +73,19 @@ def push_folder(folder: Path, repo: str, private: bool, revision: str | None) ->
     """
     token = _token()
     api = HfApi(token=token, library_name="calrec-lite")
-    with _explained(token, repo):
+    with _hub_errors(token, repo):
         _check_token(api)
         upload = choose_files(folder)
         _check_name(repo)
-        where = f"{api.endpoint}/{repo}{f'/tree/{revision}' if revision else ''}"
-        print(f"{folder} -> {where}\n{upload}", flush=True)
-        _open_repository(api, repo, private, revision)
+        address = f"{api.endpoint}/{repo}{f'/tree/{revision}' if revision else ''}"
+        print(f"{folder} -> {address}\n{upload}", flush=True)
+        _ensure_repository(api, repo, private, revision)
         commit = _commit(api, repo, revision, upload)
-    return f"{where}  commit {commit.oid}"
+    return f"{address}  commit {commit.oid}"
 
 
 def choose_files(folder: Path) -> Upload:
-    """Sort the files of an export into what is sent and what stays here.
+    """Sort the files of an export into what is sent and what is not.
 
     Raises:
         InputError: if `folder` is no export, or a weights file is missing or cut off.
@@ -104,8 +104,8 @@ def choose_files(folder: Path) -> Upload:
     if missing:
         raise InputError(f"{folder}: is no export: lacks {', '.join(missing)}; write one by `calrec-lite export RUN`")
     _check_weights(folder, sizes)
-    tops = Counter(name.partition("/")[0] + ("/" if "/" in name else "") for name in files if name not in sizes)
-    left_out = [f"{top} ({count} files)" if count > 1 else top for top, count in tops.items()]
+    top_counts = Counter(name.partition("/")[0] + ("/" if "/" in name else "") for name in files if name not in sizes)
+    left_out = [f"{top} ({count} files)" if count > 1 else top for top, count in top_counts.items()]
     return Upload(folder, sizes, left_out)
 
 
@@ -117,7 +117,7 @@ def _matches(name: str, patterns: tuple[str, ...]) -> bool:
 
 
 def _check_weights(folder: Path, names: dict[str, int]) -> None:
-    """A copy that was cut off is found here, not by those who download it. Reads headers only."""
+    """Finds a weights file that was cut off before anybody downloads it. Reads headers only."""
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         try:
@@ -140,9 +140,9 @@ def _token() -> str:
         raise InputError("HF_HUB_OFFLINE is set, so nothing can be pushed; unset it")
     token = get_token()
     if not token:
-        raise InputError(f"no Hub token; {_MEND_TOKEN}")
+        raise InputError(f"no Hub token; {_TOKEN_HINT}")
     if not (token.isascii() and token.isprintable()):  # HTTP libraries quote a header they cannot send
-        raise InputError(f"the Hub token holds characters no token has; {_MEND_TOKEN}")
+        raise InputError(f"the Hub token holds characters no token has; {_TOKEN_HINT}")
     return token
 
 
@@ -151,10 +151,10 @@ def _check_token(api: HfApi) -> None:
         auth = api.whoami().get("auth", {})
     except HfHubHTTPError as error:
         if error.response.status_code in (401, 403):
-            raise InputError(f"the Hub refuses the token; {_MEND_TOKEN}") from None
+            raise InputError(f"the Hub refuses the token; {_TOKEN_HINT}") from None
         raise
     if auth.get("accessToken", {}).get("role") == "read":
-        raise InputError(f"the token may only read; {_MEND_TOKEN}")
+        raise InputError(f"the token may only read; {_TOKEN_HINT}")
 
 
 def _check_name(repo: str) -> None:
@@ -166,7 +166,7 @@ def _check_name(repo: str) -> None:
         raise InputError(f"{repo}: write it as OWNER/NAME")
 
 
-def _open_repository(api: HfApi, repo: str, private: bool, revision: str | None) -> None:
+def _ensure_repository(api: HfApi, repo: str, private: bool, revision: str | None) -> None:
     """Make repository and branch if they are not there."""
     api.create_repo(repo, private=private or None, exist_ok=True)  # None: as the organisation has it
     if private and not api.model_info(repo).private:
@@ -181,7 +181,7 @@ def _commit(api: HfApi, repo: str, revision: str | None, upload: Upload) -> Comm
         try:
             return _commit_once(api, repo, revision, upload)
         except Exception as error:
-            if not _may_pass(error):
+            if not _is_transient(error):
                 raise
             print(f"the connection broke; trying again in {pause:g} s", flush=True)
             time.sleep(pause)
@@ -189,8 +189,8 @@ def _commit(api: HfApi, repo: str, revision: str | None, upload: Upload) -> Comm
 
 
 def _commit_once(api: HfApi, repo: str, revision: str | None, upload: Upload) -> CommitInfo:
-    there = [file.rfilename for file in api.model_info(repo, revision=revision).siblings or []]
-    stale = [name for name in there if _matches(name, _LOADED) and name not in upload.sizes]
+    remote_files = [file.rfilename for file in api.model_info(repo, revision=revision).siblings or []]
+    stale = [name for name in remote_files if _matches(name, _LOADABLE) and name not in upload.sizes]
     if stale:
         print(f"removed there, as no part of this export: {', '.join(stale)}", flush=True)
     return api.create_commit(
@@ -204,50 +204,50 @@ def _commit_once(api: HfApi, repo: str, revision: str | None, upload: Upload) ->
     )
 
 
-def _may_pass(error: Exception) -> bool:
+def _is_transient(error: Exception) -> bool:
     """A broken connection or a server in trouble. RuntimeError: a PUT that huggingface_hub has repeated in vain."""
     if isinstance(error, HfHubHTTPError):
-        return error.response.status_code >= 500 or error.response.status_code in _PASSING
+        return error.response.status_code >= 500 or error.response.status_code in _TRANSIENT_STATUS
     return not isinstance(error, (RuntimeError, ValueError)) and _local_failure(error) is None
 
 
 def _local_failure(error: BaseException) -> str | None:
-    """What happened to which file, if it is one of this machine that failed: a socket's error names no file."""
+    """What happened to which file, if a file of this machine failed: a socket's error names no file."""
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
     return None
 
 
 @contextmanager
-def _explained(token: str, repo: str) -> Iterator[None]:
-    """Every way in which the Hub can fail as one line of ours; no token, in errors or in the library's log."""
-    hide = _Hide(token)
+def _hub_errors(token: str, repo: str) -> Iterator[None]:
+    """Turns every failure of the Hub into an error of one line; keeps the token out of errors and the library's log."""
+    redactor = _Redactor(token)
     handlers = list(logging.getLogger("huggingface_hub").handlers)
     for handler in handlers:
-        handler.addFilter(hide)
+        handler.addFilter(redactor)
     try:
         yield
     except (InputError, RunError):
         raise
     except Exception as error:  # httpx under huggingface_hub 1, httpx2 under 2, hf_xet: they share no base class
-        broken = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
-        if failed := _local_failure(broken):
-            raise InputError(f"{failed}; the folder changed during the upload: push it once it is whole") from None
-        said = hide.text(" ".join(f"{type(broken).__name__}: {broken}".split()))
-        answer = error.__cause__ if isinstance(error, ValueError) else error  # ValueError: README.md was refused
-        status = answer.response.status_code if isinstance(answer, HfHubHTTPError) else 0
+        cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
+        if failure := _local_failure(cause):
+            raise InputError(f"{failure}; the folder changed during the upload: push it once it is whole") from None
+        message = redactor.text(" ".join(f"{type(cause).__name__}: {cause}".split()))
+        hub_error = error.__cause__ if isinstance(error, ValueError) else error  # ValueError: README.md was refused
+        status = hub_error.response.status_code if isinstance(hub_error, HfHubHTTPError) else 0
         if status in (401, 403):
-            raise InputError(f"{repo}: the token may not write there; {_MEND_TOKEN} ({said})") from None
-        if 400 <= status < 500 and status not in _PASSING:
-            raise InputError(f"{repo}: the Hub refuses this upload ({said})") from None
-        raise RunError(f"{repo}: {said}; the same command goes on and sends only what is not there yet") from None
+            raise InputError(f"{repo}: the token may not write there; {_TOKEN_HINT} ({message})") from None
+        if 400 <= status < 500 and status not in _TRANSIENT_STATUS:
+            raise InputError(f"{repo}: the Hub refuses this upload ({message})") from None
+        raise RunError(f"{repo}: {message}; the same command goes on and sends only what is not there yet") from None
     finally:
         for handler in handlers:
-            handler.removeFilter(hide)
+            handler.removeFilter(redactor)
 
 
-class _Hide(logging.Filter):
-    """Takes the token out of a text, and the queries of addresses: those of a bucket are signed."""
+class _Redactor(logging.Filter):
+    """Takes the token out of a text, and the query parts of addresses, which hold signatures for a storage bucket."""
 
     def __init__(self, token: str) -> None:
         super().__init__()

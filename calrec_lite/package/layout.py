@@ -25,7 +25,7 @@ FINGERPRINTED = (NAME, CATALOGUE, TRANSITIONS, "config.json", "tokenizer.json", 
 
 
 class PackageInfo(Section):
-    """What calrec.json says."""
+    """The content of calrec.json."""
 
     format: Literal[1] = 1
     domain: str
@@ -72,7 +72,7 @@ class Package:
         return self.info.seed
 
     def transitions_file(self) -> Path:
-        """Where it is told what followed what. Raises InputError if the file is not there."""
+        """The file of counts of which item followed which. Raises InputError if it is not there."""
         file = self.folder / TRANSITIONS
         if not file.is_file():
             raise InputError(f"{file}: not there, and recommend.transitions in {NAME} needs it: export again, or set 0")
@@ -82,7 +82,7 @@ class Package:
         """The items, tokenised."""
         items = Catalogue(self.ids, self.fields, self.aliases)
         info = self.info
-        labels = info.labels  # not those of the lines: a new one would change every item's text
+        labels = info.labels  # not the labels found in the lines: a new label would change every item's text
         return encode_catalogue(info.domain, items, encoder, self.counts, info.prior, info.logit_scale, labels=labels)
 
 
@@ -95,13 +95,13 @@ def write_package(folder: Path, info: PackageInfo, catalogue: Catalogue | None, 
             for alias, index in catalogue.aliases.items():
                 merged.setdefault(index, []).append(alias)
             for i, (item, fields, count) in enumerate(zip(catalogue.ids, catalogue.fields, counts.tolist())):
-                others = [alias for alias in merged.get(i, []) if alias != item]
-                entry = {"id": item, "fields": fields, "count": count, **({"also": others} if others else {})}
+                other_ids = [alias for alias in merged.get(i, []) if alias != item]
+                entry = {"id": item, "fields": fields, "count": count, **({"also": other_ids} if other_ids else {})}
                 file.write(json.dumps(entry, ensure_ascii=False) + "\n")
 
 
 def locate(source: str | Path, revision: str | None = None) -> Path:
-    """A local folder as it is, or a Hub id's files. Raises InputError if there is neither."""
+    """A local folder as it is, or the downloaded files of a Hub id. Raises InputError if there is neither."""
     folder = Path(source)
     if folder.is_dir():
         return folder
@@ -119,8 +119,8 @@ def with_strategy(options: Recommend, strategy: str | None) -> Recommend:
 def fingerprint(folder: Path) -> str:
     """Changes when the folder's weights, tokenizer, catalogue or options are written anew; reads none of them."""
     files = sorted(f for name in FINGERPRINTED for f in folder.glob(name))
-    said = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files]
-    return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16]
+    stats = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+    return hashlib.sha256(json.dumps(stats).encode()).hexdigest()[:16]
 
 
 def open_package(source: str | Path, revision: str | None = None) -> Package:
@@ -141,14 +141,14 @@ def open_package(source: str | Path, revision: str | None = None) -> Package:
     lines = folder / CATALOGUE
     if not lines.is_file():
         raise InputError(f"{source}: exported without its catalogue (export.catalogue: false), so it cannot recommend")
-    items = _read(lines, info.labels)
+    items = _read_catalogue(lines, info.labels)
     counts = np.array([i.count for i in items], np.int64)
     aliases = {alias: n for n, i in enumerate(items) for alias in (i.id, *i.also)}
     return Package(folder, info, [i.id for i in items], [i.fields for i in items], counts, aliases)
 
 
-def _read(file: Path, labels: Sequence[str]) -> list[Line]:
-    """The items of catalogue.jsonl, which a user may have added some to. Raises InputError that names the line."""
+def _read_catalogue(file: Path, labels: Sequence[str]) -> list[Line]:
+    """The items of catalogue.jsonl, to which a user may have added some. Raises InputError that names the line."""
     items: dict[str, Line] = {}
     try:
         lines = file.read_text(encoding="utf-8-sig").split("\n")  # titles may hold what `splitlines` splits at
@@ -157,7 +157,7 @@ def _read(file: Path, labels: Sequence[str]) -> list[Line]:
     for number, line in enumerate(lines, 1):
         if line.strip():
             try:
-                item = _item(line, labels)
+                item = _parse_line(line, labels)
                 if items.setdefault(item.id, item) is not item:
                     raise ValueError(
                         f"a second item of id `{item.id}`; give it another, or leave out one of both lines"
@@ -169,22 +169,22 @@ def _read(file: Path, labels: Sequence[str]) -> list[Line]:
     return list(items.values())
 
 
-def _item(line: str, labels: Sequence[str]) -> Line:
-    """Raises ValueError that says how to mend it."""
-    known = ", ".join(labels)
+def _parse_line(line: str, labels: Sequence[str]) -> Line:
+    """An item from its line. Raises ValueError that says how to correct it."""
+    allowed_labels = ", ".join(labels)
     try:
         item = Line.model_validate_json(line)
     except ValidationError as error:
         first = error.errors()[0]
         where = f"`{'.'.join(map(str, first['loc']))}`: " if first["loc"] else ""
-        wanted = '{"id": ..., "fields": {label: text}, "count": 0}'
-        raise ValueError(f"{where}{first['msg']}; write {wanted} with labels of: {known}") from None
+        example = '{"id": ..., "fields": {label: text}, "count": 0}'
+        raise ValueError(f"{where}{first['msg']}; write {example} with labels of: {allowed_labels}") from None
     for label, value in item.fields.items():
         if label not in labels:
-            raise ValueError(f"the model knows no label `{label}`; use {known}, or leave it out")
+            raise ValueError(f"the model knows no label `{label}`; use {allowed_labels}, or leave it out")
         if "\n" in value:
             raise ValueError(f"`{label}` holds a line break, which ends an item; write it in one line")
-    own = {label: item.fields[label] for label in labels if item.fields.get(label, "").strip()}
-    if not own:
-        raise ValueError(f"`fields` says nothing of item `{item.id}`; write one of: {known}")
-    return item.model_copy(update={"fields": own})
+    known_fields = {label: item.fields[label] for label in labels if item.fields.get(label, "").strip()}
+    if not known_fields:
+        raise ValueError(f"`fields` says nothing of item `{item.id}`; write one of: {allowed_labels}")
+    return item.model_copy(update={"fields": known_fields})

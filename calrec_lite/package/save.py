@@ -15,7 +15,7 @@ from calrec_lite.package.sentence import write_sentence_files
 from calrec_lite.recipe import Recommend
 from calrec_lite.text.encoding import Encoder
 
-PLACES = {"_name_or_path", "name_or_path", "tokenizer_file", "special_tokens_map_file"}
+PATH_KEYS = {"_name_or_path", "name_or_path", "tokenizer_file", "special_tokens_map_file"}
 CARD = """# A recommender
 
 Finetuned by the method of CALRec with calrec-lite, over the items of `catalogue.jsonl`. Not evaluated.
@@ -51,12 +51,12 @@ def complete_model(folder: Path, encoder: Encoder, item_tokens: int) -> None:
     _explicit_generation(folder, encoder, item_tokens)
     try:
         write_sentence_files(folder, encoder)
-    except InputError as error:  # the rest of the folder is as good without them
+    except InputError as error:  # the rest of the folder works without them
         print(f"no sentence-transformers files: {error}")
 
 
 def copy_package(source: Path, options: Recommend, to: Path) -> None:
-    """An exported folder once more, with other options of lists, as the new folder `to`."""
+    """A copy of an exported folder with other options for lists, as the new folder `to`."""
     to.mkdir()
     copy_model(source, to)
     copy_matching(source, to, (CATALOGUE, TRANSITIONS, "README.md"))
@@ -68,18 +68,18 @@ def copy_package(source: Path, options: Recommend, to: Path) -> None:
 
 
 def write_short_card(folder: Path, base: str | None) -> None:
-    """README.md of a model that was trained from Python; a run's own card says more (`export.card`).
+    """README.md of a model that was trained from Python; the card of a run says more (`export.card`).
 
     Args:
         base: Hub id of the base; None where it has none.
     """
-    about = ModelCardData(
+    metadata = ModelCardData(
         library_name="transformers",
         pipeline_tag="text-generation",
         base_model=base,
         tags=["calrec-lite", "recommendation", "sequential-recommendation"],
     )
-    (folder / "README.md").write_text(f"---\n{about.to_yaml()}\n---\n\n{CARD}", encoding="utf-8")
+    (folder / "README.md").write_text(f"---\n{metadata.to_yaml()}\n---\n\n{CARD}", encoding="utf-8")
 
 
 def refuse_foreign(to: Path) -> None:
@@ -91,12 +91,12 @@ def refuse_foreign(to: Path) -> None:
 
 
 def _without_places(folder: Path) -> None:
-    """Take out what older versions of transformers wrote of where a base lay on its maker's machine."""
+    """Remove the paths on its maker's machine that older versions of transformers wrote into a base's files."""
     for name in ("config.json", "tokenizer_config.json"):
         file = folder / name
         values = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-        if PLACES & values.keys():
-            values = {key: value for key, value in values.items() if key not in PLACES}
+        if PATH_KEYS & values.keys():
+            values = {key: value for key, value in values.items() if key not in PATH_KEYS}
             file.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

@@ -34,7 +34,7 @@ def write_sentence_files(folder: Path, encoder: Encoder) -> None:
     How each difference between the two libraries is closed:
 
     - The start token, an item's leading space and its line break are put around the text by a chat template
-      that only sentence-transformers is told of; the tokenizer's own files stay as they are. Items are single
+      that only sentence-transformers reads; the tokenizer's own files stay as they are. Items are single
       lines, so a text with a line break in it, or the bare first sentence, is a history and gets the start
       token only.
     - The start token is left out of the mean by a weight of 0 (`Pooling(include_prompt=False)` counts a
@@ -96,14 +96,14 @@ def _transformer(encoder: Encoder) -> dict[str, Any]:
 
 
 def _weights(start: str, start_id: int, rows: int) -> dict[str, Any]:
-    """A weight for each id: 0 for the start token, 1 for all others, which need no name for that."""
+    """A weight for each id: 0 for the start token, 1 for all others, whose names can therefore stay empty."""
     names = [""] * rows
     names[start_id] = start
     return {"vocab": names, "word_weights": {start: 0.0}, "unknown_word_weight": 1.0}
 
 
 def _chat_template(encoder: Encoder) -> str:
-    """Jinja that puts around a text what stands around it in a history."""
+    """A Jinja template that adds around a text what is around it in a history."""
     wording = (
         _start(encoder),
         _space(encoder, f"{PROBE}{END_OF_ITEM}", encoder.items([PROBE])[0]),
@@ -126,8 +126,8 @@ def _start(encoder: Encoder) -> str:
 def _space(encoder: Encoder, text: str, ids: Tokens) -> str:
     """What must stand between the start token and `text` for these `ids`; tokenizers differ in what they add there."""
     for space in (" ", ""):
-        coded = encoder.tokenizer(f"{_start(encoder)}{space}{text}", add_special_tokens=False)
-        if coded["input_ids"] == [*encoder.start, *ids]:
+        encoded = encoder.tokenizer(f"{_start(encoder)}{space}{text}", add_special_tokens=False)
+        if encoded["input_ids"] == [*encoder.start, *ids]:
             return space
     raise InputError(
         "sentence-transformers: this base's tokenizer splits a text after the start token in another way than inside "

@@ -1,4 +1,4 @@
-"""Users to look at: what they took, what was recommended and why, what they took next."""
+"""Example users: what they took, what was recommended and why, what they took next."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -38,26 +38,26 @@ def examples(
 ) -> tuple[list[Example], str]:
     """`count` of the measured users, drawn by the seed, and a note on where their lists come from.
 
-    The lists are those that were measured, in `results` (metrics.json). The reasons are of the same histories
-    recommended once more, which needs the run's weights, and the recipe to ask for lists of that kind still; without
-    them the lists stand alone.
+    The lists are those that were measured, in `results` (metrics.json). For the reasons the same histories are
+    recommended once more: this needs the run's weights, and a recipe whose `recommend` has not changed since; without
+    them the lists have no reasons.
     """
     split: Split = results["protocol"]["split"]
     rows = read_rankings(run.evaluation, ["system", "user", "target", "rank", "list"])
     rows = rows.filter(pc.equal(rows["system"], system)).sort_by("user").to_pylist()
     drawn = np.random.default_rng(run.recipe.seed).permutation(len(rows))[:count]
     rows = [rows[i] for i in np.sort(drawn)]
-    place = {user: u for u, user in enumerate(domain.sequences.users)}
-    index = {item: i for i, item in enumerate(domain.catalogue.ids)}
+    user_index = {user: u for u, user in enumerate(domain.sequences.users)}
+    item_index = {item: i for i, item in enumerate(domain.catalogue.ids)}
     titles = domain.catalogue.titles
-    histories = [_history(domain, place[row["user"]], split) for row in rows]
-    whys: list[dict[str, str]] = [{} for _ in rows]
+    histories = [_history(domain, user_index[row["user"]], split) for row in rows]
+    reasons_by_item: list[dict[str, str]] = [{} for _ in rows]
     note = "Lists without reasons, as asked."
     if reasons:
         try:
             if results.get("recommend") != run.recipe.recommend.model_dump(mode="json"):
                 raise InputError("`recommend` in the recipe has changed since they were measured")
-            whys = _reasons(run, system, histories)
+            reasons_by_item = _reasons(run, system, histories)
             note = "The reasons are of a second pass over the same histories; its rounding may differ a little."
         except (InputError, RunError) as error:
             note = f"Lists without reasons: {error}."
@@ -65,16 +65,16 @@ def examples(
         Example(
             user=row["user"],
             history=[titles[i] for i in history],
-            target=titles[index[row["target"]]],
+            target=titles[item_index[row["target"]]],
             rank=row["rank"],
-            items=[Listed(titles[index[i]], why.get(i, ""), i == row["target"]) for i in row["list"]],
+            items=[Listed(titles[item_index[i]], reason_of.get(i, ""), i == row["target"]) for i in row["list"]],
         )
-        for row, history, why in zip(rows, histories, whys)
+        for row, history, reason_of in zip(rows, histories, reasons_by_item)
     ], note
 
 
-def _history(domain: Domain, u: int, split: Split) -> list[int]:
-    case = domain.case(u, split)
+def _history(domain: Domain, user: int, split: Split) -> list[int]:
+    case = domain.case(user, split)
     assert case is not None  # the user was measured
     return case[0].tolist()
 
@@ -85,4 +85,4 @@ def _reasons(run: Run, system: str, histories: list[list[int]]) -> list[dict[str
     recommender = open_recommender(run, weights)
     texts = [[recommender.catalogue.texts[i] for i in history] for history in histories]
     lists = recommender.recommend(texts, max(10, run.recipe.recommend.k))
-    return [{item.item: item.why for item in own} for own in lists]
+    return [{item.item: item.why for item in user_list} for user_list in lists]

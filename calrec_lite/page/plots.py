@@ -31,30 +31,30 @@ class Bar:
     intervals: Mapping[str, Mapping[str, float]]
 
 
-def line_chart(title: str, curves: Sequence[Curve], most: float, over: tuple[float, float]) -> Markup:
+def line_chart(title: str, curves: Sequence[Curve], last_step: float, y_range: tuple[float, float]) -> Markup:
     """A small chart of `curves` over optimiser steps.
 
     Args:
-        most: where the axis of the steps ends.
-        over: the range of y, so that charts beside each other can be compared.
+        last_step: where the axis of the steps ends.
+        y_range: lowest and highest y, so that charts side by side can be compared.
     """
     width, height = SMALL
-    most = most or 1
-    ticks = nice_ticks(*over, 3)
-    low, high = min(ticks[0], over[0]), max(ticks[-1], over[1])
+    last_step = last_step or 1
+    ticks = nice_ticks(*y_range, 3)
+    low, high = min(ticks[0], y_range[0]), max(ticks[-1], y_range[1])
 
-    def at(x: float, y: float) -> tuple[float, float]:
-        right = LEFT + (width - LEFT - RIGHT) * x / most
-        return round(right, 1), round(height - BOTTOM - (height - TOP - BOTTOM) * (y - low) / ((high - low) or 1), 1)
+    def to_pixels(x: float, y: float) -> tuple[float, float]:
+        pixel_x = LEFT + (width - LEFT - RIGHT) * x / last_step
+        return round(pixel_x, 1), round(height - BOTTOM - (height - TOP - BOTTOM) * (y - low) / ((high - low) or 1), 1)
 
     parts = [_text(0, 11, title, weight="600")]
     for tick in ticks:
-        parts.append(_line(at(0, tick), at(most, tick), GRID))
-        parts.append(_text(LEFT - 4, at(0, tick)[1] + 3, number(tick), "end"))
-    for tick in [t for t in nice_ticks(0, most, 3) if t <= most]:
-        parts.append(_text(at(tick, low)[0], height - 8, number(tick), "middle"))
+        parts.append(_line(to_pixels(0, tick), to_pixels(last_step, tick), GRID))
+        parts.append(_text(LEFT - 4, to_pixels(0, tick)[1] + 3, number(tick), "end"))
+    for tick in [t for t in nice_ticks(0, last_step, 3) if t <= last_step]:
+        parts.append(_text(to_pixels(tick, low)[0], height - 8, number(tick), "middle"))
     for curve in curves:
-        points = [at(x, y) for x, y in zip(curve.x, curve.y) if math.isfinite(y)]
+        points = [to_pixels(x, y) for x, y in zip(curve.x, curve.y) if math.isfinite(y)]
         colour, dash = (ORANGE, "3 3") if curve.marks else (BLUE, "")
         parts.append(_path(points, colour, dash))
         if curve.marks or len(points) < 3:
@@ -63,25 +63,25 @@ def line_chart(title: str, curves: Sequence[Curve], most: float, over: tuple[flo
 
 
 def interval_chart(bars: Sequence[Bar], panels: Mapping[str, str]) -> Markup:
-    """A value with its interval a row, in one panel for each of `panels` (key -> title); every axis starts at 0."""
+    """One row for each bar, a value with its interval, in one panel for each of `panels` (key -> title) from 0 on."""
     width, height = LABEL + PANEL * len(panels), 24 + ROW * len(bars) + 20
     parts = []
     for i, bar in enumerate(bars):
         weight = "600" if bar.kind == "subject" else "400"
         parts.append(_text(0, 24 + ROW * i + 14, bar.name, weight=weight))
     for p, (key, title) in enumerate(panels.items()):
-        start, room = LABEL + PANEL * p, PANEL - 36
-        most = max((bar.intervals[key]["high"] for bar in bars if key in bar.intervals), default=0) or 1
-        ticks = nice_ticks(0, most, 3)
-        top = max(ticks[-1], most)
+        start, plot_width = LABEL + PANEL * p, PANEL - 36
+        highest = max((bar.intervals[key]["high"] for bar in bars if key in bar.intervals), default=0) or 1
+        ticks = nice_ticks(0, highest, 3)
+        top = max(ticks[-1], highest)
         parts.append(_text(start, 12, title, weight="600"))
         for tick in ticks:
-            x = start + room * tick / top
+            x = start + plot_width * tick / top
             parts.append(_line((x, 20), (x, height - 18), GRID))
             parts.append(_text(x, height - 5, number(tick), "middle"))
         for i, bar in enumerate(bars):
             if key in bar.intervals:
-                low, value, high = (start + room * bar.intervals[key][k] / top for k in ("low", "value", "high"))
+                low, value, high = (start + plot_width * bar.intervals[key][k] / top for k in ("low", "value", "high"))
                 y, colour = 24 + ROW * i + 10, COLOURS[bar.kind]
                 parts.append(_line((low, y), (high, y), colour, 3 if bar.kind == "subject" else 1.5))
                 parts.append(_dot(value, y, colour, 4, hollow=bar.kind == "model"))
@@ -89,14 +89,14 @@ def interval_chart(bars: Sequence[Bar], panels: Mapping[str, str]) -> Markup:
 
 
 def histogram(title: str, counts: Mapping[str, int]) -> Markup:
-    """A bar for each entry, its number above it."""
+    """A bar for each entry, with its number above it."""
     width, height = 2 * SMALL[0], SMALL[1]
-    most, step = max(counts.values(), default=1) or 1, width / max(len(counts), 1)
+    highest, step = max(counts.values(), default=1) or 1, width / max(len(counts), 1)
     parts = [_text(0, 11, title, weight="600")]
     for i, (name, count) in enumerate(counts.items()):
-        tall = (height - 32 - BOTTOM) * count / most
-        x, y = i * step + 2, height - BOTTOM - tall
-        parts.append(f'<rect x="{x:.1f}" y="{y:.1f}" width="{step - 4:.1f}" height="{tall:.1f}" fill="{BLUE}"/>')
+        bar_height = (height - 32 - BOTTOM) * count / highest
+        x, y = i * step + 2, height - BOTTOM - bar_height
+        parts.append(f'<rect x="{x:.1f}" y="{y:.1f}" width="{step - 4:.1f}" height="{bar_height:.1f}" fill="{BLUE}"/>')
         parts.append(_text(x + step / 2 - 2, y - 3, f"{count:,}", "middle"))
         parts.append(_text(x + step / 2 - 2, height - 8, name, "middle"))
     return _svg(width, height, title, parts)
@@ -135,8 +135,8 @@ def _line(start: tuple[float, float], end: tuple[float, float], colour: str, wid
 
 
 def _path(points: Sequence[tuple[float, float]], colour: str, dash: str) -> str:
-    way = " ".join(f"{x:g},{y:g}" for x, y in points)
-    return f'<polyline points="{way}" fill="none" stroke="{colour}" stroke-width="1.5" stroke-dasharray="{dash}"/>'
+    coords = " ".join(f"{x:g},{y:g}" for x, y in points)
+    return f'<polyline points="{coords}" fill="none" stroke="{colour}" stroke-width="1.5" stroke-dasharray="{dash}"/>'
 
 
 def _dot(x: float, y: float, colour: str, radius: float, hollow: bool = False) -> str:

@@ -1,4 +1,4 @@
-"""`calrec-lite report`: everything a run says about itself on one HTML page that needs nothing but itself."""
+"""`calrec-lite report`: all that is known about a run on one HTML page that needs no other file."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -99,11 +99,11 @@ def _systems(run: Run, results: Mapping[str, Any], subject: str) -> dict[str, An
     kinds = {name: "other" if name in BASELINE_NAMES else "model" for name in results["systems"]} | {subject: "subject"}
     bars = [Bar(name, kinds[name], metrics) for name, metrics in results["systems"].items()]
     pairs = [(name, subject) for name in results["systems"] if name != subject]
-    found = compare(run.evaluation, run.evaluation, pairs)["comparisons"] if pairs else []
+    comparisons = compare(run.evaluation, run.evaluation, pairs)["comparisons"] if pairs else []
     return {
         "kinds": kinds,
         "systems_chart": interval_chart(bars, _metric_names(results)),
-        "differences": {pair["a"]: pair["metrics"] for pair in found},
+        "differences": {pair["a"]: pair["metrics"] for pair in comparisons},
         "strongest": _strongest(results),
     }
 
@@ -128,29 +128,29 @@ def _slices(results: Mapping[str, Any], subject: str) -> dict[str, Any]:
 
 def _stages(run: Run) -> list[dict[str, Any]]:
     """Each finished stage: what it measured and its curves, on the same scale as the other stages'."""
-    facts = run.stage_metrics()
-    logs = {name: [e for e in run.log_entries() if e["stage"] == name] for name in facts}
-    curves = {name: {key: _curves(key, logs[name], facts[name]) for key in CURVES} for name in facts}
+    facts_by_stage = run.stage_metrics()
+    logs = {name: [e for e in run.log_entries() if e["stage"] == name] for name in facts_by_stage}
+    curves = {name: {key: _curves(key, logs[name], facts_by_stage[name]) for key in CURVES} for name in facts_by_stage}
     scales = {}
     for key in CURVES:
-        values = [y for own in curves.values() for curve in own[key] for y in curve.y if np.isfinite(y)]
+        values = [y for facts in curves.values() for curve in facts[key] for y in curve.y if np.isfinite(y)]
         lowest = 0.0 if key in ("tokens_per_second", "memory_bytes", "learning_rate") else min(values, default=0.0)
         scales[key] = (lowest, max(values, default=1.0))
     tolerance = run.recipe.optim.handover_tolerance
     stages = []
-    for name, own in facts.items():
-        lost = round(handover_rise(own), 6) + 0.0
-        index = [folder.folder.name for folder in run.stages].index(name)
+    for name, facts in facts_by_stage.items():
+        lost = round(handover_rise(facts), 6) + 0.0
+        index = [stage.folder.name for stage in run.stages].index(name)
         stages.append(
             {
                 "name": name,
                 "domains": run.recipe.stages[index].domains,
-                "facts": own,
+                "facts": facts,
                 "lost": lost,
                 "loud": not lost <= tolerance,  # NaN is loud
                 "rates": {key: _median(logs[name], key) for key in ("tokens_per_second", "targets_per_second")},
                 "charts": [
-                    line_chart(title, curves[name][key], own["steps"], scales[key]) for key, title in CURVES.items()
+                    line_chart(title, curves[name][key], facts["steps"], scales[key]) for key, title in CURVES.items()
                 ],
             }
         )
@@ -162,8 +162,8 @@ def _curves(key: str, log: list[dict[str, Any]], facts: Mapping[str, Any]) -> li
     scale = 1e-9 if key == "memory_bytes" else 1.0
     curves = [Curve([e["step"] for e in logged], [e[key] * scale for e in logged])]
     if key == "nats_per_item":
-        checked = [(e["step"], e["eval_nats_per_item"]) for e in log if "eval_nats_per_item" in e]
-        points = dict([(0, facts["valid_nats_before"]), *checked, (facts["steps"], facts["valid_nats_after"])])
+        validated = [(e["step"], e["eval_nats_per_item"]) for e in log if "eval_nats_per_item" in e]
+        points = dict([(0, facts["valid_nats_before"]), *validated, (facts["steps"], facts["valid_nats_after"])])
         curves.append(Curve(list(points), list(points.values()), marks=True))
     return curves
 
@@ -193,5 +193,5 @@ def _binned(values: np.ndarray, zero: bool = False) -> dict[str, int]:
         f"{low}+" if high is None else str(low) if high == low + 1 else f"{low}-{high - 1}"
         for low, high in zip(edges, [*edges[1:], None])
     ]
-    kept = np.flatnonzero(counts)
-    return {names[i]: int(counts[i]) for i in range(kept.min(), kept.max() + 1)} if len(kept) else {}
+    non_empty = np.flatnonzero(counts)
+    return {names[i]: int(counts[i]) for i in range(non_empty.min(), non_empty.max() + 1)} if len(non_empty) else {}

@@ -1,9 +1,9 @@
-"""Which keys of a recipe decide its weights: one list, for going on with a run and for stages that cells share."""
+"""Which keys of a recipe decide its weights: one list, for resuming a run and for stages that cells share."""
 
 from pathlib import Path
 from typing import Any
 
-# Keys that change memory, speed, reports or what is told, never the weights.
+# Keys that change memory, speed, reports or what is printed, never the weights.
 FREE = {
     "base": ("license",),
     "optim": (
@@ -25,29 +25,27 @@ READING = ("reader", "interactions", "items", "columns", "fields")
 def without_free(values: dict[str, Any]) -> dict[str, Any]:
     """A resolved recipe without the keys that decide nothing, and the base's path as it is from anywhere."""
     decided = {
-        section: {key: value for key, value in of.items() if key not in FREE[section]} if section in FREE else of
-        for section, of in values.items()
+        section: {key: value for key, value in keys.items() if key not in FREE[section]} if section in FREE else keys
+        for section, keys in values.items()
     }
-    domains = {
-        name: {key: value for key, value in of.items() if key not in READING} for name, of in values["domains"].items()
-    }
-    return {**decided, "domains": domains, "base": {**decided["base"], "model": _place(decided["base"]["model"])}}
+    domains = {name: {k: v for k, v in spec.items() if k not in READING} for name, spec in values["domains"].items()}
+    return {**decided, "domains": domains, "base": {**decided["base"], "model": _absolute(decided["base"]["model"])}}
 
 
 def changed(old: dict[str, Any], new: dict[str, Any], dtype: str) -> list[str]:
     """Sections that decide the weights and differ between two resolved recipes.
 
     Args:
-        dtype: what the old one's number type came to: another `auto` stays with it, and before it came to any, a recipe
-            may still ask for one.
+        dtype: number type that the old one's run computes in: a new recipe's `auto` accepts it. `auto`: none was
+            chosen yet, so a new recipe may ask for one.
     """
-    asked = new["base"]["dtype"]
-    old = {**old, "base": {**old["base"], "dtype": asked if "auto" in (asked, dtype) else dtype}}
+    new_dtype = new["base"]["dtype"]
+    old = {**old, "base": {**old["base"], "dtype": new_dtype if "auto" in (new_dtype, dtype) else dtype}}
     old, new = without_free(old), without_free(new)
     return [section for section in SECTIONS if old[section] != new[section]]
 
 
-def _place(model: str) -> str:
+def _absolute(model: str) -> str:
     """A path of this machine in full, however it is written; a Hub id or an address as it is."""
     path, hash_, rest = model.partition("#")
     return f"{Path(path).expanduser().resolve()}{hash_}{rest}" if Path(path).expanduser().exists() else model

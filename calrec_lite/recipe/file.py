@@ -12,7 +12,7 @@ from calrec_lite.errors import InputError
 from calrec_lite.files import atomic_path
 from calrec_lite.recipe import Recipe, resolved
 
-Path_ = tuple[str | int, ...]
+KeyPath = tuple[str | int, ...]
 PACKAGE = Path(__file__).parents[1]
 
 
@@ -32,23 +32,23 @@ def load_recipe(source: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     Raises:
         InputError: with every mistake found, each with file, line and, where one is near, a suggestion.
     """
-    lines: dict[Path_, str] = {}
+    lines: dict[KeyPath, str] = {}
     values = _read(_find(str(source), None), lines, ())
     for override in overrides:
         _override(values, override, lines)
     return check_recipe(values, lines)
 
 
-def check_recipe(values: Any, lines: dict[Path_, str] | None = None) -> Recipe:
+def check_recipe(values: Any, lines: dict[KeyPath, str] | None = None) -> Recipe:
     """Turn plain data into a Recipe. Raises InputError with all mistakes."""
     lines = lines or {}
     try:
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
         raise InputError(_report(((_trim(e["loc"], values), _message(e)) for e in error.errors()), lines)) from None
-    crossed = recipe.cross_errors()
-    if crossed:
-        raise InputError(_report(crossed, lines))
+    cross_errors = recipe.cross_errors()
+    if cross_errors:
+        raise InputError(_report(cross_errors, lines))
     return recipe
 
 
@@ -71,13 +71,13 @@ def load_resolved(path: Path) -> Recipe:
     return check_recipe(values)
 
 
-def _not_yaml(where: object, error: Exception) -> InputError:
+def _not_yaml(source: object, error: Exception) -> InputError:
     """For a YAMLError, or a ValueError: UnicodeDecodeError is one."""
-    return InputError(f"{where}: not valid YAML: {' '.join(str(error).split())}")
+    return InputError(f"{source}: not valid YAML: {' '.join(str(error).split())}")
 
 
-def _find(name: str, beside: Path | None) -> Path:
-    candidates = [Path(name)] if beside is None else [beside / name]
+def _find(name: str, folder: Path | None) -> Path:
+    candidates = [Path(name)] if folder is None else [folder / name]
     candidates += [builtin_folder() / name, builtin_folder() / f"{name}.yaml"]
     for path in candidates:
         if path.is_file():
@@ -87,14 +87,14 @@ def _find(name: str, beside: Path | None) -> Path:
     raise InputError(f"{name}: no such recipe file, and no built-in recipe of that name{hint}")
 
 
-def _read(path: Path, lines: dict[Path_, str], seen: tuple[Path, ...]) -> Any:
-    """The values of a file merged over those it extends; `lines` learns where each key stands."""
+def _read(path: Path, lines: dict[KeyPath, str], seen: tuple[Path, ...]) -> Any:
+    """The values of a file merged over those it extends; `lines` receives the place of each key."""
     if path.resolve() in seen:
         raise InputError(f"{path}: extends itself by way of {' -> '.join(map(str, seen))}")
     try:
-        own_lines: dict[Path_, str] = {}
+        file_lines: dict[KeyPath, str] = {}
         node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-        values = _construct(node, (), path, own_lines) if node is not None else {}
+        values = _construct(node, (), path, file_lines) if node is not None else {}
     except (yaml.YAMLError, ValueError) as error:
         raise _not_yaml(path, error) from None
     if not isinstance(values, dict):
@@ -106,11 +106,11 @@ def _read(path: Path, lines: dict[Path_, str], seen: tuple[Path, ...]) -> Any:
     merged: Any = {}
     for parent in parents:
         merged = _merge(merged, _read(_find(parent, path.parent), lines, (*seen, path.resolve())))
-    lines.update(own_lines)
+    lines.update(file_lines)
     return _merge(merged, values)
 
 
-def _construct(node: yaml.Node, at: Path_, path: Path, lines: dict[Path_, str]) -> Any:
+def _construct(node: yaml.Node, at: KeyPath, path: Path, lines: dict[KeyPath, str]) -> Any:
     lines.setdefault(at, f"{path}:{node.start_mark.line + 1}")
     if isinstance(node, yaml.MappingNode):
         out: dict[Any, Any] = {}
@@ -149,7 +149,7 @@ def _merge(below: Any, above: Any) -> Any:
     return above
 
 
-def _override(values: Any, override: str, lines: dict[Path_, str]) -> None:
+def _override(values: Any, override: str, lines: dict[KeyPath, str]) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise InputError(f"--set {override}: write it as key.sub=value")
@@ -159,21 +159,21 @@ def _override(values: Any, override: str, lines: dict[Path_, str]) -> None:
     except (yaml.YAMLError, ValueError) as error:
         raise _not_yaml(f"--set {override}", error) from None
     parts: list[str | int] = [int(p) if p.isdigit() else p for p in key.split(".")]
-    here = values
+    section = values
     for part in parts[:-1]:
-        if isinstance(here, list) and isinstance(part, int) and part < len(here):
-            here = here[part]
-        elif isinstance(here, dict):
-            here = here.setdefault(part, {})
+        if isinstance(section, list) and isinstance(part, int) and part < len(section):
+            section = section[part]
+        elif isinstance(section, dict):
+            section = section.setdefault(part, {})
         else:
             raise InputError(f"--set {override}: there is no `{part}` on the way to `{key}`")
     last = parts[-1]
-    if isinstance(here, list):
-        if not isinstance(last, int) or last >= len(here):
-            raise InputError(f"--set {override}: `{last}` is not a position in a list of {len(here)}")
-        here[last] = value
-    elif isinstance(here, dict):
-        here[last] = value
+    if isinstance(section, list):
+        if not isinstance(last, int) or last >= len(section):
+            raise InputError(f"--set {override}: `{last}` is not a position in a list of {len(section)}")
+        section[last] = value
+    elif isinstance(section, dict):
+        section[last] = value
     else:
         raise InputError(f"--set {override}: `{'.'.join(map(str, parts[:-1]))}` is a single value, not a section")
     for n in range(1, len(parts)):
@@ -181,17 +181,17 @@ def _override(values: Any, override: str, lines: dict[Path_, str]) -> None:
     lines[tuple(parts)] = f"--set {override}"
 
 
-def _trim(location: tuple[int | str, ...], values: Any) -> Path_:
+def _trim(location: tuple[int | str, ...], values: Any) -> KeyPath:
     """pydantic's location without the union branches and markers that it adds."""
     out: list[str | int] = []
-    here = values
+    value = values
     for i, part in enumerate(location):
-        inside = isinstance(here, dict) and part in here
-        inside = inside or (isinstance(here, list) and isinstance(part, int) and part < len(here))
+        inside = isinstance(value, dict) and part in value
+        inside = inside or (isinstance(value, list) and isinstance(part, int) and part < len(value))
         if inside:
             out.append(part)
-            here = here[part]
-        elif i == len(location) - 1 and isinstance(here, dict):
+            value = value[part]
+        elif i == len(location) - 1 and isinstance(value, dict):
             out.append(part)
     return tuple(out)
 
@@ -212,7 +212,7 @@ def _message(error: Any) -> str:
     )
 
 
-def _keys_at(location: Path_) -> list[str]:
+def _keys_at(location: KeyPath) -> list[str]:
     """The keys a section may have, following `location` through the schema."""
     model: Any = Recipe
     for part in location:
@@ -227,9 +227,9 @@ def _has_keys(annotation: Any) -> bool:
     return bool(get_args(annotation)) or (isinstance(annotation, type) and issubclass(annotation, BaseModel))
 
 
-def _report(errors: Iterable[tuple[Path_, str]], lines: dict[Path_, str]) -> str:
+def _report(errors: Iterable[tuple[KeyPath, str]], lines: dict[KeyPath, str]) -> str:
     out = []
     for path, message in dict.fromkeys(errors):
-        where = next((lines[path[:n]] for n in range(len(path), -1, -1) if path[:n] in lines), "recipe")
-        out.append(f"{where}: {'.'.join(map(str, path)) or 'recipe'}: {message}")
+        place = next((lines[path[:n]] for n in range(len(path), -1, -1) if path[:n] in lines), "recipe")
+        out.append(f"{place}: {'.'.join(map(str, path)) or 'recipe'}: {message}")
     return "\n".join(out)

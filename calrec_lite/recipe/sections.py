@@ -303,34 +303,34 @@ class Recipe(Section):
 
     def cross_errors(self) -> list[tuple[tuple[str | int, ...], str]]:
         """Errors that concern two sections: (path of the key, message)."""
-        found: list[tuple[tuple[str | int, ...], str]] = []
+        errors: list[tuple[tuple[str | int, ...], str]] = []
         known = ", ".join(self.domains)
         for i, stage in enumerate(self.stages):
             for j, name in enumerate(stage.domains):
                 if name not in self.domains:
-                    found.append((("stages", i, "domains", j), f"no domain `{name}`; there are: {known}"))
+                    errors.append((("stages", i, "domains", j), f"no domain `{name}`; there are: {known}"))
         names = [stage.name for stage in self.stages]
         if len(set(names)) < len(names):
-            found.append((("stages",), "two stages have the same name"))
+            errors.append((("stages",), "two stages have the same name"))
         if self.evaluate.domain and self.evaluate.domain not in self.domains:
-            found.append((("evaluate", "domain"), f"no domain `{self.evaluate.domain}`; there are: {known}"))
+            errors.append((("evaluate", "domain"), f"no domain `{self.evaluate.domain}`; there are: {known}"))
         for i, chosen in enumerate(self.ablate.stages or []):
             for j, name in enumerate(chosen):
                 if name not in names:
-                    found.append((("ablate", "stages", i, j), f"no stage `{name}`; there are: {', '.join(names)}"))
+                    errors.append((("ablate", "stages", i, j), f"no stage `{name}`; there are: {', '.join(names)}"))
         if self.recommend.beams < self.recommend.k:
-            found.append((("recommend", "beams"), f"must be at least recommend.k = {self.recommend.k}"))
+            errors.append((("recommend", "beams"), f"must be at least recommend.k = {self.recommend.k}"))
         if self.recommend.rerank < self.recommend.k:
-            found.append((("recommend", "rerank"), f"must be at least recommend.k = {self.recommend.k}"))
-        return found + self._holdout_errors()
+            errors.append((("recommend", "rerank"), f"must be at least recommend.k = {self.recommend.k}"))
+        return errors + self._holdout_errors()
 
     def _holdout_errors(self) -> list[tuple[tuple[str | int, ...], str]]:
-        """A global time split is one for all: what other domains say of later days would tell of the held-out ones."""
+        """A global time split is the same in all domains: later events of another one would leak held-out trends."""
         target = self.domains.get(self.target)
         if target is None or target.holdout.by != "time":
             return []
         trained = {name for stage in self.stages for name in stage.domains} & self.domains.keys()
-        found: list[tuple[tuple[str | int, ...], str]] = [
+        errors: list[tuple[tuple[str | int, ...], str]] = [
             (("domains", name, "holdout"), f"must be as that of `{self.target}`, which is held out by time")
             for name in sorted(trained)
             if self.domains[name].holdout != target.holdout
@@ -338,8 +338,8 @@ class Recipe(Section):
         moments = (target.holdout.valid_from, target.holdout.test_from)
         if len(trained) > 1 and any(isinstance(moment, float) for moment in moments):
             message = "give dates where several domains are trained on: a share of events is another day in each"
-            found.append((("domains", self.target, "holdout"), message))
-        return found
+            errors.append((("domains", self.target, "holdout"), message))
+        return errors
 
 
 def resolved(recipe: Recipe) -> dict[str, Any]:

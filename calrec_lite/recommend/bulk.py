@@ -58,8 +58,8 @@ class Bulk:
         users: see `Histories`.
         out: `.jsonl`, `.jsonl.gz` or `.parquet`; a line (a row) is `{"user": ..., "items": [...]}`, in the input's
             order. A score that is not finite (an item that only fills the list up) is null.
-        options: what else the lists depend on, as JSON has it: model, k and the like. A run begun with others is
-            not gone on with.
+        options: what else the lists depend on, as JSON values: model, k and the like. A run that was begun with
+            other options is not continued.
         block: lines taken together. Rankers may sort them by length.
 
     Raises:
@@ -82,7 +82,7 @@ class Bulk:
             **options,
             "block": block,
         }
-        self.done = self._resumed()
+        self.done = self._saved_progress()
 
     def run(self, rank: Rank, progress: bool = True) -> Progress:
         """Do what is left to do. Returns the totals, those of earlier calls included.
@@ -95,10 +95,10 @@ class Bulk:
             RunError: if the output cannot be written; the same call goes on.
         """
         if not self.done.complete:
-            rank([[]], [None])  # a wrong option must end the run, a wrong line must not: this has no wrong line
+            rank([[]], [None])  # a wrong option must end the run, a wrong line must not; this history cannot be wrong
         try:
             if not self.done.complete:
-                self._work(rank, progress)
+                self._rank_blocks(rank, progress)
             if not self.done.users:
                 self._part.unlink(missing_ok=True)  # an empty list of lists replaces nothing
             self._finish()
@@ -109,40 +109,40 @@ class Bulk:
             raise InputError(f"--users {self.source.path}: holds no user{rejected}")
         return self.done
 
-    def _resumed(self) -> Progress:
+    def _saved_progress(self) -> Progress:
         if not self._state.exists():
             return Progress()
-        anew = f"start with the same, or delete {self._state} to begin anew"
+        remedy = f"start with the same, or delete {self._state} to begin anew"
         try:
-            said = json.loads(self._state.read_text(encoding="utf-8"))
-            begun, done = said["run"], Progress(**{f.name: said["done"][f.name] for f in fields(Progress)})
+            state = json.loads(self._state.read_text(encoding="utf-8"))
+            saved_options, done = state["run"], Progress(**{f.name: state["done"][f.name] for f in fields(Progress)})
             short = not done.complete and (
                 self._part.stat().st_size < done.out_bytes or self._rejects_part.stat().st_size < done.rejected_bytes
             )
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{self._state}: no unfinished run to go on with ({error}); {anew}") from None
+            raise InputError(f"{self._state}: no unfinished run to go on with ({error}); {remedy}") from None
         if short:
-            raise InputError(f"{self._state}: the files of the unfinished run were cut short; {anew}")
-        keys = dict.fromkeys([*self._identity, *begun])  # one may have an option that the other has not
-        other = [key for key in keys if begun.get(key) != self._identity.get(key)]
-        if other:
-            raise InputError(f"{self._state}: an unfinished run with another {', another '.join(other)}; {anew}")
+            raise InputError(f"{self._state}: the files of the unfinished run were cut short; {remedy}")
+        keys = dict.fromkeys([*self._identity, *saved_options])  # one may have an option that the other has not
+        differing = [key for key in keys if saved_options.get(key) != self._identity.get(key)]
+        if differing:
+            raise InputError(f"{self._state}: an unfinished run with another {', another '.join(differing)}; {remedy}")
         return done
 
-    def _work(self, rank: Rank, progress: bool) -> None:
+    def _rank_blocks(self, rank: Rank, progress: bool) -> None:
         self.out.parent.mkdir(parents=True, exist_ok=True)
         lines = self.source.read(self.done.lines)
         with (
-            _opened(self._part, self.done.out_bytes) as part,
-            _opened(self._rejects_part, self.done.rejected_bytes) as rejects,
+            _open_at(self._part, self.done.out_bytes) as part,
+            _open_at(self._rejects_part, self.done.rejected_bytes) as rejects,
             tqdm(desc="recommend", unit="user", initial=self.done.users, disable=not progress) as bar,
         ):
             self._save()
             while block := list(islice(lines, self.block)):
                 users = [(line, user) for line, user in block if isinstance(user, User)]
                 bad = [entry for _, entry in block if isinstance(entry, Rejected)]
-                lists, refused = _ranked(rank, users)
-                _append(part, [_row(user, own) for user, own in lists], packed=self.out.suffix == ".gz")
+                lists, refused = _rank_or_reject(rank, users)
+                _append(part, [_list_row(user, items) for user, items in lists], packed=self.out.suffix == ".gz")
                 _append(rejects, [asdict(r) for r in sorted([*bad, *refused], key=lambda r: r.line)])
                 self.done = Progress(
                     block[-1][0],
@@ -183,10 +183,10 @@ def begun_option(out: Path, name: str) -> Any:
         return None
 
 
-def _ranked(
+def _rank_or_reject(
     rank: Rank, users: list[tuple[int, User]]
 ) -> tuple[list[tuple[User, Sequence[Recommendation]]], list[Rejected]]:
-    """The lists of those who can be ranked, and the others with the reason: found by halving the block."""
+    """The lists of the users who can be ranked, and the others with the reason; halves the block to find them."""
     if not users:
         return [], []
     try:
@@ -195,18 +195,18 @@ def _ranked(
         if len(users) == 1:
             line, user = users[0]
             return [], [Rejected(line, str(error), user.text)]
-        first, second = (_ranked(rank, part) for part in (users[: len(users) // 2], users[len(users) // 2 :]))
+        first, second = (_rank_or_reject(rank, part) for part in (users[: len(users) // 2], users[len(users) // 2 :]))
         return [*first[0], *second[0]], [*first[1], *second[1]]
-    return [(user, own) for (_, user), own in zip(users, lists, strict=True)], []
+    return [(user, items) for (_, user), items in zip(users, lists, strict=True)], []
 
 
-def _row(user: User, items: Sequence[Recommendation]) -> dict[str, Any]:
-    own = [{**vars(item), "score": item.score if math.isfinite(item.score) else None} for item in items]
-    return {"user": user.name, "items": own}
+def _list_row(user: User, items: Sequence[Recommendation]) -> dict[str, Any]:
+    records = [{**vars(item), "score": item.score if math.isfinite(item.score) else None} for item in items]
+    return {"user": user.name, "items": records}
 
 
-def _opened(path: Path, size: int) -> IO[bytes]:
-    """`path` for appending after its first `size` bytes; what stands beyond is cut off."""
+def _open_at(path: Path, size: int) -> IO[bytes]:
+    """Open `path` for appending after its first `size` bytes; the rest is cut off."""
     path.touch()
     file = path.open("r+b")
     file.truncate(size)

@@ -9,7 +9,7 @@ import numpy as np
 
 from calrec_lite.decode.ranked import Ranked
 
-DEPTH = 100  # matches asked of BM25 beyond the length of a list
+EXTRA_MATCHES = 100  # BM25 matches that are computed beyond the length of a list
 
 
 def normalised(text: str) -> str:
@@ -22,7 +22,7 @@ class Grounder:
 
     Args:
         texts: each item as the template writes it.
-        cut: items whose text the model knows shorter, since it has more than `text.max_item_tokens`, -> that text.
+        cut: items with more than `text.max_item_tokens`, of which the model knows a shorter text -> that text.
     """
 
     def __init__(self, texts: Sequence[str], cut: Mapping[int, str] | None = None) -> None:
@@ -30,7 +30,7 @@ class Grounder:
         self.exact |= {normalised(t): i for i, t in reversed(list(enumerate(texts)))}
         self.size = len(texts)
         words = _words(texts)
-        self.index: bm25s.BM25 | None = None  # where no text has a word
+        self.index: bm25s.BM25 | None = None  # None: no text has a word
         if any(words):
             self.index = bm25s.BM25()
             self.index.index(words, show_progress=False)
@@ -52,7 +52,7 @@ class Grounder:
         best = scores.max()
         if allowed is not None:
             scores = np.where(allowed, scores, 0)
-        order = _best(scores, k)
+        order = _top_k(scores, k)
         return order, scores[order] / max(best, 1e-9)
 
     def rank(
@@ -75,23 +75,23 @@ class Grounder:
         """
         chosen: dict[int, tuple[float, str]] = {}
         texts = list(dict.fromkeys(predictions))
-        best = {t: max(s for p, s in zip(predictions, logprobs) if p == t) for t in texts}
+        best_logprob = {t: max(s for p, s in zip(predictions, logprobs) if p == t) for t in texts}
 
         @lru_cache(None)
-        def found(text: str) -> list[tuple[int, float]]:
-            """Its BM25 matches; asked for only where they can change the list, as most texts are exact ones."""
-            items, scaled = self.matches(text, k + DEPTH, allowed)
+        def bm25_matches(text: str) -> list[tuple[int, float]]:
+            """Its BM25 matches; computed only where they can change the list, since most texts match exactly."""
+            items, scaled = self.matches(text, k + EXTRA_MATCHES, allowed)
             return [(i, b) for i, b in zip(items.tolist(), scaled.tolist()) if b > 0]
 
         for text in texts:
-            factor = math.exp(eps * best[text])
-            hit = self.exact.get(normalised(text)) if order == "likelihood" else None
-            how = "BM25" if hit is None else "exact"
-            for item, b in found(text) if hit is None else [(hit, 1.0)]:
+            factor = math.exp(eps * best_logprob[text])
+            exact_item = self.exact.get(normalised(text)) if order == "likelihood" else None
+            how = "BM25" if exact_item is None else "exact"
+            for item, b in bm25_matches(text) if exact_item is None else [(exact_item, 1.0)]:
                 if factor * b > chosen.get(item, (0.0, ""))[0]:
                     chosen[item] = (factor * b, f"{how} match of {text!r}")
         ranked = sorted((i for i in chosen if allowed[i]), key=lambda i: -chosen[i][0])
-        for item, why in self._further(texts, history, allowed, found) if len(ranked) < k else ():
+        for item, why in self._fillers(texts, history, allowed, bm25_matches) if len(ranked) < k else ():
             if item not in chosen:
                 chosen[item] = (0.0, why)
                 ranked.append(item)
@@ -100,37 +100,37 @@ class Grounder:
         ranked = ranked[:k]
         return Ranked(np.array(ranked), np.array([chosen[i][0] for i in ranked]), [chosen[i][1] for i in ranked])
 
-    def _further(
+    def _fillers(
         self,
         texts: Sequence[str],
         history: Sequence[str],
         allowed: np.ndarray,
-        found: Callable[[str], list[tuple[int, float]]],
+        bm25_matches: Callable[[str], list[tuple[int, float]]],
     ) -> Iterator[tuple[int, str]]:
         """What fills a list up, the best first: matches of the texts, of the history's latest items, then any item."""
         for text in texts:
-            yield from ((item, "BM25 match of a prediction") for item, _ in found(text))
+            yield from ((item, "BM25 match of a prediction") for item, _ in bm25_matches(text))
         for text in reversed(history):
-            yield from ((item, "BM25 match of the history") for item, _ in found(text))
+            yield from ((item, "BM25 match of the history") for item, _ in bm25_matches(text))
         for item in np.random.default_rng(0).permutation(self.size).tolist():
             if allowed[item]:
                 yield item, "fill"
 
 
 def _words(texts: Sequence[str]) -> list[list[str]]:
-    """Of one letter too, which bm25s leaves out by default: they tell "Toy Story 2" from "Toy Story 3"."""
+    """Words of one letter too, which bm25s drops by default: only they separate "Toy Story 2" from "Toy Story 3"."""
     words: list[list[str]] = bm25s.tokenize(
         list(texts), token_pattern=r"(?u)\b\w+\b", stopwords=None, show_progress=False, return_ids=False
     )
     return words
 
 
-def _best(scores: np.ndarray, k: int) -> np.ndarray:
-    """Indices of the k highest scores, best first, the first in the catalogue among equals."""
+def _top_k(scores: np.ndarray, k: int) -> np.ndarray:
+    """Indices of the k highest scores, best first; equal scores in the catalogue's order."""
     if k < len(scores):
         bound = np.partition(scores, len(scores) - k)[len(scores) - k]
-        above, level = np.flatnonzero(scores > bound), np.flatnonzero(scores == bound)
-        some = np.concatenate([above, level[: k - len(above)]])
+        above, ties = np.flatnonzero(scores > bound), np.flatnonzero(scores == bound)
+        top = np.concatenate([above, ties[: k - len(above)]])
     else:
-        some = np.arange(len(scores))
-    return some[np.lexsort((some, -scores[some]))]
+        top = np.arange(len(scores))
+    return top[np.lexsort((top, -scores[top]))]

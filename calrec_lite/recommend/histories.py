@@ -1,4 +1,4 @@
-"""Histories from a file of any length, one after the other; a line that cannot be used is handed on with the reason."""
+"""Histories from a file of any length, one after the other; a line that cannot be used is returned with the reason."""
 
 import gzip
 import json
@@ -13,14 +13,14 @@ import pyarrow.parquet as pq
 
 from calrec_lite.errors import InputError
 
-LONGEST = 1 << 24  # bytes of a line; the rest of a longer one is passed over
+LONGEST = 1 << 24  # bytes of a line; the rest of a longer line is skipped
 SHOWN = 1000  # characters kept of a line that was too long
 ROWS = 1024  # rows of a Parquet file held at a time
 
 
 @dataclass(frozen=True)
 class User:
-    """One line: the user's name, the history oldest first, the only items to choose from (None: all), what it says."""
+    """One line: the user's name, the history oldest first, the only items to choose from (None: all), its text."""
 
     name: str
     history: list[str]
@@ -30,7 +30,7 @@ class User:
 
 @dataclass(frozen=True)
 class Rejected:
-    """A line that cannot be used: its number (from 1), why, and what it says."""
+    """A line that cannot be used: its number (from 1), the reason, and its text."""
 
     line: int
     reason: str
@@ -49,7 +49,7 @@ class Histories:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._at, self._size = 0, 1
+        self._position, self._size = 0, 1
         try:
             self._size = max(1, path.stat().st_size)
             if path.suffix == ".parquet" and "history" not in pq.read_schema(path).names:
@@ -60,7 +60,7 @@ class Histories:
     @property
     def share(self) -> float:
         """How much of the file has been read, 0 to 1."""
-        return min(1.0, self._at / self._size)
+        return min(1.0, self._position / self._size)
 
     def read(self, skip: int = 0) -> Iterator[tuple[int, User | Rejected | None]]:
         """(line number, user) from line `skip` + 1 on; None for an empty line."""
@@ -69,7 +69,7 @@ class Histories:
         try:
             for number, entry in enumerate(rows, 1):
                 if number > skip:
-                    yield number, _read(number, entry)
+                    yield number, _parse(number, entry)
         except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
             raise InputError(f"--users {self.path}: damaged after line {number} ({error})") from None
 
@@ -81,21 +81,21 @@ class Histories:
                 rest = line
                 while not rest.endswith(b"\n") and (rest := file.readline(LONGEST)):
                     pass
-                self._at = raw.tell()
+                self._position = raw.tell()
                 yield line
 
     def _rows(self) -> Iterator[dict[str, Any]]:
         with pq.ParquetFile(self.path) as file:
             self._size = max(1, file.metadata.num_rows)
             columns = [c for c in ("user", "history", "candidates") if c in file.schema_arrow.names]
-            self._at = 0
+            self._position = 0
             for batch in file.iter_batches(ROWS, columns=columns):
                 for row in batch.to_pylist():
-                    self._at += 1
+                    self._position += 1
                     yield row
 
 
-def _read(number: int, entry: bytes | dict[str, Any]) -> User | Rejected | None:
+def _parse(number: int, entry: bytes | dict[str, Any]) -> User | Rejected | None:
     if not isinstance(entry, bytes):
         text = json.dumps(entry, default=str)
     elif not entry.strip():

@@ -32,12 +32,12 @@ from calrec_lite.text.encoding import Encoder, Tokens
 
 Names = Sequence[str]  # titles or item ids
 Save = Callable[[Recommend, Path], None]
-FLOOR = 64  # tokens a prompt counts at least: what hangs below it takes memory too, however short it is
+MIN_PROMPT_TOKENS = 64  # a shorter prompt counts as so many: its continuations take memory however short it is
 
 
 @dataclass(frozen=True)
 class Recommendation:
-    """One recommended item: what it is called, the id the data gave it, its score and why it is there."""
+    """One recommended item: its title, its id in the data, its score and why it is in the list."""
 
     title: str
     item: str
@@ -52,12 +52,12 @@ class Recommender:
         towers: the model; None where `draw` has it.
         encoder: the base's tokenizer with the recipe's wording.
         catalogue: the items.
-        ids: an outside id for each item.
-        aliases: further outside ids -> item, where several were merged into one.
+        ids: each item's id in the data.
+        aliases: further ids of the data -> item, where several items were merged into one.
         options: strategy and its numbers.
         seed: of the sampling.
         draw: another engine for `strategy: sample`: prompts -> each user's texts.
-        transitions: what followed what, for `strategy: rerank` with `recommend.transitions`.
+        transitions: counts of which item followed which, for `strategy: rerank` with `recommend.transitions`.
         save: writes model, items and given options into a new folder, for `save_pretrained`.
     """
 
@@ -112,12 +112,12 @@ class Recommender:
         transitions = None
         if options.counts_transitions:
             transitions = Transitions.open(package.transitions_file(), package.aliases, len(package.ids))
-        where = None if device is None else torch.device(device)
-        chosen = dtype_here(package.folder, dtype, where).dtype
+        target_device = None if device is None else torch.device(device)
+        chosen = dtype_here(package.folder, dtype, target_device).dtype
         base = Base(model=str(package.folder), dtype=chosen, load_in_4bit=quantised)
         encoder = Encoder(load_tokenizer(package.folder), package.text)
         return cls(
-            Towers(load_model(package.folder, base, where=where)),
+            Towers(load_model(package.folder, base, where=target_device)),
             encoder,
             package.catalogue(encoder),
             package.ids,
@@ -134,7 +134,7 @@ class Recommender:
         It appears under its name only when it is complete; an earlier one there is replaced.
 
         Raises:
-            InputError: `folder` holds something else; or this recommender is of weights that lie elsewhere already.
+            InputError: `folder` holds something else; or this recommender's weights are already in some other folder.
         """
         if self._save is None:
             raise InputError(
@@ -188,13 +188,13 @@ class Recommender:
         if candidates is not None and len(candidates) != len(histories):
             raise InputError(f"candidates: {len(candidates)} sets for {len(histories)} histories; give one for each")
         limits = [None if c is None else self._indices(c, "candidates") for c in candidates or [None] * len(known)]
-        open_ = self._mask(None if allow is None else self._indices(allow, "allow"))
-        open_[self._indices(deny, "deny")] = False
+        allowed = self._mask(None if allow is None else self._indices(allow, "allow"))
+        allowed[self._indices(deny, "deny")] = False
         tokens = [self._tokens(h, n) for h, n in zip(histories, known)]
         texts = [[t if i is None else self.catalogue.texts[i] for t, i in zip(h, n)] for h, n in zip(histories, known)]
         seen = [np.array([i for i in n if i is not None], np.int64) for n in known]
-        barred = seen if self.options.exclude_seen else [s[:0] for s in seen]
-        ranked = self._ranked(tokens, texts, seen, open_, barred, limits, k, progress)
+        excluded = seen if self.options.exclude_seen else [s[:0] for s in seen]
+        ranked = self._ranked(tokens, texts, seen, allowed, excluded, limits, k, progress)
         titles = self.catalogue.titles
         return [
             [
@@ -224,11 +224,11 @@ class Recommender:
         tokens = [[self.catalogue.tokens[i] for i in h] for h in histories]
         texts = [[self.catalogue.texts[i] for i in h] for h in histories]
         known = [np.asarray(h, np.int64) for h in histories]
-        barred = known if exclude_seen else [h[:0] for h in known]
+        excluded = known if exclude_seen else [h[:0] for h in known]
         lists = np.full((len(histories), k), -1, np.int64)
-        ranked = self._ranked(tokens, texts, known, self._mask(None), barred, [None] * len(tokens), k, progress=True)
-        for row, own in zip(lists, ranked):
-            row[: len(own.items)] = own.items
+        ranked = self._ranked(tokens, texts, known, self._mask(None), excluded, [None] * len(tokens), k, progress=True)
+        for row, ranking in zip(lists, ranked):
+            row[: len(ranking.items)] = ranking.items
         return lists
 
     def find(self, name: str) -> int | None:
@@ -236,9 +236,9 @@ class Recommender:
 
         A title of several items means the first of them.
         """
-        return next(iter(self._named(name)), None)
+        return next(iter(self._items_named(name)), None)
 
-    def _named(self, name: str) -> list[int]:
+    def _items_named(self, name: str) -> list[int]:
         """All items of this text or title, or the item of this id."""
         names, ids = self._titles, self._ids
         key = normalised(name)
@@ -248,11 +248,11 @@ class Recommender:
 
     def _indices(self, names: Names, what: str) -> np.ndarray:
         _refuse_text(names, what)
-        found = [self._named(name) for name in names]
-        for name, items in zip(names, found):
+        matches = [self._items_named(name) for name in names]
+        for name, items in zip(names, matches):
             if not items:
                 raise InputError(f"{what}: the catalogue has no title or id {name!r}")
-        return np.array([i for items in found for i in items], np.int64)
+        return np.array([i for items in matches for i in items], np.int64)
 
     def _mask(self, items: np.ndarray | None) -> np.ndarray:
         """(N,) true for `items`, or for all."""
@@ -262,7 +262,7 @@ class Recommender:
 
     @cached_property
     def _titles(self) -> dict[str, list[int]]:
-        """All items of each text and, where no text reads so, of each title."""
+        """Items by their text and by their title, both `normalised`; where a text equals a title, the text counts."""
         columns: list[dict[str, list[int]]] = [{}, {}]
         for column, names in zip(columns, (self.catalogue.texts, self.catalogue.titles)):
             for i, name in enumerate(names):
@@ -272,51 +272,51 @@ class Recommender:
     @cached_property
     def _ids(self) -> dict[str, int]:
         """The item of each id or alias as it is written, or else as `normalised` gives it: case may tell ids apart."""
-        written: dict[str, int] = {}
+        exact: dict[str, int] = {}
         for name, i in chain(zip(self.ids, range(len(self.ids))), self.aliases.items()):
-            written.setdefault(name, i)
-        loose: dict[str, int] = {}
-        for name, i in written.items():
-            loose.setdefault(normalised(name), i)
-        return loose | written
+            exact.setdefault(name, i)
+        by_normalised: dict[str, int] = {}
+        for name, i in exact.items():
+            by_normalised.setdefault(normalised(name), i)
+        return by_normalised | exact
 
     def _tokens(self, history: Sequence[str], known: Sequence[int | None]) -> list[Tokens]:
-        new = [t for t, i in zip(history, known) if i is None]
-        whole = self.encoder.items([" ".join(t.split()) for t in new])
-        written = iter([self.encoder.limit([t])[0] for t in whole])  # one by one: `limit` leaves equal texts uncut
-        return [next(written) if i is None else self.catalogue.tokens[i] for i in known]
+        unknown = [t for t, i in zip(history, known) if i is None]
+        encoded = self.encoder.items([" ".join(t.split()) for t in unknown])
+        cut = iter([self.encoder.limit([t])[0] for t in encoded])  # one by one: `limit` leaves equal texts uncut
+        return [next(cut) if i is None else self.catalogue.tokens[i] for i in known]
 
     def _ranked(
         self,
         tokens: Sequence[Sequence[Tokens]],
         texts: Sequence[Names],
         known: Sequence[np.ndarray],
-        open_: np.ndarray,
-        barred: Sequence[np.ndarray],
-        limits: Sequence[np.ndarray | None],
+        open_items: np.ndarray,
+        excluded: Sequence[np.ndarray],
+        candidates: Sequence[np.ndarray | None],
         k: int,
         progress: bool,
     ) -> list[Ranked]:
         prompts = [self.encoder.prompt(t) for t in tokens]
-        out: dict[int, Ranked] = {}
+        ranked: dict[int, Ranked] = {}
         with tqdm(total=len(prompts), desc="recommend", unit="user", disable=not progress) as bar:
             for users in batches(prompts, self.options.batch_tokens):
-                allowed = np.tile(open_, (len(users), 1))  # (U, N)
+                allowed = np.tile(open_items, (len(users), 1))  # (U, N)
                 for row, u in zip(allowed, users):
-                    if (own := limits[u]) is not None:
-                        row &= self._mask(own)
-                    row[barred[u]] = False
+                    if (user_candidates := candidates[u]) is not None:
+                        row &= self._mask(user_candidates)
+                    row[excluded[u]] = False
                 batch = Users([prompts[u] for u in users], [texts[u] for u in users], [known[u] for u in users])
                 with lists_in_memory(len(users), self.options):
-                    made = self.strategies.rank(batch, allowed, k)
-                out |= zip(users, made)
+                    lists = self.strategies.rank(batch, allowed, k)
+                ranked |= zip(users, lists)
                 bar.update(len(users))
-        return [out[u] for u in range(len(prompts))]
+        return [ranked[u] for u in range(len(prompts))]
 
 
 @contextmanager
 def lists_in_memory(users: int, options: Recommend) -> Iterator[None]:
-    """Where memory lacks for so many users at once, a RunError that says what to set."""
+    """Turns a lack of memory for so many users at once into a RunError that says what to set."""
     try:
         yield
     except torch.OutOfMemoryError:
@@ -327,7 +327,7 @@ def lists_in_memory(users: int, options: Recommend) -> Iterator[None]:
 
 
 def _refuse_text(names: object, what: str) -> None:
-    """A text is a sequence of letters, each of which would pass for a title."""
+    """Python takes a single text for a sequence of letters, and each letter would be read as a title."""
     if isinstance(names, str):
         raise InputError(f"{what}: {names!r} is one text, not a list of titles or ids; write [{names!r}]")
 
@@ -335,8 +335,8 @@ def _refuse_text(names: object, what: str) -> None:
 def batches(prompts: Sequence[Tokens], tokens: int) -> Iterator[list[int]]:
     """Users of similar prompt length together, as many as fit `tokens`; the longest first."""
     order = sorted(range(len(prompts)), key=lambda u: (-len(prompts[u]), u))
-    at = 0
-    while at < len(order):
-        size = max(1, tokens // max(FLOOR, len(prompts[order[at]])))
-        yield order[at : at + size]
-        at += size
+    start = 0
+    while start < len(order):
+        size = max(1, tokens // max(MIN_PROMPT_TOKENS, len(prompts[order[start]])))
+        yield order[start : start + size]
+        start += size

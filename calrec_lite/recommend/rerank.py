@@ -13,8 +13,8 @@ class Candidates:
         items: catalogue indices.
         logp: exact log-probability after the prompt.
         cosine: of v_U and v_T.
-        followed: log of the transition score (`Transitions.FLOOR` added); zeros where no transitions are at hand.
-        near: whether the item is among the closest; the others are there by their transitions alone.
+        followed: log of the transition score (`Transitions.FLOOR` added); zeros where there are no transitions.
+        near: whether the item is among the closest; the others were added for their transitions alone.
     """
 
     items: np.ndarray
@@ -24,7 +24,7 @@ class Candidates:
     near: np.ndarray
 
     def scores(self, fusion: float, transitions: float) -> np.ndarray:
-        """(C,) `logp + fusion * cosine + transitions * followed`; -inf for items that without transitions are none."""
+        """(C,) `logp + fusion * cosine + transitions * followed`; without transitions -inf where not `near`."""
         scores = self.logp + fusion * self.cosine + transitions * self.followed
         return scores if transitions else np.where(self.near, scores, -np.inf)
 

@@ -48,9 +48,9 @@ class Strategies:
     Args:
         towers, encoder, catalogue: the model, its tokenizer, the items. Without a model (None) `draw` has it.
         options: which strategy, and its numbers.
-        seed: of the sampling; a user's texts depend on it and on the prompt, not on who else is asked for.
+        seed: of the sampling; a user's texts depend on it and on the prompt, not on the other users.
         draw: another engine for `strategy: sample`: prompts -> each user's texts.
-        transitions: what followed what, for `strategy: rerank`.
+        transitions: counts of which item followed which, for `strategy: rerank`.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Strategies:
         if towers is not None:
             towers.decoder.eval()
         self.model, self.encoder, self.catalogue = towers, encoder, catalogue
-        self.options, self.seed, self.draw = options, seed, draw or self._drawn
+        self.options, self.seed, self.draw = options, seed, draw or self._sample_texts
         self.transitions = transitions
 
     def rank(self, users: Users, allowed: np.ndarray, k: int) -> list[Ranked]:
@@ -89,24 +89,24 @@ class Strategies:
     def candidates(
         self, users: Users, allowed: np.ndarray, k: int = 1, transitions: Transitions | None = None
     ) -> list[Candidates]:
-        """For each user the `recommend.rerank` (at least `k`) closest allowed items, with what they are weighed by.
+        """For each user the `recommend.rerank` (at least `k`) closest allowed items with all that may order them.
 
         Args:
-            transitions: as many items that these put first are added.
+            transitions: as many items again, those that these score highest, are added.
         """
         tree = self._tree(users.prompts)
         n = max(self.options.rerank, k)
-        found, cosine = self.index.search(tree.users, allowed, n)
-        real = cosine.isfinite().cpu().numpy()
-        near, cosines = ([own[some] for own, some in zip(of.cpu().numpy(), real)] for of in (found, cosine))
-        items, followed = near, [np.zeros(len(own)) for own in near]
+        nearest, cosine = self.index.search(tree.users, allowed, n)
+        finite = cosine.isfinite().cpu().numpy()
+        near, cosines = ([row[some] for row, some in zip(values.cpu().numpy(), finite)] for values in (nearest, cosine))
+        items, followed = near, [np.zeros(len(row)) for row in near]
         if transitions is not None:
             scores = np.where(allowed, transitions.scores(users.known), 0)  # (U, N)
-            items = [np.union1d(own, _positive(score, n)) for own, score in zip(near, scores)]
-            followed = [np.log(score[own] + transitions.FLOOR) for own, score in zip(items, scores)]
-            cosines = [self.index.cosine(user, own) for user, own in zip(tree.users, items)]
+            items = [np.union1d(row, _top_positive(score, n)) for row, score in zip(near, scores)]
+            followed = [np.log(score[row] + transitions.FLOOR) for row, score in zip(items, scores)]
+            cosines = [self.index.cosine(user, row) for user, row in zip(tree.users, items)]
         logp = item_logprobs(tree, self.catalogue.trie, self._paths, items)
-        return [Candidates(own, logp[u], cosines[u], followed[u], np.isin(own, near[u])) for u, own in enumerate(items)]
+        return [Candidates(row, logp[u], cosines[u], followed[u], np.isin(row, near[u])) for u, row in enumerate(items)]
 
     @property
     def towers(self) -> Towers:
@@ -120,8 +120,8 @@ class Strategies:
 
     @cached_property
     def _grounder(self) -> Grounder:
-        most = self.encoder.text.max_item_tokens
-        cut = {i: self.encoder.text_of(t.tolist()) for i, t in enumerate(self.catalogue.tokens) if len(t) == most}
+        limit = self.encoder.text.max_item_tokens
+        cut = {i: self.encoder.text_of(t.tolist()) for i, t in enumerate(self.catalogue.tokens) if len(t) == limit}
         return Grounder(self.catalogue.texts, cut)
 
     @cached_property
@@ -141,49 +141,49 @@ class Strategies:
         options = self.options
         return [
             self._grounder.rank(
-                [self.encoder.text_of(s.tokens) for s in own],
-                [s.logprob for s in own],
+                [self.encoder.text_of(s.tokens) for s in samples],
+                [s.logprob for s in samples],
                 k,
                 allowed[i],
                 options.eps,
                 options.order,
                 users.texts[i],
             )
-            for i, own in enumerate(self.draw(users.prompts))
+            for i, samples in enumerate(self.draw(users.prompts))
         ]
 
-    def _drawn(self, prompts: Sequence[Tokens]) -> list[list[Sample]]:
-        draws = [np.random.default_rng([self.seed, *p.tolist()]) for p in prompts]
-        options, most = self.options, max(map(len, self.catalogue.tokens))
-        return sample(self._tree(prompts), options.samples, options.temperature, self.encoder.stops, most, draws)
+    def _sample_texts(self, prompts: Sequence[Tokens]) -> list[list[Sample]]:
+        rngs = [np.random.default_rng([self.seed, *p.tolist()]) for p in prompts]
+        options, longest = self.options, max(map(len, self.catalogue.tokens))
+        return sample(self._tree(prompts), options.samples, options.temperature, self.encoder.stops, longest, rngs)
 
     @torch.no_grad()
     def _dense(self, users: Users, allowed: np.ndarray, k: int) -> list[Ranked]:
         ids, lengths = (t.to(self.towers.head.device) for t in padded(users.prompts, self.encoder.pad))
-        found, cosine = self.index.search(self.towers.vectors(ids, lengths), allowed, k)
-        return [_similar(items, own) for items, own in zip(found, cosine)]
+        nearest, cosine = self.index.search(self.towers.vectors(ids, lengths), allowed, k)
+        return [_rank_by_cosine(items, user_cosine) for items, user_cosine in zip(nearest, cosine)]
 
     def _rerank(self, users: Users, allowed: np.ndarray, k: int) -> list[Ranked]:
         weights = self.options.fusion, self.options.transitions
-        counted = self.transitions if self.options.transitions else None
-        return [_weighed(own, *weights, k) for own in self.candidates(users, allowed, k, counted)]
+        counts = self.transitions if self.options.transitions else None
+        return [_rank_candidates(candidates, *weights, k) for candidates in self.candidates(users, allowed, k, counts)]
 
 
-def _weighed(own: Candidates, fusion: float, transitions: float, k: int) -> Ranked:
-    order, scores = own.best(fusion, transitions, k)
-    why = [f"log-probability {own.logp[i]:.2f}, similarity {own.cosine[i]:.3f}" for i in order]
+def _rank_candidates(candidates: Candidates, fusion: float, transitions: float, k: int) -> Ranked:
+    order, scores = candidates.best(fusion, transitions, k)
+    why = [f"log-probability {candidates.logp[i]:.2f}, similarity {candidates.cosine[i]:.3f}" for i in order]
     if transitions:
-        why = [f"{said}, log transitions {own.followed[i]:.2f}" for said, i in zip(why, order)]
-    return Ranked(own.items[order], scores, why)
+        why = [f"{reason}, log transitions {candidates.followed[i]:.2f}" for reason, i in zip(why, order)]
+    return Ranked(candidates.items[order], scores, why)
 
 
-def _positive(scores: np.ndarray, n: int) -> np.ndarray:
-    """The `n` items of the highest scores above zero, of (N,)."""
+def _top_positive(scores: np.ndarray, n: int) -> np.ndarray:
+    """Of `scores` (N,) the items of the `n` highest that are above zero."""
     best = np.argpartition(-scores, min(n, len(scores) - 1))[:n]
     return best[scores[best] > 0]
 
 
-def _similar(items: Tensor, cosine: Tensor) -> Ranked:
-    real = cosine.isfinite()
-    scores = cosine[real].cpu().numpy()
-    return Ranked(items[real].cpu().numpy(), scores, [f"similarity {s:.3f}" for s in scores])
+def _rank_by_cosine(items: Tensor, cosine: Tensor) -> Ranked:
+    finite = cosine.isfinite()
+    scores = cosine[finite].cpu().numpy()
+    return Ranked(items[finite].cpu().numpy(), scores, [f"similarity {s:.3f}" for s in scores])

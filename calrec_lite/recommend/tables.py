@@ -27,7 +27,7 @@ def read_table(table: Any) -> tuple[list[Any], list[list[str]]]:
 
 
 def like_table(table: Any, users: Sequence[Any], lists: "Sequence[Sequence[Recommendation]]") -> Any:
-    """A row an item, of the kind of `table`: user, rank (from 1), item, title, score, why."""
+    """A table of the same kind as `table`, one item a row: user, rank (from 1), item, title, score, why."""
     rows = [
         {"user": user, "rank": rank, "item": i.item, "title": i.title, "score": i.score, "why": i.why}
         for user, items in zip(users, lists, strict=True)
@@ -40,7 +40,7 @@ def like_table(table: Any, users: Sequence[Any], lists: "Sequence[Sequence[Recom
 
 
 def _is(table: Any, library: str, name: str) -> bool:
-    """Whether it is of that class; a library that nobody has imported has made none."""
+    """Whether it is of that class; if the library is not imported, it cannot be."""
     module = sys.modules.get(library)
     return module is not None and isinstance(table, getattr(module, name))
 

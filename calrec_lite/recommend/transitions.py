@@ -1,4 +1,4 @@
-"""What followed what in the training part: counts of pairs of items, which a model's own scores may be mixed with."""
+"""Counts of which item followed which in the training part; a model's own scores may be mixed with them."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -26,7 +26,7 @@ class Transitions:
     amazon18_scientific, amazon14_office and ml-100k.
 
     Args:
-        weights: (N, N) what an item of the history adds to each item's score.
+        weights: (N, N) what an item of the history (row) adds to each item's score (column).
     """
 
     WINDOW = 3
@@ -91,7 +91,7 @@ class Transitions:
 
 
 def _pairs(histories: Iterable[History], window: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Items before and after, of every pair at most `window` steps apart."""
+    """The earlier and the later item of every pair at most `window` steps apart."""
     before, after = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     for items in histories:
         for distance in range(1, min(window, len(items) - 1) + 1):

@@ -1,7 +1,9 @@
 """Dense retrieval v_U -> v_T: the catalogue's item vectors, computed once and kept, and exact search in them."""
 
 import hashlib
+import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from calrec_lite.method.towers import Towers
 
 CHUNK_TOKENS = 4096  # of item texts encoded at once
 CHUNK_ITEMS = 1 << 18  # items compared at once
+MODELS = 16  # whose vectors are kept, the latest used
 SAMPLED = 4096  # elements of each weight that enter the model's fingerprint
 
 
@@ -119,6 +122,8 @@ def encode_items(towers: Towers, tokens: Sequence[np.ndarray], start: int, pad: 
 def _read(file: Path) -> tuple[dict[bytes, int], Tensor]:
     try:
         found = load_file(file)
+        with suppress(OSError):  # a cache that may not be written to
+            os.utime(file)  # used now
         names = found["names"].numpy()  # (M, 16) bytes
         return {row.tobytes(): at for at, row in enumerate(names)}, found["vectors"]
     except (OSError, KeyError, SafetensorError):  # not there, or damaged: made anew
@@ -129,3 +134,6 @@ def _write(file: Path, known: dict[bytes, int], vectors: Tensor) -> None:
     names = torch.from_numpy(np.frombuffer(b"".join(known), np.uint8).reshape(-1, 16).copy())
     with atomic_path(file) as temporary:
         save_file({"names": names, "vectors": vectors.contiguous()}, temporary)
+    by_use = sorted(file.parent.glob("*.safetensors"), key=lambda path: path.stat().st_mtime, reverse=True)
+    for old in by_use[MODELS:]:
+        old.unlink(missing_ok=True)

@@ -1,8 +1,8 @@
 """vLLM as the engine of `strategy: sample`: it draws the texts; prompts, matching and exclusions are the Recommender's.
 
-Written by the interface of vLLM 0.33. Log-probabilities are asked for as they are before the temperature
-(`raw_logprobs`), which is what our own sampler gives. Every prompt has a seed of its own, so that texts do not depend
-on who is asked for beside it; they are other texts than our own sampler draws, whose generator is another.
+Written for the interface of vLLM 0.33. Log-probabilities are those before the temperature is applied
+(`raw_logprobs`), as our own sampler gives them. Every prompt has its own seed, so that its texts do not depend on the
+other users; they differ from those of our own sampler, which uses another random generator.
 """
 
 from collections.abc import Sequence
@@ -46,39 +46,39 @@ def vllm_recommender(source: str | Path, strategy: str | None = None, dtype: Ask
     LLM = _vllm().LLM
     encoder = Encoder(load_tokenizer(package.folder), package.text)
     catalogue = package.catalogue(encoder)
-    most = max(map(len, catalogue.tokens))
-    room = _room(package.folder, encoder, most)
+    item_tokens = max(map(len, catalogue.tokens))
+    max_len = _max_model_len(package.folder, encoder, item_tokens)
     llm = LLM(
         model=str(package.folder),
         dtype=dtype_here(package.folder, dtype).dtype,
         seed=package.seed,
-        max_model_len=room,
+        max_model_len=max_len,
         enable_prefix_caching=True,  # a user's texts share the prompt's cache
         logprobs_mode="raw_logprobs",
     )
-    draw = Drawing(llm, options, package.seed, encoder.stops, most, room)
-    whole = options.model_copy(update={"batch_tokens": 1 << 62})  # vLLM batches by itself
-    return Recommender(None, encoder, catalogue, package.ids, whole, package.seed, package.aliases, draw)
+    draw = Drawing(llm, options, package.seed, encoder.stops, item_tokens, max_len)
+    unbatched = options.model_copy(update={"batch_tokens": 1 << 62})  # vLLM batches by itself
+    return Recommender(None, encoder, catalogue, package.ids, unbatched, package.seed, package.aliases, draw)
 
 
 class Drawing:
     """Draws texts with a `vllm.LLM`: prompts -> each user's samples."""
 
-    def __init__(self, llm: Any, options: Recommend, seed: int, stops: np.ndarray, most: int, room: int) -> None:
+    def __init__(self, llm: Any, options: Recommend, seed: int, stops: np.ndarray, item_tokens: int, room: int) -> None:
         self.llm, self.options, self.seed = llm, options, seed
-        self.stops, self.most, self.room = stops, most, room
+        self.stops, self.item_tokens, self.room = stops, item_tokens, room
 
     def __call__(self, prompts: Sequence[Tokens]) -> list[list[Sample]]:
         """Raises InputError for a prompt that leaves no room for an item."""
         vllm, longest = _vllm(), max(map(len, prompts))
-        if longest + self.most > self.room:
+        if longest + self.item_tokens > self.room:
             raise InputError(f"a history of {longest} tokens; with an item, vLLM was given room for {self.room}")
-        asked = [
+        params = [
             vllm.SamplingParams(
                 n=self.options.samples,
                 temperature=self.options.temperature,
                 seed=prompt_seed(self.seed, prompt),
-                max_tokens=self.most,
+                max_tokens=self.item_tokens,
                 stop_token_ids=self.stops.tolist(),
                 ignore_eos=True,  # the stops are ours alone, not those of generation_config.json too
                 logprobs=0,  # that of the drawn token alone
@@ -86,24 +86,24 @@ class Drawing:
             )
             for prompt in prompts
         ]
-        given = [vllm.TokensPrompt(prompt_token_ids=p.tolist()) for p in prompts]
+        inputs = [vllm.TokensPrompt(prompt_token_ids=p.tolist()) for p in prompts]
         return [
             # With the token that ended a text, as our own sampler gives it: it may hold a last "!" too.
             [Sample(list(text.token_ids), text.cumulative_logprob) for text in answer.outputs]
-            for answer in self.llm.generate(given, asked, use_tqdm=False)
+            for answer in self.llm.generate(inputs, params, use_tqdm=False)
         ]
 
 
 def prompt_seed(seed: int, prompt: Tokens) -> int:
-    """A prompt's seed; vLLM adds 0, 1, 2, ... to it for the texts of one prompt, so neighbours are kept apart."""
+    """A prompt's seed; vLLM adds 0, 1, 2, ... to it for the texts of one prompt, so seeds are far apart."""
     return int(np.random.SeedSequence([seed, *prompt.tolist()]).generate_state(1)[0])
 
 
-def _room(folder: Path, encoder: Encoder, most: int) -> int:
-    """Tokens of the longest prompt, with a text of an unknown title twice as long as any item, and of an item."""
-    longest = encoder.text.max_history_tokens + len(encoder.first) + len(encoder.next) + 3 * most
-    has = getattr(AutoConfig.from_pretrained(folder).get_text_config(), "max_position_embeddings", longest)
-    return min(longest, has)
+def _max_model_len(folder: Path, encoder: Encoder, item_tokens: int) -> int:
+    """Tokens of the longest prompt and an item; a title that the catalogue lacks may be twice as long as any item."""
+    longest = encoder.text.max_history_tokens + len(encoder.first) + len(encoder.next) + 3 * item_tokens
+    positions = getattr(AutoConfig.from_pretrained(folder).get_text_config(), "max_position_embeddings", longest)
+    return min(longest, positions)
 
 
 def _vllm() -> Any:

@@ -27,7 +27,7 @@ class Row:
         starts, ends: (n,) where each item's text begins and ends (exclusive; the line break is inside).
         items: (n,) catalogue indices.
         domain: name of the domain.
-        user: whose history it is, an index in the domain; None: nobody else's in a step.
+        user: index of the user in the domain; None: a user with no other row in the step.
     """
 
     tokens: Tokens
@@ -63,20 +63,20 @@ class Encoder:
         self.newline = int(self._ids(f"{text.next} x{END_OF_ITEM}", len(text.next) + 2)[-1])
 
     def _ids(self, text: str, start: int = 0) -> Tokens:
-        coded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         return np.array(
-            [i for i, (_, end) in zip(*map(coded.get, ("input_ids", "offset_mapping"))) if end > start], np.int64
+            [i for i, (_, end) in zip(*map(encoded.get, ("input_ids", "offset_mapping"))) if end > start], np.int64
         )
 
     def items(self, texts: Sequence[str], progress: bool = False) -> list[Tokens]:
         """Ids of item texts, the ending line break included; not truncated. `texts` are single lines."""
         before, out = self.text.next, []
-        for at in tqdm(range(0, len(texts), 2048), "tokenise items", disable=not progress, unit_scale=2048):
-            segments = [f" {t}{END_OF_ITEM}" for t in texts[at : at + 2048]]
-            coded = self.tokenizer(
+        for start in tqdm(range(0, len(texts), 2048), "tokenise items", disable=not progress, unit_scale=2048):
+            segments = [f" {t}{END_OF_ITEM}" for t in texts[start : start + 2048]]
+            encoded = self.tokenizer(
                 [f"{before}{s}{before}" for s in segments], add_special_tokens=False, return_offsets_mapping=True
             )
-            for segment, ids, offsets in zip(segments, coded["input_ids"], coded["offset_mapping"]):
+            for segment, ids, offsets in zip(segments, encoded["input_ids"], encoded["offset_mapping"]):
                 low, high = len(before), len(before) + len(segment)
                 ends = np.array([e for _, e in offsets])
                 out.append(np.array(ids, np.int64)[(ends > low) & (ends <= high)])
@@ -102,38 +102,38 @@ class Encoder:
         """Items cut to `max_item_tokens`, still ending in a line break; where cutting would make two equal, uncut."""
         most = self.text.max_item_tokens
         cut = [t if len(t) <= most else np.append(t[: most - 1], self.newline) for t in tokens]
-        seen: dict[bytes, list[int]] = {}
+        positions: dict[bytes, list[int]] = {}
         for i, t in enumerate(cut):
-            seen.setdefault(t.tobytes(), []).append(i)
-        for same in seen.values():
-            for i in same if len(same) > 1 else ():
+            positions.setdefault(t.tobytes(), []).append(i)
+        for equal in positions.values():
+            for i in equal if len(equal) > 1 else ():
                 cut[i] = tokens[i]
         return cut
 
     def prompt(self, history: Sequence[Tokens]) -> Tokens:
         """Ids of the prompt for a history (oldest first), oldest items dropped whole until it fits."""
-        kept = self.recent(history, self.text.max_items - 1)
+        recent = self.recent(history, self.text.max_items - 1)
         pieces = [self.start]
-        for i, item in enumerate(kept):
+        for i, item in enumerate(recent):
             pieces += [self.next if i else self.first, item]
-        return np.concatenate([*pieces, self.next if len(kept) else self.first])
+        return np.concatenate([*pieces, self.next if len(recent) else self.first])
 
     def recent(self, items: Sequence[Tokens], most: int) -> Sequence[Tokens]:
         """The latest items that fit: `most` of them and `max_history_tokens`, at least one if there is any."""
         room = self.text.max_history_tokens - len(self.start) - len(self.first)
-        kept = 0
+        count = 0
         for item in reversed(items[-most:] if most else []):
             room -= len(item) + len(self.next)
-            if room < 0 and kept:
+            if room < 0 and count:
                 break
-            kept += 1
-        return items[len(items) - kept :]
+            count += 1
+        return items[len(items) - count :]
 
     def row(self, items: np.ndarray, tokens: Sequence[Tokens], domain: str, user: int | None = None) -> Row:
         """A training row of catalogue indices `items` (oldest first), whose last is always a target."""
         texts = [tokens[i] for i in items]
-        fits = 1 + len(self.recent(texts[:-1], self.text.max_items - 1))
-        texts, items = texts[-fits:], items[-fits:]
+        count = 1 + len(self.recent(texts[:-1], self.text.max_items - 1))
+        texts, items = texts[-count:], items[-count:]
         pieces, starts, ends, at = [self.start], [], [], len(self.start)
         for i, item in enumerate(texts):
             sentence = self.next if i else self.first

@@ -59,10 +59,10 @@ class Trie:
 
     def open_edges(self, allowed: np.ndarray) -> np.ndarray:
         """(U, E) whether any item below each edge is allowed; `allowed` (U, N)."""
-        found = np.zeros((len(allowed), len(self.token)), np.bool_)
-        for row, items in zip(found, allowed):
+        is_open = np.zeros((len(allowed), len(self.token)), np.bool_)
+        for row, items in zip(is_open, allowed):
             row[self.path[items[self.passer]]] = True
-        return found
+        return is_open
 
     def below(self, weights: np.ndarray) -> np.ndarray:
         """(E,) the sum of the items' weights (N,) below each edge."""
@@ -70,9 +70,9 @@ class Trie:
 
     def most(self, weights: np.ndarray) -> np.ndarray:
         """(E,) the largest of the items' weights (N,) below each edge."""
-        found = np.zeros(len(self.token))
-        np.maximum.at(found, self.path, weights[self.passer])
-        return found
+        largest = np.zeros(len(self.token))
+        np.maximum.at(largest, self.path, weights[self.passer])
+        return largest
 
     @classmethod
     def build(cls, sequences: Sequence[np.ndarray]) -> "Trie":
@@ -85,11 +85,11 @@ class Trie:
             raise ValueError("a trie needs at least one sequence")
         plain = [s.tolist() for s in sequences]
         order = sorted(range(len(plain)), key=plain.__getitem__)
-        first = _shared(plain[order[0]], plain[order[-1]], 0)
+        root_length = _shared(plain[order[0]], plain[order[-1]], 0)
         edges: list[list[tuple[int, int, int, int]]] = []  # fork -> (representative item, begin, end, dest)
         depth: list[int] = []
         paths: list[list[tuple[int, int]]] = [[] for _ in plain]  # item -> (fork, edge within the fork)
-        todo = [(0, len(order), first)] if len(order) > 1 else []  # (low, high, depth of the fork)
+        todo = [(0, len(order), root_length)] if len(order) > 1 else []  # (low, high, depth of the fork)
         while todo:
             # forks are numbered as they are taken from the list: a child's number is known when it is put there
             nexts: list[tuple[int, int, int]] = []
@@ -111,7 +111,7 @@ class Trie:
             for fork in range(base - len(todo), base):
                 edges[fork] = [(i, a, b, d + base if d >= 0 else d) for i, a, b, d in edges[fork]]
             todo = nexts
-        return _flatten(plain, first, edges, depth, paths)
+        return _flatten(plain, root_length, edges, depth, paths)
 
 
 def _shared(a: list[int], b: list[int], start: int) -> int:
@@ -135,7 +135,7 @@ def _runs(plain: list[list[int]], order: list[int], low: int, high: int, at: int
 
 def _flatten(
     plain: list[list[int]],
-    first: int,
+    root_length: int,
     edges: list[list[tuple[int, int, int, int]]],
     depth: list[int],
     paths: list[list[tuple[int, int]]],
@@ -144,7 +144,7 @@ def _flatten(
     flat = [edge for fork in edges for edge in fork]
     chains = [plain[i][a:b] for i, a, b, _ in flat]
     return Trie(
-        root=np.array(plain[0][:first] if edges else plain[0], np.int64),
+        root=np.array(plain[0][:root_length] if edges else plain[0], np.int64),
         ptr=ptr,
         token=np.array([c[0] for c in chains], np.int64),
         chain_ptr=np.cumsum([0, *map(len, chains)]),

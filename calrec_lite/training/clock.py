@@ -1,4 +1,4 @@
-"""How long a stage has trained, over all its starts; and, for a stage of so many minutes, its end and learning rate."""
+"""How long a stage has trained, over all its starts; of a stage limited by minutes, its end and learning rate."""
 
 import math
 import time
@@ -14,8 +14,8 @@ class Clock(TrainerCallback):
     """Counts the seconds of training: not those of validation and saving, nor those of steps lost by a kill.
 
     The time stands in every checkpoint, so a run that was killed and started again has no more of it than one that
-    was not. How many steps fit into it depends on the machine: a stage of so many steps can be repeated exactly, one
-    of so many minutes cannot.
+    was not. How many steps fit into it depends on the machine: a stage with a number of steps can be repeated
+    exactly, one with a number of minutes cannot.
 
     Args:
         limit: seconds after which training ends, with the step under way; None: never.
@@ -23,7 +23,7 @@ class Clock(TrainerCallback):
 
     def __init__(self, limit: float | None) -> None:
         self.limit, self.seconds = limit, 0.0
-        self._since: float | None = None  # when what `seconds` does not hold yet began
+        self._since: float | None = None  # start of the time that `seconds` does not hold yet
 
     def learning_rate(self, schedule: str, warmup: float, step: int) -> float:
         """Factor of the learning rate: `optim.schedule` over the share of the time that is used, whatever the step."""
@@ -57,5 +57,5 @@ class Clock(TrainerCallback):
 
 def trained_seconds(state: TrainerState) -> float:
     """Seconds of training that led to `state`; 0 at the start, and in checkpoints of older versions."""
-    kept = state.stateful_callbacks
-    return float(kept[NAME]["seconds"]) if isinstance(kept, dict) and NAME in kept else 0.0
+    saved = state.stateful_callbacks
+    return float(saved[NAME]["seconds"]) if isinstance(saved, dict) and NAME in saved else 0.0

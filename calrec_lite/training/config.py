@@ -25,8 +25,8 @@ class CALRecConfig(TrainingArguments):
         micro_batch_auto: whether that number is an estimate, which may grow.
         offload_checkpoints: keep in RAM what gradient checkpointing keeps for the backward pass.
         compile_layers: fuse each layer's kernels by torch.compile.
-        max_seconds: of training, after which it ends and by which the learning rate falls; None: max_steps say so.
-        warmup_share: of max_seconds; with max_steps alone `warmup_steps` says so.
+        max_seconds: of training, after which it ends; the learning rate falls over them. None: `max_steps` decides.
+        warmup_share: of max_seconds; where `max_steps` decides, `warmup_steps` is used instead.
 
     Raises:
         InputError: gradient accumulation, or more than one process.

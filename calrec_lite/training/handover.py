@@ -37,7 +37,7 @@ def stage_origin(run: Run, index: int) -> tuple[Path, Path | None]:
 
 @dataclass(frozen=True)
 class TrainedStates:
-    """What is kept of the trained model when it makes room: a GPU holds one model at a time."""
+    """What later comparisons need of the trained model once it is freed: a GPU holds one model at a time."""
 
     states: list[Tensor]  # (T, D) each, on the CPU: of the first validation rows, with the adapter
     head: Tensor  # (V, D), on the CPU
@@ -52,30 +52,30 @@ def validation_states(towers: Towers, valid: Rows) -> Iterator[Tensor]:
         yield towers.states(torch.from_numpy(valid[i].tokens).unsqueeze(0).to(towers.head.device))[0].detach()
 
 
-def check_merge(live: TrainedStates, valid: Rows, merged: Path, run: Run) -> dict[str, Any]:
+def check_merge(trained: TrainedStates, valid: Rows, merged: Path, run: Run) -> dict[str, Any]:
     """Adapter model against merged model, as `placement` loads it: logits on some rows, and the validation loss."""
-    quantised, where = placement(merged, run.loading)
-    towers = Towers(load_model(merged, run.loading, quantised, where))
-    head = live.head.to(towers.head.device)
-    before = ((states.to(head.device) @ head.T).cpu() for states in live.states)
+    quantised, device = placement(merged, run.loading)
+    towers = Towers(load_model(merged, run.loading, quantised, device))
+    head = trained.head.to(towers.head.device)
+    before = ((states.to(head.device) @ head.T).cpu() for states in trained.states)
     after = ((states @ towers.head.T).cpu() for states in validation_states(towers, valid))
     facts = asdict(parity(before, after))
-    nats = validation_loss(towers, valid, live.collator)
+    nats = validation_loss(towers, valid, trained.collator)
     return {"parity": facts, "valid_nats_merged": nats, "merged_quantised": quantised}
 
 
 def check_handover(collator: Collator, valid: Rows, run: Run, index: int, facts: dict[str, Any]) -> dict[str, Any]:
     """The validation loss of the merged weights quantised afresh, and that with which the next stage will start.
 
-    A loud warning where it has risen too far.
+    Prints a warning where it has risen too far.
     """
     base = run.loading
     handover = run.recipe.stages[index + 1].handover if index + 1 < len(run.stages) else None
     requantised = facts["valid_nats_merged"]
     if (base.load_in_4bit or base.load_in_8bit) and not facts["merged_quantised"]:
         requantised = validation_loss(Towers(load_model(run.stages[index].merged, base)), valid, collator)
-    started = {"continue": facts["valid_nats_after"], "merge": requantised, None: facts["valid_nats_merged"]}
-    measured = {"valid_nats_requantised": requantised, "valid_nats_handed_on": started[handover]}
+    by_handover = {"continue": facts["valid_nats_after"], "merge": requantised, None: facts["valid_nats_merged"]}
+    measured = {"valid_nats_requantised": requantised, "valid_nats_handed_on": by_handover[handover]}
     if warning := handover_warning({**facts, **measured}, base, run.recipe.optim.handover_tolerance):
         print(f"WARNING: the hand-over after stage {run.stages[index].folder.name} {warning}")
     return measured
@@ -83,10 +83,10 @@ def check_handover(collator: Collator, valid: Rows, run: Run, index: int, facts:
 
 def handover_rise(facts: dict[str, Any]) -> float:
     """Nats an item that a stage's hand-over costs, the worse of merging and handing on; NaN if either is no number."""
-    handed = np.array([facts["valid_nats_merged"], facts["valid_nats_handed_on"]])
-    if facts.get("merged_quantised"):  # then the first is of other weights than those that are kept
-        handed = handed[1:]
-    return float(handed.max() - facts["valid_nats_after"])  # unlike Python's, this max() keeps a NaN
+    nats = np.array([facts["valid_nats_merged"], facts["valid_nats_handed_on"]])
+    if facts.get("merged_quantised"):  # then the first was measured on other weights than those on disk
+        nats = nats[1:]
+    return float(nats.max() - facts["valid_nats_after"])  # unlike Python's, this max() keeps a NaN
 
 
 def handover_warning(facts: dict[str, Any], base: Base, tolerance: float) -> str | None:

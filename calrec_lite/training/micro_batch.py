@@ -1,4 +1,4 @@
-"""How many rows fit in memory at once: what a step will need, before it is run, and what it turned out to need."""
+"""How many rows fit in memory at once: estimated before a step is run, corrected by what it turned out to need."""
 
 import json
 from pathlib import Path
@@ -44,15 +44,15 @@ def auto_micro_batch(
     Args:
         row_tokens: of the longest row and of the item texts that are contrasted with it.
     """
-    room = int(SHARE * free_bytes(device)) // activation_bytes(model, checkpointing)
-    fits = max(1, room // row_tokens)
-    return batch_size if fits >= batch_size else -(-batch_size // -(-batch_size // fits))
+    tokens = int(SHARE * free_bytes(device)) // activation_bytes(model, checkpointing)
+    rows = max(1, tokens // row_tokens)
+    return batch_size if rows >= batch_size else -(-batch_size // -(-batch_size // rows))
 
 
 class MicroBatch(TrainerCallback):
     """How many full-length rows are in memory at once.
 
-    Halved when memory runs out, which checkpoints keep: a resumed run does not run into it again. Where it was
+    Halved when memory runs out; checkpoints record that, so that a resumed run does not run out again. Where it was
     estimated (`auto`) and the device is a GPU, doubled while the measured peak leaves room. On a CPU it does not grow:
     memory is shared with other programs there, and a resumed run has to cut its steps as the first one did to end in
     the same bits.
@@ -64,17 +64,17 @@ class MicroBatch(TrainerCallback):
     """
 
     AFTER = 10  # steps of one size before it is doubled
-    SAFE = 0.9  # of the device's memory that may be planned with
+    SAFE = 0.9  # share of the device's memory that a doubled size may need
 
     def __init__(self, size: int, most: int, grows: bool) -> None:
         self.size, self.most = min(size, most), most
         self.grows = grows and self.size < most
         self.shrunk = False
-        self.good = 0
+        self.fitting_steps = 0
 
     def shrink(self) -> bool:
         """Halve it, for good. False if it is one already."""
-        self.good, self.grows = 0, False
+        self.fitting_steps, self.grows = 0, False
         if self.size == 1:
             return False
         self.size = -(-self.size // 2)
@@ -82,10 +82,10 @@ class MicroBatch(TrainerCallback):
         return True
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        kept = state.stateful_callbacks
-        if isinstance(kept, dict) and NAME in kept:
-            size = int(kept[NAME]["size"])
-            self.size = size if self.grows else min(size, self.size)  # an estimate had grown before it was too much
+        saved = state.stateful_callbacks
+        if isinstance(saved, dict) and NAME in saved:
+            size = int(saved[NAME]["size"])
+            self.size = size if self.grows else min(size, self.size)  # an estimate may have grown, then been halved
             self.grows, self.shrunk = False, True
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -99,10 +99,10 @@ class MicroBatch(TrainerCallback):
         Args:
             resting: bytes held between steps. peak: the most held since the size was set. room: what there is.
         """
-        self.good += 1
-        if not self.grows or self.good < self.AFTER:
+        self.fitting_steps += 1
+        if not self.grows or self.fitting_steps < self.AFTER:
             return False
-        self.good = 0
+        self.fitting_steps = 0
         if resting + 2 * (peak - resting) > self.SAFE * room:
             return False
         self.size = min(self.most, 2 * self.size)
@@ -116,16 +116,16 @@ def row_tokens(loss: Loss, text: Text, rows: Rows) -> int:
     return int(rows.length.max()) + texts * text.max_item_tokens
 
 
-def kept_estimate(
+def remembered_estimate(
     file: Path, model: PeftModel, batch_size: int, row_tokens: int, checkpointing: bool | str, device: torch.device
 ) -> int:
     """The estimate of the first start, from `file`: cut as they were then, a resumed run's steps give the same bits.
 
     Made anew where `checkpointing` was changed since; a size that memory has halved stays that small.
     """
-    known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    if known.get("gradient_checkpointing") != checkpointing:
+    estimate = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    if estimate.get("gradient_checkpointing") != checkpointing:
         rows = auto_micro_batch(model, batch_size, row_tokens, checkpointing, device)
-        known = {"micro_batch_size": rows, "gradient_checkpointing": checkpointing}
-        write_json(file, known)
-    return int(known["micro_batch_size"])
+        estimate = {"micro_batch_size": rows, "gradient_checkpointing": checkpointing}
+        write_json(file, estimate)
+    return int(estimate["micro_batch_size"])

@@ -62,7 +62,7 @@ def open_model(
 
 
 def _known_folder(model: PreTrainedModel | PeftModel) -> Path | None:
-    """Where a loaded model's weights lie, so far as its config still says."""
+    """Folder of a loaded model's weights, if its config says where it came from and they are still there."""
     name = str(getattr(model.config, "_name_or_path", "") or "")
     try:
         return base_folder(Base(model=name)) if name else None

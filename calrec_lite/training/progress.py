@@ -1,4 +1,4 @@
-"""What training tells while it runs: a bar and minutes on the screen, every entry in the run's log.jsonl."""
+"""What training reports while it runs: a bar and minutes on the screen, every entry in the run's log.jsonl."""
 
 import json
 import time
@@ -12,8 +12,8 @@ from calrec_lite.files import atomic_path
 
 
 class Intervals(TrainerCallback):
-    """How often is logged, saved and validated: as it is asked now, not as in the checkpoint that is resumed. A step is
-    logged before it is saved: a loss that is no number stops there, and the last good checkpoint stays."""
+    """How often to log, save and validate: by the present arguments, not those of the checkpoint resumed from. A step
+    is logged before it is saved: a loss that is no number stops there, and the last good checkpoint stays."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         state.compute_steps(args, state.max_steps)
@@ -25,20 +25,20 @@ class Intervals(TrainerCallback):
 class StageProgress(TrainerCallback):
     """One bar a stage: steps, rate, remaining time, the latest loss; after the first steps, how long it will take."""
 
-    FIRST = 3  # steps after which the rate is told: the very first one warms up
+    FIRST = 3  # steps after which the rate is shown: the very first one warms up
     LONG = 60  # minutes that are worth a warning
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         total = None if args.max_seconds else state.max_steps
         self.bar = tqdm(total=total, initial=state.global_step, desc="train", unit="step")
-        self._ends: list[float] = []
+        self._step_ends: list[float] = []
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.bar.update(1)
-        if len(self._ends) < self.FIRST and not args.max_seconds:
-            self._ends.append(time.perf_counter())
-            if len(self._ends) == self.FIRST:
-                seconds = (self._ends[-1] - self._ends[0]) / (self.FIRST - 1)
+        if len(self._step_ends) < self.FIRST and not args.max_seconds:
+            self._step_ends.append(time.perf_counter())
+            if len(self._step_ends) == self.FIRST:
+                seconds = (self._step_ends[-1] - self._step_ends[0]) / (self.FIRST - 1)
                 self._tell(seconds, state.max_steps - state.global_step)
 
     def _tell(self, seconds: float, steps: int) -> None:
@@ -66,9 +66,9 @@ class RunLog(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.is_file() else []
-        kept = [line for line in lines if not self._lost(line, state.global_step)]
+        remaining = [line for line in lines if not self._lost(line, state.global_step)]
         with atomic_path(self.path) as temporary:
-            temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+            temporary.write_text("".join(f"{line}\n" for line in remaining), encoding="utf-8")
 
     def _lost(self, line: str, step: int) -> bool:
         try:

@@ -29,7 +29,7 @@ from calrec_lite.training.clock import trained_seconds
 from calrec_lite.training.config import CALRecConfig
 from calrec_lite.training.float16 import float16_holds
 from calrec_lite.training.handover import TrainedStates, check_handover, check_merge, stage_origin, validation_states
-from calrec_lite.training.micro_batch import check_offload, kept_estimate, row_tokens
+from calrec_lite.training.micro_batch import check_offload, remembered_estimate, row_tokens
 from calrec_lite.training.progress import RunLog
 from calrec_lite.training.trainer import CALRecTrainer, validation_loss
 
@@ -106,21 +106,21 @@ def _train_stage(run: Run, index: int) -> None:
     print(f"stage {name}: {len(rows):,} rows of {', '.join(stage.domains)}; {len(valid):,} validation users")
     data = {d.name: d.fingerprint for d in domains}
     run.note(name, "training", base=str(base), adapter=str(carried) if carried else None, data=data)
-    facts, live = _adapter(run, index, rows, valid)
+    facts, trained = _train_adapter(run, index, rows, valid)
     free_memory()
     run.note(name, "merging")
     facts["layers_merged"] = merge_adapter(base, folder.adapter, folder.merged)
-    facts |= check_merge(live, valid, folder.merged, run)
+    facts |= check_merge(trained, valid, folder.merged, run)
     free_memory()
-    facts |= check_handover(live.collator, valid, run, index, facts)
+    facts |= check_handover(trained.collator, valid, run, index, facts)
     free_memory()
     write_json(folder.metrics, facts)
     run.note(name, "done")
     shutil.rmtree(folder.checkpoints, ignore_errors=True)
 
 
-def _adapter(run: Run, index: int, rows: Rows, valid: Rows) -> tuple[dict[str, Any], TrainedStates]:
-    """Train the stage's adapter and save it; model, optimiser and trainer end with this function."""
+def _train_adapter(run: Run, index: int, rows: Rows, valid: Rows) -> tuple[dict[str, Any], TrainedStates]:
+    """Train the stage's adapter and save it; model, optimiser and trainer are freed with this function."""
     stage, folder, recipe = run.recipe.stages[index], run.stages[index], run.recipe
     base, carried = stage_origin(run, index)
     set_seed(recipe.training_seed)
@@ -132,8 +132,8 @@ def _adapter(run: Run, index: int, rows: Rows, valid: Rows) -> tuple[dict[str, A
     if index == 0 and not float16_holds(run, trainer, rows):
         del model, trainer
         free_memory()
-        return _adapter(run, index, rows, valid)
-    facts = _train(trainer, valid, folder)
+        return _train_adapter(run, index, rows, valid)
+    facts = _train_to_end(trainer, valid, folder)
     with atomic_path(folder.adapter) as temporary:
         model.save_pretrained(str(temporary))
     states = [s.cpu() for s in validation_states(trainer.towers, valid)]
@@ -146,9 +146,9 @@ def _config(run: Run, stage: Stage, folder: StageFolder, model: PeftModel, rows:
         _refuse_offload(run, model, rows)
     per_epoch = len(StepSampler(rows, optim.batch_size, seed))
     steps = NO_LIMIT if stage.minutes else stage.max_steps or math.ceil((stage.epochs or 1) * per_epoch)
-    micro = optim.micro_batch_size
-    if micro == "auto":
-        micro = kept_estimate(
+    micro_batch_size = optim.micro_batch_size
+    if micro_batch_size == "auto":
+        micro_batch_size = remembered_estimate(
             folder.folder / "micro_batch.json",
             model,
             optim.batch_size,
@@ -159,7 +159,7 @@ def _config(run: Run, stage: Stage, folder: StageFolder, model: PeftModel, rows:
     return CALRecConfig(
         output_dir=str(folder.checkpoints),
         objective=run.recipe.loss,
-        micro_batch_size=micro,
+        micro_batch_size=micro_batch_size,
         micro_batch_auto=optim.micro_batch_size == "auto",
         offload_checkpoints=optim.gradient_checkpointing == "offload",
         compile_layers=optim.compile,
@@ -187,7 +187,7 @@ def _config(run: Run, stage: Stage, folder: StageFolder, model: PeftModel, rows:
 
 
 def _refuse_offload(run: Run, model: PeftModel, rows: Rows) -> None:
-    """Raise InputError where nothing can be offloaded: without a GPU, from compiled layers, to RAM that is full."""
+    """Raise InputError where offloading cannot work: without a GPU, with compiled layers, or with too little RAM."""
     optim, loss = run.recipe.optim, run.recipe.loss
     if device().type == "cpu":
         raise InputError(
@@ -200,11 +200,11 @@ def _refuse_offload(run: Run, model: PeftModel, rows: Rows) -> None:
         check_offload(model, optim.batch_size, row_tokens(loss, run.recipe.text, rows))
 
 
-def _train(trainer: CALRecTrainer, valid: Rows, folder: StageFolder) -> dict[str, Any]:
+def _train_to_end(trainer: CALRecTrainer, valid: Rows, folder: StageFolder) -> dict[str, Any]:
     """Train to the end, from the last whole checkpoint if there is one; the validation loss before and after."""
-    start = folder.folder / "before.json"
-    if not start.is_file():
-        write_json(start, {"valid_nats_before": _nats(trainer, valid)})
+    before_file = folder.folder / "before.json"
+    if not before_file.is_file():
+        write_json(before_file, {"valid_nats_before": _validation_nats(trainer, valid)})
     checkpoint = folder.last_checkpoint
     started = time.perf_counter()
     if checkpoint and (state := _finished(trainer, checkpoint)):  # killed after the last step
@@ -214,13 +214,13 @@ def _train(trainer: CALRecTrainer, valid: Rows, folder: StageFolder) -> dict[str
     else:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     seconds = time.perf_counter() - started
-    after = _nats(trainer, valid)
+    after = _validation_nats(trainer, valid)
     if not math.isfinite(after):
         raise RunError(
             "the validation loss after training is no number: lower optim.learning_rate and give the run another `name`"
         )
     return {
-        **json.loads(start.read_text(encoding="utf-8")),
+        **json.loads(before_file.read_text(encoding="utf-8")),
         "valid_nats_after": after,
         "steps": trainer.state.global_step,
         "train_seconds": round(trained_seconds(trainer.state), 1),
@@ -239,13 +239,13 @@ def _finished(trainer: CALRecTrainer, checkpoint: Path) -> TrainerState | None:
     return state if ended else None
 
 
-def _nats(trainer: CALRecTrainer, valid: Rows) -> float:
+def _validation_nats(trainer: CALRecTrainer, valid: Rows) -> float:
     return validation_loss(trainer.towers, valid, trainer.eval_collator)
 
 
 @contextmanager
 def environment(name: str, value: str) -> Iterator[None]:
-    """Set a variable that is not set, for a while: some of what transformers' reporters read has no other way in."""
+    """Set an environment variable for a while, unless it is set: transformers' reporters read some options from it."""
     if name in os.environ:
         yield
         return

@@ -112,34 +112,34 @@ class CALRecTrainer(Trainer):
         size, estimated = args.micro_batch_size, args.micro_batch_auto
         if isinstance(size, str):
             tokens = row_tokens(args.objective, encoder.text, rows)
-            size, estimated = auto_micro_batch(self._adapted, batch, tokens, args.checkpointing, args.device), True
+            size, estimated = auto_micro_batch(self._peft_model, batch, tokens, args.checkpointing, args.device), True
         self.micro = MicroBatch(size, batch, estimated and cuda)
         self.add_callback(self.micro)
         self.add_callback(Intervals())
         if not args.disable_tqdm:
             self.add_callback(StageProgress())
-        self.towers = Towers(self._adapted, args.offload_checkpoints)
+        self.towers = Towers(self._peft_model, args.offload_checkpoints)
         if args.compile_layers:
             self.towers.compile()
         start = int(encoder.start[0])
         longest = int(rows.length.max(initial=1))
         at_once = None if cuda else ITEMS_AT_ONCE
-        catalogues = {part.catalogue.name: part.catalogue for of in (rows, valid) if of for part in of.parts}
+        catalogues = {part.catalogue.name: part.catalogue for data in (rows, valid) if data for part in data.parts}
         self.collator = Collator(catalogues, args.objective, start, encoder.pad, self.micro.size, longest, at_once)
-        last = args.objective.model_copy(
+        last_target_loss = args.objective.model_copy(
             update={"targets": "last", "alpha": 0.0, "beta": 0.0, "vocabulary_weight": 0.0}
         )
-        self.eval_collator = Collator(catalogues, last, start, encoder.pad, size)
+        self.eval_collator = Collator(catalogues, last_target_loss, start, encoder.pad, size)
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, float] = dict.fromkeys(("targets", "tokens", "flops", "steps"), 0)
-        self._flops = StepFlops(self.towers.decoder, self._adapted.config)  # type: ignore[arg-type]
+        self._flops = StepFlops(self.towers.decoder, self._peft_model.config)  # type: ignore[arg-type]
         self._rate: float | None = None
-        self._since = 0.0  # by the clock of training, when the counts began
-        self._peak = 0  # of earlier sizes
+        self._since = 0.0  # time of `clock` at which the counts began
+        self._peak = 0  # bytes, of earlier micro-batch sizes
         self._watch_peak()
 
     @property
-    def _adapted(self) -> PeftModel:
+    def _peft_model(self) -> PeftModel:
         assert isinstance(self.model, PeftModel)
         return self.model
 
@@ -165,7 +165,7 @@ class CALRecTrainer(Trainer):
             self.args.seed,
             data.items.aliases,
             transitions=counted,
-            save=partial(save_trained, self._adapted, self._folder, data, self.args),
+            save=partial(save_trained, self._peft_model, self._folder, data, self.args),
         )
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
@@ -190,7 +190,7 @@ class CALRecTrainer(Trainer):
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
     ) -> torch.optim.lr_scheduler.LRScheduler:
-        """As transformers', but by the share of the time where the stage ends by the clock."""
+        """As transformers', but by the share of the time used where the stage ends by the clock."""
         if self.args.max_seconds is None or self.lr_scheduler is not None:
             return super().create_scheduler(num_training_steps, optimizer)
         optimizer = optimizer or self.optimizer
@@ -206,7 +206,7 @@ class CALRecTrainer(Trainer):
         if not self._counts["steps"]:
             self._since = self.clock.seconds
         batch: StepBatch = inputs["step"]
-        before = rng_state(self.args.device)
+        rng_before = rng_state(self.args.device)
         while True:
             if batch.micro_batch_size != self.micro.size:
                 self.collator.micro_batch_size = self.micro.size
@@ -214,8 +214,8 @@ class CALRecTrainer(Trainer):
             result = self._attempt(batch)
             if result is not None:
                 break
-            self._cut_smaller(before)
-        self._note(result, batch)
+            self._cut_smaller(rng_before)
+        self._add_to_log(result, batch)
         if self.micro.grows:
             self._maybe_grow()
         return result.loss
@@ -232,11 +232,11 @@ class CALRecTrainer(Trainer):
                 raise
             return None
 
-    def _cut_smaller(self, before: RngState) -> None:
+    def _cut_smaller(self, rng_before: RngState) -> None:
         """Undo the broken step and halve the micro-batch."""
         old = self.micro.size
         cast(nn.Module, self.model).zero_grad()
-        set_rng_state(before)
+        set_rng_state(rng_before)
         if self.args.device.type == "cuda":
             torch.cuda.empty_cache()
         if not self.micro.shrink():
@@ -255,7 +255,7 @@ class CALRecTrainer(Trainer):
             self._resized(old, "room in memory")
 
     def _watch_peak(self) -> None:
-        """From here on the GPU's own peak is that of this size of micro-batch, or of this stage, alone."""
+        """Reset the GPU's peak counter: from here on it measures this micro-batch size, or this stage, alone."""
         if self.args.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.args.device)
 
@@ -272,13 +272,13 @@ class CALRecTrainer(Trainer):
         tqdm.write(f"step {self.state.global_step}: {why}: {old} -> {size} rows at once; the objective stays the same")
         self.log({"micro_batch_size": size, "micro_batch_size_before": old})
 
-    def _note(self, result: StepLoss, batch: StepBatch) -> None:
+    def _add_to_log(self, result: StepLoss, batch: StepBatch) -> None:
         for key in (
             "nig",
             "tt",
             "ut",
             "nats_per_item",
-        ):  # summed where they are: reading them would wait for the device
+        ):  # summed on the device: reading them would wait for it
             value = getattr(result, key)
             self._sums[key] = self._sums[key] + value if key in self._sums else value
         self._counts["targets"] += batch.targets
@@ -331,9 +331,9 @@ def validation_loss(towers: Towers, rows: Rows, collator: Collator, progress: bo
     device = towers.head.device
     total = torch.zeros((), device=device)
     for d in range(len(rows.parts)):
-        own = [i for i in order if rows.domain[i] == d]
-        for at in tqdm(range(0, len(own), size), "validation loss", leave=False, disable=not progress):
-            batch = collator([rows[i] for i in own[at : at + size]]).to(device)
+        indices = [i for i in order if rows.domain[i] == d]
+        for start in tqdm(range(0, len(indices), size), "validation loss", leave=False, disable=not progress):
+            batch = collator([rows[i] for i in indices[start : start + size]]).to(device)
             with towers.uncast():
                 total += two_tower_step(towers, batch, collator.loss, None).nats_per_item * batch.targets
     return float(total) / len(rows)

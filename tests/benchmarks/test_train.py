@@ -159,9 +159,7 @@ def test_ratios_and_tables() -> None:
     assert "| ml100k bf16 | E: ours, `targets: all`, full objective | 9.00 |" in table(json.loads(json.dumps(values)))
 
 
-@pytest.mark.parametrize(
-    "who", ["ours", "ours, offload", "TRL", pytest.param("ours, compiled layers", marks=needs_compiler)]
-)
+@pytest.mark.parametrize("who", ["ours", "ours, offload", "TRL"])
 def test_the_gpu_part_at_a_small_size(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, who: str) -> None:
     monkeypatch.setattr(train_gpu, "base_folder", lambda base: tiny_folder)
     config = LlamaConfig(

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 
 import calrec_lite.model.merge as merging
 from calrec_lite.errors import InputError
-from calrec_lite.files import BESIDE_WEIGHTS
+from calrec_lite.files import BESIDE_WEIGHTS, _host
 from calrec_lite.model.merge import merge_adapter
 from calrec_lite.model.parity import parity
 
@@ -224,7 +224,7 @@ def test_a_killed_merge_looks_unfinished_and_the_next_one_clears_it_away(tiny_fo
     save_file({**weights, **more}, base / "model.safetensors", {"format": "pt"})
     command = [sys.executable, "-m", "calrec_lite", "merge", *map(str, (base, adapter, merged))]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    left, deadline = tmp_path / f".merged.{process.pid}.tmp", time.monotonic() + 120
+    left, deadline = tmp_path / f".merged.{_host()}-{process.pid}.tmp", time.monotonic() + 120
     while not (left / "model.safetensors").is_file() and time.monotonic() < deadline:
         assert process.poll() is None
         time.sleep(0.001)
@@ -233,7 +233,9 @@ def test_a_killed_merge_looks_unfinished_and_the_next_one_clears_it_away(tiny_fo
     assert not merged.exists()
     assert left.is_dir()
     assert (left / "model.safetensors").stat().st_size < (base / "model.safetensors").stat().st_size
-    spared = [tmp_path / name for name in (".merged.1.tmp", f".merged2.{process.pid}.tmp", ".merged.draft.tmp")]
+    me, other = f"{_host()}-{process.pid}", f"elsewhere-{process.pid}"  # 1 is a process that lives
+    names = (f".merged.{_host()}-1.tmp", f".merged2.{me}.tmp", f".merged.{other}.tmp", ".merged.draft.tmp")
+    spared = [tmp_path / name for name in names]
     for folder in spared:
         folder.mkdir()
     shutil.copy(tiny_folder / "model.safetensors", base)

@@ -1,5 +1,6 @@
 """The four strategies through `Recommender`: real, distinct items, exact filters, vectors that are kept, cold items."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -236,6 +237,21 @@ def test_a_new_item_needs_only_its_text(towers: Towers, encoder: Encoder, strate
     assert own[-1].score == pytest.approx(scores[30], abs=1e-3)
     assert made.recommend([["id3"]], 1, candidates=[["purple ladder of bamboo", *behind]])[0][0].item == "new"
     assert len(behind) > 2
+
+
+def test_vectors_of_the_models_used_last_are_kept(
+    towers: Towers, catalogue: EncodedCatalogue, encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("calrec_lite.recommend.vectors.MODELS", 2)
+    start = int(encoder.start[0])
+    folder = tmp_path / "vectors"
+    folder.mkdir()
+    for age, name in enumerate(("new", "old", "oldest")):
+        (folder / f"{name}.safetensors").write_bytes(b"")
+        os.utime(folder / f"{name}.safetensors", (1e9 - age, 1e9 - age))
+    ItemVectors.of(towers, catalogue.tokens[:3], start, encoder.pad)
+    left = {file.stem for file in folder.iterdir()}
+    assert left == {"new", model_fingerprint(towers)}
 
 
 def test_search_in_blocks_is_search_in_all(monkeypatch: pytest.MonkeyPatch) -> None:

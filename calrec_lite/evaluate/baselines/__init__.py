@@ -1,4 +1,4 @@
-"""The baselines that every claim is held against, by the names that a recipe gives them."""
+"""The baselines with which every result is compared, by the names that a recipe gives them."""
 
 from calrec_lite.data.domain import Domain
 from calrec_lite.evaluate.baselines.counting import BASELINES

@@ -1,4 +1,4 @@
-"""What a baseline had to compute at length is cached, under a key made of all that decides it."""
+"""A cache for what a baseline takes long to compute, under a key made of everything that the result depends on."""
 
 import hashlib
 import json
@@ -10,7 +10,7 @@ from calrec_lite.files import atomic_path, cache_folder
 
 
 def cached(name: str, settings: Mapping[str, Any], make: Callable[[Path], None]) -> Path:
-    """The folder that `make` filled for these settings: now, or the first time it was asked for.
+    """The folder that `make` filled for these settings: now, or when it was first needed.
 
     Args:
         settings: plain data; the domain's fingerprint among it.

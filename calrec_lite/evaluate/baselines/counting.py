@@ -1,8 +1,8 @@
-"""The baselines that every claim is held against (docs/method.md, 7), fitted on a domain's training part only.
+"""The baselines that only count or match words (docs/method.md, 7), fitted on a domain's training part only.
 
 Items of equal score stand in order of popularity, items of equal popularity in an order drawn by the seed: never by
 index or id, which in some public files tell the future. Lists are filled up in the same order, so they have k items
-as long as the catalogue has.
+if the catalogue has as many.
 """
 
 from collections.abc import Sequence
@@ -36,19 +36,19 @@ class PopularityBaseline:
             places = [self._place[history] for history in histories[start : start + step]]
             scores = self._scores(places)  # (u, N)
             if exclude_seen:
-                rows, columns = _flat(places)
+                rows, columns = _rows_and_places(places)
                 scores[rows, columns] = -1
-            best = _best(scores, k)  # (u, min(k, N)), -1 after the end
+            best = _top_places(scores, k)  # (u, min(k, N)), -1 after the end
             lists[start : start + step, : best.shape[1]] = np.where(best < 0, -1, self._order[best])
         return lists
 
     def _scores(self, places: list[NDArray[np.int64]]) -> NDArray[np.float32]:
-        """Scores by place, none below 0, 0 where the baseline has nothing to say: (u,) histories -> (u, N)."""
+        """Scores by place, none below 0; 0 where popularity alone is to decide: (u,) histories as places -> (u, N)."""
         return np.zeros((len(places), len(self._order)), dtype=np.float32)
 
 
 class LastItemBaseline(PopularityBaseline):
-    """The last item again, then the others of the history by recency; nothing of its own if seen items are masked."""
+    """The last item again, then the others of the history by recency; popularity alone if seen items are masked."""
 
     def _scores(self, places: list[NDArray[np.int64]]) -> NDArray[np.float32]:
         scores = super()._scores(places)
@@ -78,14 +78,14 @@ class BM25LastBaseline(PopularityBaseline):
 
 
 class TransitionsBaseline(PopularityBaseline):
-    """Items by what followed what (`recommend.transitions`)."""
+    """Items by how often they followed the items of the history (`recommend.transitions`)."""
 
     def __init__(self, domain: Domain, seed: int) -> None:
         super().__init__(domain, seed)
-        self._counted = Transitions.of(domain)
+        self._transitions = Transitions.of(domain)
 
     def _scores(self, places: list[NDArray[np.int64]]) -> NDArray[np.float32]:
-        return self._counted.scores([self._order[own] for own in places])[:, self._order]
+        return self._transitions.scores([self._order[history] for history in places])[:, self._order]
 
 
 BASELINES: dict[str, type[PopularityBaseline]] = {
@@ -96,13 +96,13 @@ BASELINES: dict[str, type[PopularityBaseline]] = {
 }
 
 
-def _flat(places: list[NDArray[np.int64]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _rows_and_places(places: list[NDArray[np.int64]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """(row, place) of every event of every history."""
     rows = np.repeat(np.arange(len(places)), [len(history) for history in places])
     return rows, np.concatenate([np.empty(0, dtype=np.int64), *places])
 
 
-def _best(scores: NDArray[np.float32], k: int) -> NDArray[np.int64]:
+def _top_places(scores: NDArray[np.float32], k: int) -> NDArray[np.int64]:
     """Places of the k highest scores, the earlier place first among equals, -1 where the score is below 0."""
     n_items = scores.shape[1]
     # Non-negative floats order like their bits, so score and place fit in one integer key without ties: a partial

