@@ -74,8 +74,8 @@ def _refuse_changed_data(finished_cells: Sequence[Cell], evaluated: dict[str, Ev
     for cell in finished_cells:
         refuse_unlike(evaluated[finished_cells[0].name], evaluated[cell.name])  # `evaluate` may have changed one since
         facts = json.loads((folder / cell.name / "cell.json").read_text(encoding="utf-8"))
-        target = evaluated[cell.name].results["domain"]
-        for name, fingerprint in {**facts.get("data", {}), target["name"]: target["fingerprint"]}.items():
+        target_domain = evaluated[cell.name].results["domain"]
+        for name, fingerprint in {**facts.get("data", {}), target_domain["name"]: target_domain["fingerprint"]}.items():
             if fingerprints.setdefault(name, fingerprint) != fingerprint:
                 raise data_changed(folder, name)
 

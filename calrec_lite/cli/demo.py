@@ -20,7 +20,7 @@ LATEST = 8  # titles of their histories
 def demo(runs: Path, overrides: tuple[str, ...]) -> None:
     """Train, evaluate and export a recommender of films on real data, in a quarter of an hour on two CPU cores."""
     quiet_libraries()
-    from calrec_lite.data.prepare import describe
+    from calrec_lite.data.report import describe
     from calrec_lite.evaluate.evaluate_run import evaluate_run
     from calrec_lite.evaluate.tables import table
     from calrec_lite.export.bundle import export_run

@@ -32,14 +32,12 @@ import numpy as np
 
 from calrec_lite.data.domain import Catalogue, Domain, Sequences, moment, read_info
 from calrec_lite.data.readers import Raw, read
-from calrec_lite.data.report import describe, statistics
+from calrec_lite.data.report import statistics
 from calrec_lite.errors import InputError
 from calrec_lite.files import file_sha256
 from calrec_lite.recipe import DomainSpec, Holdout
 from calrec_lite.sources import fetch
 from calrec_lite.threads import cores
-
-__all__ = ["describe", "prepare", "prepare_to"]
 
 FORMAT = 1  # of fingerprints
 VERSION = 2  # raise it when the same files and options give another domain than before

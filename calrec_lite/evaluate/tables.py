@@ -63,12 +63,12 @@ def made_by(results: Mapping[str, Any]) -> str:
     recommend = results.get("recommend")
     if not recommend:
         return "an unknown strategy"
-    made = f"`{recommend['strategy']}`"
+    text = f"`{recommend['strategy']}`"
     if recommend["strategy"] == "rerank":
-        made += f" (fusion {recommend['fusion']:g}, transitions {recommend['transitions']:g})"
+        text += f" (fusion {recommend['fusion']:g}, transitions {recommend['transitions']:g})"
     if dtype := results.get("dtype"):  # older results do not say it
-        made += f" in {dtype}"
-    return f"{made}, quantised as in training (too large for the GPU)" if results.get("quantised") else made
+        text += f" in {dtype}"
+    return f"{text}, quantised as in training (too large for the GPU)" if results.get("quantised") else text
 
 
 def markdown(head: list[str], rows: list[list[str]]) -> str:

@@ -66,7 +66,7 @@ class Chunk(OnDevice):
         ids: (B, T).
         positions, labels: (P,) flattened index of the state before each supervised token, and that token.
         forks: decisions in the trie; None where the loss is over the vocabulary only.
-        anchor_row: (A,) row of each contrasted target.
+        anchor_row, anchor_place: (A,) row of each contrasted target, and which of its row's it is.
         anchor_start, anchor_end: (A,) its text; the history span is what stands before it.
         vocabulary_weight: of a token's loss over the vocabulary beside a fork's: both are means over the step.
     """
@@ -76,8 +76,10 @@ class Chunk(OnDevice):
     labels: Tensor
     forks: Forks | None
     anchor_row: Tensor
+    anchor_place: Tensor
     anchor_start: Tensor
     anchor_end: Tensor
+    anchors_per_row: int  # at most
     vocabulary_weight: float = 0.0
 
 
@@ -148,7 +150,6 @@ class Collator:
         self.catalogues, self.loss, self.start, self.pad = catalogues, loss, start, pad
         self.row_tokens, self.items_at_once = row_tokens, items_at_once
         self._micro_batch_size = torch.tensor(micro_batch_size).share_memory_()
-        self.contrast = loss.contrastive
 
     def __call__(self, rows: Sequence[Row]) -> StepBatch:
         rows = sorted(rows, key=lambda row: -len(row.tokens))  # longest first: if memory runs out, it does so early
@@ -158,8 +159,7 @@ class Collator:
         chunks = [self._chunk(part) for part in _parts(rows, token_budget // longest)]
         texts, anchor_item, negatives = self._contrast(rows)
         width = _padded(1 + max(map(len, texts), default=0), 8)
-        texts_at_once = max(1, token_budget // width)
-        texts_at_once = min(self.items_at_once or texts_at_once, texts_at_once)
+        texts_at_once = min(self.items_at_once or token_budget, max(1, token_budget // width))
         items = [item_chunk(part, self.start, self.pad) for part in _parts(texts, texts_at_once)]
         vocabulary = self.loss.softmax == "vocabulary"
         over_vocabulary = vocabulary or self.loss.vocabulary_weight > 0
@@ -201,7 +201,8 @@ class Collator:
 
     def anchors(self, row: Row) -> np.ndarray:
         """Targets of the row that enter the contrastive terms: the latest `contrast_per_row`."""
-        return self.targets(row)[-(self.loss.contrast_per_row or 0) :] if self.contrast else np.empty(0, np.int64)
+        targets = self.targets(row)
+        return targets[-(self.loss.contrast_per_row or 0) :] if self.loss.contrastive else targets[:0]
 
     def _chunk(self, rows: Sequence[Row]) -> Chunk:
         width = self._width(max(len(r.tokens) for r in rows))
@@ -214,17 +215,19 @@ class Collator:
                 supervised = np.arange(row.starts[k], end)
                 positions.append(b * width + supervised - 1)
                 labels.append(row.tokens[supervised])
-            anchors += [(b, row.starts[k], row.ends[k]) for k in self.anchors(row)]
-        columns = np.array(anchors, np.int64).reshape(-1, 3).T.copy()
-        anchor_row, anchor_start, anchor_end = map(torch.from_numpy, columns)
+            anchors += [(b, n, row.starts[k], row.ends[k]) for n, k in enumerate(self.anchors(row))]
+        columns = np.array(anchors, np.int64).reshape(-1, 4).T.copy()
+        anchor_row, anchor_place, anchor_start, anchor_end = map(torch.from_numpy, columns)
         return Chunk(
             torch.from_numpy(ids),
             torch.from_numpy(np.concatenate(positions)),
             torch.from_numpy(np.concatenate(labels)),
             self._forks(rows, width) if self.loss.softmax == "catalogue" else None,
             anchor_row,
+            anchor_place,
             anchor_start,
             anchor_end,
+            int(columns[1].max(initial=-1)) + 1,
         )
 
     def _forks(self, rows: Sequence[Row], width: int) -> Forks:

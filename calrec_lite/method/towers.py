@@ -131,10 +131,9 @@ class Towers:
             empty = hidden.new_zeros(0, hidden.shape[-1], dtype=torch.float32)
             return RowStates(nll, empty, empty)
         begin = torch.full_like(chunk.anchor_start, START)
-        sums = prefix_sums(hidden)
-        user = span_mean(sums, chunk.anchor_row, begin, chunk.anchor_start)
-        target = span_mean(sums, chunk.anchor_row, chunk.anchor_start, chunk.anchor_end)
-        return RowStates(nll, F.normalize(user, dim=-1), F.normalize(target, dim=-1))
+        bounds = torch.stack([begin, chunk.anchor_start]), torch.stack([chunk.anchor_start, chunk.anchor_end])
+        means = span_means(hidden, chunk.anchor_row, chunk.anchor_place, chunk.anchors_per_row, *bounds)  # (2, A, D)
+        return RowStates(nll, *F.normalize(means, dim=-1))
 
     def items(self, chunk: ItemChunk) -> Tensor:
         """Pass A: (M, D) unit vectors v_T of item texts alone."""
@@ -148,14 +147,19 @@ class Towers:
     def pooled(self, hidden: Tensor, ends: Tensor) -> Tensor:
         """(B, D) unit vectors in fp32 from states (B, T, D): their mean from after the start token to `ends` (B,)."""
         rows = torch.arange(len(hidden), device=hidden.device)
-        return F.normalize(span_mean(prefix_sums(hidden), rows, torch.full_like(ends, START), ends), dim=-1)
+        begin = torch.full_like(ends, START)
+        return F.normalize(span_means(hidden, rows, torch.zeros_like(rows), 1, begin[None], ends[None])[0], dim=-1)
 
 
-def prefix_sums(hidden: Tensor) -> Tensor:
-    """(B, T + 1, D) in fp32: the sum of the states before each position."""
-    return F.pad(hidden.float().cumsum(1), (0, 0, 1, 0))
+def span_means(hidden: Tensor, row: Tensor, place: Tensor, most: int, start: Tensor, end: Tensor) -> Tensor:
+    """(S, A, D) in fp32: the mean state of S spans of each anchor, `start : end` (S, A), by one masked product.
 
-
-def span_mean(sums: Tensor, row: Tensor, start: Tensor, end: Tensor) -> Tensor:
-    """(A, D) mean state of each span `start : end` of `row`, from `prefix_sums`."""
-    return (sums[row, end] - sums[row, start]) / (end - start).unsqueeze(-1)
+    Args:
+        hidden: (B, T, D). row: (A,) each anchor's. place: (A,) among the anchors of its row, `most` of them at most.
+    """
+    at = torch.arange(hidden.shape[1], device=hidden.device)
+    inside = (at >= start.unsqueeze(2)) & (at < end.unsqueeze(2))  # (S, A, T)
+    mask = hidden.new_zeros(len(hidden), most, len(start), len(at), dtype=torch.float32)
+    mask[row, place] = inside.transpose(0, 1).float()
+    sums = (mask.flatten(1, 2) @ hidden.float()).unflatten(1, (most, len(start)))[row, place]  # (A, S, D)
+    return sums.transpose(0, 1) / (end - start).unsqueeze(2)

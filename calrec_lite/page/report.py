@@ -133,7 +133,7 @@ def _stages(run: Run) -> list[dict[str, Any]]:
     curves = {name: {key: _curves(key, logs[name], facts_by_stage[name]) for key in CURVES} for name in facts_by_stage}
     scales = {}
     for key in CURVES:
-        values = [y for facts in curves.values() for curve in facts[key] for y in curve.y if np.isfinite(y)]
+        values = [y for by_key in curves.values() for curve in by_key[key] for y in curve.y if np.isfinite(y)]
         lowest = 0.0 if key in ("tokens_per_second", "memory_bytes", "learning_rate") else min(values, default=0.0)
         scales[key] = (lowest, max(values, default=1.0))
     tolerance = run.recipe.optim.handover_tolerance

@@ -16,7 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from calrec_lite.data.domain import Domain
-from calrec_lite.data.prepare import describe, prepare, prepare_to
+from calrec_lite.data.prepare import prepare, prepare_to
+from calrec_lite.data.report import describe
 from calrec_lite.errors import InputError
 from calrec_lite.recipe import DomainSpec
 

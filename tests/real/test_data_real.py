@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from calrec_lite.data.domain import Domain
-from calrec_lite.data.prepare import describe, prepare, prepare_to
+from calrec_lite.data.prepare import prepare, prepare_to
+from calrec_lite.data.report import describe
 from calrec_lite.files import cache_folder
 from calrec_lite.recipe import DomainSpec
 

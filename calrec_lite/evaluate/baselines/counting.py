@@ -78,7 +78,7 @@ class BM25LastBaseline(PopularityBaseline):
 
 
 class TransitionsBaseline(PopularityBaseline):
-    """Items by how often they followed the items of the history (`recommend.transitions`)."""
+    """Items by how often they stood near the latest items of the history (`recommend.transitions`)."""
 
     def __init__(self, domain: Domain, seed: int) -> None:
         super().__init__(domain, seed)
