@@ -24,8 +24,9 @@ needs_compiler = pytest.mark.skipif(not shutil.which(compiler()), reason="torch.
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Real weights first: these take longest, and of two processes one would end with nothing beside it."""
-    items.sort(key=lambda item: "tests/real/" not in item.nodeid)
+    """What takes longest first: of two processes one would else end with nothing beside it."""
+    slow = ("tests/real/test_smollm2", "tests/method/test_compiled", "tests/real/", "tests/training/test_compiled")
+    items.sort(key=lambda item: next((i for i, name in enumerate(slow) if name in item.nodeid), len(slow)))
 
 
 WORDS = tuple("red blue green small large steel glass paper tea cup lamp pen book box pot fan rug mat jar key".split())

@@ -25,7 +25,7 @@ SMALL = [
     "stages=[{name: joint, domains: [movies], max_steps: 6}, {name: movies, domains: [movies], max_steps: 12}]",
     "domains={movies: {reader: movielens, interactions: INTER, items: ITEM, fields: {Title: movie_title}}}",
     "text.max_items=12",
-    "optim.valid_users=40",
+    "optim.valid_users=24",
     "optim.warmup=0.1",
     "optim.log_every=3",
     "optim.learning_rate=6e-4",
@@ -74,7 +74,8 @@ def test_training_lowers_the_loss_on_held_out_users(run: Run) -> None:
 def test_without_the_scale_a_few_steps_unlearn_much(run: Run, tmp_path: Path) -> None:
     """From the head's logits as they are the start is far above popularity: what is learnt first shows in any step."""
     loss = run.recipe.loss.model_copy(update={"logit_scale": 1.0})
-    recipe = run.recipe.model_copy(update={"loss": loss, "stages": run.recipe.stages[:1], "name": "unscaled"})
+    short = run.recipe.stages[0].model_copy(update={"max_steps": 4})
+    recipe = run.recipe.model_copy(update={"loss": loss, "stages": [short], "name": "unscaled"})
     unscaled = Run.start(recipe, tmp_path)
     train_run(unscaled)
     (facts,) = unscaled.stage_metrics().values()
