@@ -20,7 +20,8 @@ from typing import Any
 import amazon
 
 from calrec_lite.data.domain import Domain
-from calrec_lite.data.prepare import describe, prepare
+from calrec_lite.data.prepare import prepare
+from calrec_lite.data.report import describe
 from calrec_lite.evaluate.baselines.counting import BASELINES
 from calrec_lite.evaluate.baselines.minilm import MiniLMBaseline
 from calrec_lite.evaluate.baselines.sasrec import SASRecBaseline

@@ -7,6 +7,7 @@ from importlib.util import find_spec
 
 import torch
 from torch import nn
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from calrec_lite.errors import InputError
 from calrec_lite.files import cache_folder
@@ -34,13 +35,23 @@ def compile_layers(decoder: nn.Module, device: torch.device) -> None:
     if device.type == "cuda" and not find_spec("triton"):
         raise InputError("optim.compile: torch.compile needs triton on a GPU: pip install triton, or set it to false")
     if device.type == "cpu":
-        # torch's cache does not tell kernels for one set of CPU instructions from those for another: on a CPU without
-        # them they crash, or give what is no number. So each set has a folder of its own.
-        kernels = cache_folder() / "compiled" / f"{torch.__version__}-{torch.backends.cpu.get_cpu_capability()}"
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(kernels))
+        _separate_kernels()
     torch._dynamo.config.recompile_limit = max(RECOMPILE_LIMIT, torch._dynamo.config.recompile_limit)
     for layer in layers:  # dropout draws as it would uncompiled, in a first and in a replayed pass
         layer.compile(dynamic=True, options={"fallback_random": True})
+
+
+def _separate_kernels() -> None:
+    """A folder of compiled kernels for each set of instructions; one that the user has named stays.
+
+    torch's cache does not tell kernels for one set from those for another: found there by a process with other
+    instructions, they crash, or give what is no number. Importing a library may already have written torch's own
+    default into the environment: that is nobody's wish.
+    """
+    named = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
+    if named in (None, os.path.abspath(default_cache_dir())):
+        kernels = f"{torch.__version__}-{torch.backends.cpu.get_cpu_capability()}"
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache_folder() / "compiled" / kernels)
 
 
 def compiler() -> str:

@@ -23,7 +23,7 @@ class CALRecConfig(TrainingArguments):
         recommend: how `CALRecTrainer.recommender` makes lists.
         micro_batch_size: full-length rows in memory at once, to begin with; `auto`: as many as are estimated to fit.
         micro_batch_auto: whether that number is an estimate, which may grow.
-        offload_checkpoints: keep in RAM what gradient checkpointing keeps for the backward pass.
+        offload_checkpoints: keep in RAM what gradient checkpointing keeps for the backward pass (CUDA).
         compile_layers: fuse each layer's kernels by torch.compile.
         max_seconds: of training, after which it ends; the learning rate falls over them. None: `max_steps` decides.
         warmup_share: of max_seconds; where `max_steps` decides, `warmup_steps` is used instead.

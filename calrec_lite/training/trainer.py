@@ -149,9 +149,16 @@ class CALRecTrainer(Trainer):
         Transition counts are those of `train_dataset`. `Recommender.save_pretrained` writes it as one folder.
 
         Raises:
-            InputError: the trainer was given rows made before, which know no ids of items.
+            InputError: the trainer was given rows made before, which know no ids of items; or the model's attention
+                takes no mask.
         """
         data, options = self.data, self.args.recommend
+        attention = self._peft_model.config._attn_implementation
+        if attention not in ("sdpa", "eager"):
+            raise InputError(
+                f"recommender: beams share a prompt by a mask, which {attention} does not take: load the "
+                "model with attn_implementation='sdpa', or open what save_pretrained wrote"
+            )
         if data.items is None or data.histories is None:
             raise InputError("recommender: give histories and a catalogue to the trainer, not rows made before")
         encoded = data.rows.parts[0].catalogue

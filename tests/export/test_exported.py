@@ -58,6 +58,14 @@ def test_evaluation_export_and_recommend(trained: Run, exported: tuple[dict, Pat
         export_run(trained, trained.folder)
 
 
+def test_weights_take_no_room_twice(trained: Run, exported: tuple[dict, Path]) -> None:
+    """They are linked; what the export writes anew is not."""
+    ours, theirs = trained.final(), exported[1]
+    assert (ours / "model.safetensors").samefile(theirs / "model.safetensors")
+    assert not (ours / "config.json").samefile(theirs / "config.json")
+    assert not (ours / "generation_config.json").samefile(theirs / "generation_config.json")
+
+
 def test_an_export_scores_items_as_its_run_does(trained: Run, exported: tuple[dict, Path]) -> None:
     """Scale and prior of the catalogue softmax travel with it."""
     of_run, of_export = open_recommender(trained, trained.final()), Recommender.from_pretrained(exported[1])
