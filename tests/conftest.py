@@ -25,7 +25,7 @@ needs_compiler = pytest.mark.skipif(not shutil.which(compiler()), reason="torch.
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What takes longest first: of two processes one would else end with nothing beside it."""
-    slow = ("tests/real/test_smollm2", "tests/method/test_compiled", "tests/real/", "tests/training/test_compiled")
+    slow = ("tests/real/test_smollm2.py", "tests/real/", "tests/method/test_compiled", "tests/training/test_compiled")
     items.sort(key=lambda item: next((i for i, name in enumerate(slow) if name in item.nodeid), len(slow)))
 
 

@@ -5,7 +5,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
 
 from calrec_lite.errors import InputError
 from calrec_lite.model.base import base_folder
@@ -37,12 +36,8 @@ def test_the_script_of_the_page(
         assert said in script
         script = script.replace(said, here)
     monkeypatch.chdir(tmp_path)
-    torch.set_num_threads(2)
-    try:
-        names: dict = {}
-        exec(compile(script, str(PAGE), "exec"), names)
-    finally:
-        torch.set_num_threads(1)
+    names: dict = {}
+    exec(compile(script, str(PAGE), "exec"), names)
     made, again = names["recommender"], names["again"]
     titles = set(made.catalogue.titles)
     assert len(names["lists"]) == 80
