@@ -6,6 +6,7 @@ import os
 import platform
 import re
 import shutil
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ import platformdirs
 import psutil
 
 TERMS = ("LICENSE*", "NOTICE*", "Notice*")  # what whoever passes a model on has to pass on with it
+WEEK = 7 * 24 * 3600  # seconds
 BLOCK = 1 << 20  # bytes hashed at once
 BESIDE_WEIGHTS = ("*.json", "*.model", "*.txt", "*.jinja", *TERMS)  # a model's config, tokenizer, templates, terms
 
@@ -82,13 +84,14 @@ def _host() -> str:
 
 
 def _remove_stale(path: Path, kind: str) -> None:
-    """Remove `.NAME.HOST-PID.kind` beside `path` where this machine has no process of that id any more; a reused id
-    keeps it a while, and what other machines write is theirs."""
-    pattern = re.compile(rf"\.{re.escape(path.name)}\.{_host()}-(\d+)\.{kind}")
+    """Remove `.NAME.HOST-PID.kind` beside `path` where this machine has no process of that id any more (a reused id
+    keeps it a while), and another machine's (or a container's, whose name is another each time) after a week."""
+    pattern = re.compile(rf"\.{re.escape(path.name)}\.(\w+)-(\d+)\.{kind}")
     for sibling in list(path.parent.iterdir()):
-        match = pattern.fullmatch(sibling.name)
-        if match and not psutil.pid_exists(int(match[1])):
-            _remove(sibling)
+        if match := pattern.fullmatch(sibling.name):
+            here = match[1] == _host()
+            if not psutil.pid_exists(int(match[2])) if here else time.time() - sibling.lstat().st_mtime > WEEK:
+                _remove(sibling)
 
 
 def _remove(path: Path) -> None:

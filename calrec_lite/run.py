@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from calrec_lite.claim import refuse_claimed
 from calrec_lite.data.domain import Domain
 from calrec_lite.data.prepare import prepare_to
 from calrec_lite.errors import InputError
@@ -92,22 +93,36 @@ class Run:
         if run._recipe_file.is_file():
             existing = cls.open(run.folder)
             if sections := changed(resolved(existing.recipe), resolved(recipe), existing.asked_or_chosen_dtype):
-                if any(stage.trained for stage in existing.stages):
+                if existing.holds_results:
                     raise InputError(
                         f"{run.folder} holds a run of another recipe (it differs in {', '.join(sections)}): "
                         "give this one another `name`, or remove that folder"
                     )
                 existing.clear()
+            for name in {name for data in existing._trained_on().values() for name in data} & recipe.domains.keys():
+                if existing.recipe.domains[name] != recipe.domains[name]:
+                    run.prepare(name)  # refuses other data, before the recipe that was trained is replaced
             earlier_dtype = existing.recipe.base.dtype
-            if recipe.base.dtype == "auto" and earlier_dtype != "auto" and not existing.chosen_dtype:
+            began = existing.holds_results and not existing.chosen_dtype
+            if began and recipe.base.dtype == "auto" and earlier_dtype != "auto":
                 from calrec_lite.model.device import Choice
 
                 run.remember_dtype(Choice(earlier_dtype, "as base.dtype asked when this run began"))
         save_resolved(recipe, run._recipe_file)
         return run
 
+    @property
+    def holds_results(self) -> bool:
+        """Whether anything that took long is kept here: trained, or measured of the untouched base."""
+        return any(stage.trained for stage in self.stages) or (self.evaluation / "metrics.json").is_file()
+
     def clear(self) -> None:
-        """Forget a start that trained nothing; prepared domains stay."""
+        """Forget a start that trained nothing; prepared domains stay.
+
+        Raises:
+            InputError: another process is training in it.
+        """
+        refuse_claimed(self.folder)
         for path in (self.folder / "run.json", self.log):
             path.unlink(missing_ok=True)
         for stage in self.stages:
@@ -198,43 +213,54 @@ class Run:
 
         return Encoder(load_tokenizer(self.weights, self.recipe.base.trust_remote_code), self.recipe.text)
 
-    def prepare(self, name: str) -> Domain:
+    def stage_data(self, stage: str) -> dict[str, str]:
+        """Domain -> fingerprint of the data that a stage was last started on; empty before its first start."""
+        return dict(self._status()["stages"].get(stage, {}).get("data", {}))
+
+    def _trained_on(self) -> dict[str, dict[str, str]]:
+        """Stage -> the fingerprints of the domains that it was trained on, by name; of any recipe in this folder."""
+        stages = self._status()["stages"].items()
+        return {name: facts.get("data", {}) for name, facts in stages if StageFolder(self.folder / name).trained}
+
+    def _refuse_other_data(self, name: str, domain: Domain, measured: str | None = None) -> None:
+        known = {data[name] for data in self._trained_on().values() if name in data} | ({measured} - {None})
+        if known - {domain.fingerprint}:
+            raise InputError(
+                f"{self.folder}: the data of `{name}` has changed since a stage was trained on it; "
+                "restore the files, or give the run another `name`"
+            )
+
+    def prepare(self, name: str, measured: str | None = None) -> Domain:
         """The domain as its sources are now: as it was prepared, or prepared afresh where they have changed.
 
         For `prepare` and `train`; everything else takes what they have left (`domain`).
 
+        Args:
+            measured: fingerprint of the data that something else was made of, which must not change either.
+
         Raises:
             InputError: the sources cannot be had, or hold other data than a stage was trained on.
         """
-        trained_on = {
-            fingerprint
-            for stage in self.stages
-            if stage.trained and (fingerprint := self._status()["stages"][stage.folder.name].get("data", {}).get(name))
-        }
-
-        def check(domain: Domain) -> None:
-            if trained_on - {domain.fingerprint}:
-                raise InputError(
-                    f"{self.folder}: the data of `{name}` has changed since a stage was trained on it; "
-                    "restore the files, or give the run another `name`"
-                )
-
         spec, folder = require_domain(self.recipe, name), self.folder / "domains" / name
-        self._domains[name] = prepare_to(name, spec, self.recipe.seed, folder, check)
+        self._domains[name] = prepare_to(
+            name, spec, self.recipe.seed, folder, lambda domain: self._refuse_other_data(name, domain, measured)
+        )
         return self._domains[name]
 
     def domain(self, name: str) -> Domain:
         """The prepared domain; its sources are looked at only where it is not there yet.
 
         Raises:
-            InputError: it is damaged, or as `prepare`.
+            InputError: it is damaged, is not what a stage was trained on, or as `prepare`.
         """
         if name not in self._domains:
             folder = self.folder / "domains" / name
             if not (folder / "domain.json").is_file():
                 return self.prepare(name)
             require_domain(self.recipe, name)
-            self._domains[name] = Domain.open(folder)
+            domain = Domain.open(folder)
+            self._refuse_other_data(name, domain)
+            self._domains[name] = domain
         return self._domains[name]
 
     def catalogue(self, name: str) -> EncodedCatalogue:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from calrec_lite.ablation.grid import Cell, data_changed, finished, plan, stage_keys
+from calrec_lite.ablation.grid import Cell, finished, plan, stage_keys
 from calrec_lite.ablation.table import ablation_table, summary
 from calrec_lite.errors import InputError
 from calrec_lite.evaluate.evaluate_run import evaluate_run
@@ -64,11 +64,11 @@ def refuse_unknown(cells: Sequence[Cell], only: Sequence[str]) -> None:
 
 
 def _refuse_other_data(cell: Cell, folder: Path) -> None:
-    """Raises InputError where the sources of a finished cell's data have changed since."""
-    run, facts = Run.open(folder / cell.name), json.loads((folder / cell.name / "cell.json").read_text("utf-8"))
+    """Raises InputError where the sources of a finished cell's data, as they are named now, hold other data."""
+    facts = json.loads((folder / cell.name / "cell.json").read_text("utf-8"))
+    run = Run(cell.recipe, folder / cell.name)
     for name, fingerprint in facts.get("data", {}).items():
-        if run.prepare(name).fingerprint != fingerprint:
-            raise data_changed(folder, name)
+        run.prepare(name, fingerprint)
 
 
 def _run_cell(cell: Cell, folder: Path, cells: Sequence[Cell]) -> None:

@@ -6,6 +6,8 @@ import re
 import unicodedata
 from typing import Any
 
+import numpy as np
+
 # A tag begins with a letter (so that "I <3 you" is none); the scraped files also hold tags that never close.
 TAG = re.compile(r"</?[A-Za-z!][^<>]*(?:>|$)")
 # Control characters that are no white space, zero-width and direction marks, soft hyphens.
@@ -51,6 +53,8 @@ def _flat(value: Any) -> list[str]:
         return []
     if isinstance(value, dict):
         value = list(value.values())
+    if isinstance(value, np.ndarray | np.generic):  # of Parquet read by pandas
+        value = value.tolist()
     if isinstance(value, (list, tuple)):
         return [text for part in value for text in _flat(part)]
     if isinstance(value, float) and not math.isfinite(value):

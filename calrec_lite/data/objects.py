@@ -30,6 +30,9 @@ def catalogue_of(records: Iterable[Mapping[str, Any]]) -> Catalogue:
         item = str(record[ITEM])
         if item in texts:
             raise InputError(f"catalogue: record {number}: a second item of id `{item}`; leave out one of both")
+        names = [_label(key) for key in record if key != ITEM]
+        if len(set(names)) < len(names):
+            raise InputError(f"catalogue: record {number}: two fields of the same label among {', '.join(names)}")
         values = {_label(key): plain(value) for key, value in record.items() if key != ITEM}
         texts[item] = {label: text for label, text in values.items() if text}
         if not texts[item]:
@@ -44,7 +47,8 @@ def catalogue_of(records: Iterable[Mapping[str, Any]]) -> Catalogue:
     for item, index in aliases.items():
         first.setdefault(index, item)
     ids = [first[index] for index in range(len(distinct))]
-    return Catalogue(ids, [texts[item] for item in ids], aliases)
+    fields = [{label: texts[item][label] for label in labels if label in texts[item]} for item in ids]
+    return Catalogue(ids, fields, aliases)
 
 
 def histories_of(records: Iterable[Mapping[str, Any]], catalogue: Catalogue, what: str) -> Sequences:
@@ -60,7 +64,7 @@ def histories_of(records: Iterable[Mapping[str, Any]], catalogue: Catalogue, wha
     users, histories = [], []
     for number, record in enumerate(records):
         items = record.get("items") if isinstance(record, Mapping) else None
-        if items is None or isinstance(items, str | bytes):
+        if not isinstance(items, list | tuple | np.ndarray):
             raise InputError(f"{what}: record {number} has no list `items`; write {{'user': id, 'items': [ids]}}")
         user = record.get("user")
         users.append(str(number if user is None else user))

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from calrec_lite.claim import claimed, refuse_claimed
 from calrec_lite.data.domain import Domain
 from calrec_lite.errors import InputError
 from calrec_lite.evaluate.baselines import BASELINE_NAMES, build_baseline
@@ -14,7 +15,7 @@ from calrec_lite.evaluate.baselines.sasrec import require_cornac
 from calrec_lite.evaluate.cases import build_cases
 from calrec_lite.evaluate.protocol import Protocol, Ranker, evaluate_system
 from calrec_lite.evaluate.store import read_metrics, write_results
-from calrec_lite.files import atomic_path, write_json
+from calrec_lite.files import atomic_path, copy_matching, write_json
 from calrec_lite.method.towers import Towers
 from calrec_lite.model.base import Placement, load_model, placement
 from calrec_lite.model.device import described_device
@@ -39,7 +40,8 @@ def evaluate_run(run: Run, trained: bool = True, folder: Path | None = None) -> 
         folder: where it is written, beside every user's list; default: the run's `evaluation`.
 
     Raises:
-        InputError: if the run is not trained to the end, or a baseline needs what is not installed.
+        InputError: if the run is not trained to the end, a baseline needs what is not installed, or another process is
+            measuring it.
     """
     recipe = run.recipe
     if "sasrec" in recipe.evaluate.baselines:
@@ -55,19 +57,22 @@ def evaluate_run(run: Run, trained: bool = True, folder: Path | None = None) -> 
     settings = {"recommend": recipe.recommend.model_dump(), "quantised": placed[0], "dtype": run.dtype.dtype}
     target_folder = folder or run.evaluation
     unfinished = target_folder.with_name(f"{target_folder.name}.part")
+    refuse_claimed(unfinished)
     results = _earlier_results(unfinished, {**settings, **_identity(run, domain, protocol.record(cases), trained)})
-    for name, make_ranker in _ranker_factories(run, trained, placed).items():
-        if name in results.get("systems", {}):
-            print(f"{name}: measured already")
-            continue
-        system_cases = cases if name in BASELINE_NAMES else cases.part(protocol.model_users, protocol.seed)
-        print(f"evaluating {name} on {len(system_cases.users):,} users")
-        result = evaluate_system(make_ranker(), system_cases, protocol)
-        free_memory()  # before the next one is loaded
-        results = write_results(unfinished, domain, protocol, cases, {name: result}, settings)
-    (unfinished / IDENTITY_FILE).unlink()
-    with atomic_path(target_folder) as temporary:
-        unfinished.rename(temporary)
+    with claimed(unfinished):
+        for name, make_ranker in _ranker_factories(run, trained, placed).items():
+            if name in results.get("systems", {}):
+                print(f"{name}: measured already")
+                continue
+            system_cases = cases if name in BASELINE_NAMES else cases.part(protocol.model_users, protocol.seed)
+            print(f"evaluating {name} on {len(system_cases.users):,} users")
+            system = evaluate_system(make_ranker(), system_cases, protocol)
+            free_memory()  # before the next one is loaded
+            results = write_results(unfinished, domain, protocol, cases, {name: system}, settings)
+        with atomic_path(target_folder) as temporary:  # copied: killed at any moment, one of both is whole
+            temporary.mkdir()
+            copy_matching(unfinished, temporary, ("metrics.json", "rankings.parquet"))
+    shutil.rmtree(unfinished)
     return results
 
 

@@ -113,7 +113,7 @@ def _read_deltas(adapter: Path) -> dict[str, Delta]:
         tensors = load_file(adapter / "adapter_model.safetensors")
     except (OSError, ValueError, TypeError) as error:
         raise InputError(f"{adapter}: not a LoRA adapter: {str(error).splitlines()[0]}") from None
-    _require_plain(config, adapter)
+    require_plain(config, str(adapter))
     names = sorted(k.removesuffix(".lora_A.weight") for k in tensors if k.endswith(".lora_A.weight"))
     extra = [k for k in tensors if not re.search(r"\.lora_(A|B|magnitude_vector)(\.weight)?$", k)]
     if extra:
@@ -129,11 +129,15 @@ def _read_deltas(adapter: Path) -> dict[str, Delta]:
     return deltas
 
 
-def _require_plain(config: LoraConfig, adapter: Path) -> None:
-    """Refuse what is not the stored base plus scaling * B @ A, with or without DoRA's magnitudes."""
+def require_plain(config: LoraConfig, name: str) -> None:
+    """Raise InputError for what is not the stored base plus scaling * B @ A, with or without DoRA's magnitudes.
+
+    Args:
+        name: what the message calls the adapter.
+    """
     if str(config.init_lora_weights).lower() not in PLAIN_INITIALISATIONS:
         raise InputError(
-            f"{adapter}: init_lora_weights `{config.init_lora_weights}` changed the base before training, so the "
+            f"{name}: init_lora_weights `{config.init_lora_weights}` changed the base before training, so the "
             "adapter does not belong to the stored base; save it as a plain LoRA by PEFT's save_pretrained(..., "
             "path_initial_model_for_weight_conversion=...), or train with another initialisation"
         )
@@ -142,7 +146,7 @@ def _require_plain(config: LoraConfig, adapter: Path) -> None:
     if config.bias != "none":
         used.append("bias")
     if used:
-        raise InputError(f"{adapter}: adapters with {', '.join(used)} are no plain addition to weights; not merged")
+        raise InputError(f"{name}: adapters with {', '.join(used)} are no plain addition to weights; not merged")
 
 
 def _scaling(config: LoraConfig, layer: str, rank: int) -> float:

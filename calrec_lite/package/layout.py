@@ -105,7 +105,8 @@ def locate(source: str | Path, revision: str | None = None) -> Path:
     folder = Path(source)
     if folder.is_dir():
         return folder
-    return snapshot(str(source), "model", ["*.safetensors", "*.jsonl", TRANSITIONS, *BESIDE_WEIGHTS], (), revision)
+    files = ["*.safetensors", "*.jsonl", TRANSITIONS, "README.md", *BESIDE_WEIGHTS]
+    return snapshot(str(source), "model", files, revision=revision)
 
 
 def with_strategy(options: Recommend, strategy: str | None) -> Recommend:

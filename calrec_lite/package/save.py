@@ -34,7 +34,7 @@ def copy_model(source: Path, to: Path) -> None:
     in place."""
     for file in source.glob("*.safetensors"):
         try:
-            os.link(file, to / file.name)
+            os.link(file.resolve(), to / file.name)  # the Hub's cache holds links itself
         except OSError:  # another disk, or one that knows no links
             shutil.copy(file, to / file.name)
     copy_matching(source, to, (*BESIDE_WEIGHTS, "*.py"))

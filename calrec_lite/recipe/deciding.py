@@ -23,7 +23,7 @@ READING = ("reader", "interactions", "items", "columns", "fields")
 
 
 def without_free(values: dict[str, Any]) -> dict[str, Any]:
-    """A resolved recipe without the keys that decide nothing, and the base's path as it is from anywhere."""
+    """A resolved recipe without the keys that decide nothing, and the base's path in full, however it is written."""
     decided = {
         section: {key: value for key, value in keys.items() if key not in FREE[section]} if section in FREE else keys
         for section, keys in values.items()

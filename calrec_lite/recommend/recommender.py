@@ -1,7 +1,7 @@
 """`Recommender`: histories in, ranked lists of real items out."""
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -183,7 +183,7 @@ class Recommender:
             raise InputError(f"k: {k}; ask for 1 item or more")
         for history in (histories, *histories):
             _refuse_text(history, "histories")
-        histories = [[str(name) for name in history] for history in histories]  # ids may be numbers
+        histories = [[self._text_of(name) for name in history] for history in histories]
         known = [[self.find(t) for t in history] for history in histories]
         if candidates is not None and len(candidates) != len(histories):
             raise InputError(f"candidates: {len(candidates)} sets for {len(histories)} histories; give one for each")
@@ -216,8 +216,9 @@ class Recommender:
         Raises:
             InputError: it is no such table, or as `recommend`.
         """
-        users, histories = read_table(table)
-        return like_table(table, users, self.recommend(histories, k, progress))
+        users, histories, ids = read_table(table)
+        texts = [[self._text_of(name, ids) for name in history] for history in histories]
+        return like_table(table, users, self.recommend(texts, k, progress))
 
     def rank(self, histories: Sequence[np.ndarray], k: int, exclude_seen: bool) -> np.ndarray:
         """(U, k) items for histories of catalogue indices, best first; -1 where the catalogue is used up."""
@@ -230,6 +231,11 @@ class Recommender:
         for row, ranking in zip(lists, ranked):
             row[: len(ranking.items)] = ranking.items
         return lists
+
+    def _text_of(self, name: object, is_id: bool = False) -> str:
+        """What is written as a text stays; a number (or anything, with `is_id`) is an id first, and then a title."""
+        known = self._ids.get(str(name)) if is_id or not isinstance(name, str) else None
+        return str(name) if known is None else self.catalogue.texts[known]
 
     def find(self, name: str) -> int | None:
         """The item that a whole item text, a title or an id names, looked up in this order; None if none does.
@@ -248,6 +254,7 @@ class Recommender:
 
     def _indices(self, names: Names, what: str) -> np.ndarray:
         _refuse_text(names, what)
+        names = [self._text_of(name) for name in names]
         matches = [self._items_named(name) for name in names]
         for name, items in zip(names, matches):
             if not items:
@@ -330,6 +337,8 @@ def _refuse_text(names: object, what: str) -> None:
     """Python takes a single text for a sequence of letters, and each letter would be read as a title."""
     if isinstance(names, str):
         raise InputError(f"{what}: {names!r} is one text, not a list of titles or ids; write [{names!r}]")
+    if not isinstance(names, Iterable):
+        raise InputError(f"{what}: {names!r} is not a list of titles or ids; write [{names!r}]")
 
 
 def batches(prompts: Sequence[Tokens], tokens: int) -> Iterator[list[int]]:

@@ -77,6 +77,8 @@ class Strategies:
         Args:
             allowed: (U, N).
         """
+        if self.model is not None:
+            self.model.decoder.eval()  # it may have been trained on since
         make = {"beam": self._beam, "sample": self._sample, "dense": self._dense, "rerank": self._rerank}
         return make[self.options.strategy](users, allowed, k)
 

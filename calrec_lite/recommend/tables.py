@@ -4,6 +4,8 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from calrec_lite.errors import InputError
 
 if TYPE_CHECKING:
@@ -12,8 +14,8 @@ if TYPE_CHECKING:
 HISTORY = ("history", "items")  # columns, the first that is there
 
 
-def read_table(table: Any) -> tuple[list[Any], list[list[str]]]:
-    """The users' names and their histories.
+def read_table(table: Any) -> tuple[list[Any], list[Sequence[Any]], bool]:
+    """The users' names, their histories, and whether these are of ids alone (the column `items`).
 
     Raises:
         InputError: neither a DataFrame nor a Dataset, or without a column of histories.
@@ -23,7 +25,11 @@ def read_table(table: Any) -> tuple[list[Any], list[list[str]]]:
     if name is None:
         raise InputError(f"recommend_table: no column `{HISTORY[0]}` among {', '.join(map(str, columns))}")
     users = list(table["user"]) if "user" in columns else list(range(len(table)))
-    return users, [[str(item) for item in history] for history in table[name]]
+    histories = list(table[name])
+    for user, history in zip(users, histories):
+        if not isinstance(history, list | tuple | np.ndarray):
+            raise InputError(f"recommend_table: `{name}` of user {user}: {history!r} is no list of titles or ids")
+    return users, histories, name == "items"
 
 
 def like_table(table: Any, users: Sequence[Any], lists: "Sequence[Sequence[Recommendation]]") -> Any:

@@ -134,6 +134,7 @@ def _write(file: Path, known: dict[bytes, int], vectors: Tensor) -> None:
     names = torch.from_numpy(np.frombuffer(b"".join(known), np.uint8).reshape(-1, 16).copy())
     with atomic_path(file) as temporary:
         save_file({"names": names, "vectors": vectors.contiguous()}, temporary)
-    by_use = sorted(file.parent.glob("*.safetensors"), key=lambda path: path.stat().st_mtime, reverse=True)
-    for old in by_use[MODELS:]:
-        old.unlink(missing_ok=True)
+    with suppress(OSError):  # another process may remove the same ones
+        by_use = sorted(file.parent.glob("*.safetensors"), key=lambda path: path.stat().st_mtime, reverse=True)
+        for old in by_use[MODELS:]:
+            old.unlink()

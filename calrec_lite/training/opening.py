@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from peft import LoraConfig, PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from calrec_lite.data.domain import Catalogue, Sequences
@@ -15,6 +16,7 @@ from calrec_lite.errors import InputError
 from calrec_lite.method.catalogue import encode_catalogue
 from calrec_lite.method.rows import Rows, history_rows, last_item_rows
 from calrec_lite.model.base import add_lora, base_folder, load_model, load_tokenizer, lora_config, ready_adapter
+from calrec_lite.model.merge import require_plain
 from calrec_lite.recipe import Base, Lora
 from calrec_lite.text.encoding import Encoder
 from calrec_lite.training.config import CALRecConfig
@@ -26,46 +28,77 @@ Records = Iterable[Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Opened:
-    """A model with an adapter to train, and the folder of its base's original weights; None where none is known."""
+    """A model, and where it comes from.
 
-    model: PeftModel
-    folder: Path | None
+    Attributes:
+        original: folder of its base's original weights; None where those in memory are what is known of them.
+        tokenizer: folder of its tokenizer; None where it is not known.
+    """
+
+    model: PreTrainedModel | PeftModel
+    original: Path | None
+    tokenizer: Path | None
 
 
-def open_model(
-    model: Model, args: CALRecConfig, peft_config: LoraConfig | None, quantisation: BitsAndBytesConfig | None
-) -> Opened:
-    """A model by its Hub id or folder, or a loaded one, with an adapter: its own, or one that is put in.
+def open_model(model: Model, quantisation: BitsAndBytesConfig | None) -> Opened:
+    """A model by its Hub id or folder, or a loaded one, as it is.
 
     Args:
-        peft_config: of the adapter; None: a recipe's default (`base.lora`).
         quantisation: of a model that is loaded here.
 
     Raises:
-        InputError: there is no such model, what is given does not fit together, or the adapter cannot be merged.
+        InputError: there is no such model, or a loaded one shall be quantised.
     """
-    if not isinstance(model, str | Path):
-        if quantisation is not None:
-            raise InputError("quantization_config: the model is loaded already; give it by name, or leave this out")
-        folder = _known_folder(model)
-    else:
+    if isinstance(model, str | Path):
         base = Base(model=str(model), load_in_4bit=bool(quantisation and quantisation.load_in_4bit))
-        folder = base_folder(base)
-        model = load_model(folder, base, quantised=False, quantisation=quantisation)
+        original = base_folder(base)
+        return Opened(load_model(original, base, quantised=False, quantisation=quantisation), original, original)
+    if quantisation is not None:
+        raise InputError("quantization_config: the model is loaded already; give it by name, or leave this out")
+    folder = _known_folder(model)
+    # Weights in memory may have been changed since they were read; quantised ones are no base to merge onto.
+    return Opened(model, folder if _is_quantised(model) else None, folder)
+
+
+def with_adapter(opened: Opened, args: CALRecConfig, peft_config: LoraConfig | None) -> PeftModel:
+    """The model with an adapter to train: its own, or one that is put in.
+
+    Args:
+        peft_config: of the adapter; None: a recipe's default (`base.lora`).
+
+    Raises:
+        InputError: the adapter cannot be trained or merged, or there is one already.
+    """
+    model = opened.model
     if isinstance(model, PeftModel):
         if peft_config is not None:
             raise InputError("peft_config: the model has an adapter already; leave one of both out")
-        return Opened(ready_adapter(model), folder)
+        if list(model.peft_config) != ["default"]:
+            raise InputError(f"model: its adapter has to be called `default`, not {', '.join(model.peft_config)}")
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            raise InputError("model: its adapter is frozen: load it by from_pretrained(..., is_trainable=True)")
+        config = model.peft_config["default"]
+        if not isinstance(config, LoraConfig):
+            raise InputError(f"model: its adapter is a {type(config).__name__}; only LoRA is trained and merged here")
+        require_plain(config, "model")
+        return ready_adapter(model)
+    if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
+        raise InputError("model: holds an adapter's layers already; give the PeftModel around it, or load it anew")
+    lora = peft_config or lora_config(Lora())
+    require_plain(lora, "peft_config")
     set_seed(args.seed)
-    config = peft_config or lora_config(Lora())
-    return Opened(add_lora(model, config, bool(args.gradient_checkpointing)), folder)
+    return add_lora(model, lora, bool(args.gradient_checkpointing))
+
+
+def _is_quantised(model: PreTrainedModel | PeftModel) -> bool:
+    return getattr(model.config, "quantization_config", None) is not None
 
 
 def _known_folder(model: PreTrainedModel | PeftModel) -> Path | None:
-    """Folder of a loaded model's weights, if its config says where it came from and they are still there."""
+    """Where a loaded model's files lie, so far as its config still says."""
     name = str(getattr(model.config, "_name_or_path", "") or "")
     try:
-        return base_folder(Base(model=name)) if name else None
+        return base_folder(Base(model=name, revision=getattr(model.config, "_commit_hash", None))) if name else None
     except InputError:  # moved since, or made in memory
         return None
 
@@ -74,9 +107,9 @@ def tokenizer_of(opened: Opened, given: PreTrainedTokenizerBase | None) -> PreTr
     """The given tokenizer, or that of the model's folder. Raises InputError where there is neither."""
     if given is not None:
         return given
-    if opened.folder is None:
+    if opened.tokenizer is None:
         raise InputError("processing_class: where this model came from is not known; give its tokenizer")
-    return load_tokenizer(opened.folder)
+    return load_tokenizer(opened.tokenizer)
 
 
 @dataclass(frozen=True)
@@ -105,6 +138,10 @@ def open_data(
         if valid is not None and not isinstance(valid, Rows):
             raise InputError("eval_dataset: give rows, as train_dataset does, or histories in both")
         return Data(train, valid)
+    if args.offload_checkpoints and (
+        args.device.type == "cpu" or not args.gradient_checkpointing or args.compile_layers
+    ):
+        raise InputError("offload_checkpoints: needs gradient_checkpointing and a CUDA device, and no compile_layers")
     if catalogue is None:
         raise InputError("catalogue: is missing; give the items: [{'item': id, 'title': text}, ...]")
     items, loss, encoder = catalogue_of(catalogue), args.objective, Encoder(tokenizer(), args.text)

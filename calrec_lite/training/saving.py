@@ -35,7 +35,7 @@ def save_trained(
     assert data.histories is not None
     rows, loss = data.rows, args.objective
     encoded = rows.parts[0].catalogue
-    with tempfile.TemporaryDirectory(prefix="calrec-lite-") as work:
+    with tempfile.TemporaryDirectory(prefix=".calrec-lite-", dir=to.parent) as work:  # not in a small /tmp
         model.save_pretrained(str(Path(work) / "adapter"))
         origin = base or _write_base(model, rows.encoder.tokenizer, Path(work) / "base")
         merge_adapter(origin, Path(work) / "adapter", to, progress=False)

@@ -14,6 +14,7 @@ from peft import PeftModel
 from transformers import TrainerState, set_seed
 from transformers.integrations import get_reporting_integration_callbacks
 
+from calrec_lite.claim import claimed
 from calrec_lite.errors import InputError, RunError
 from calrec_lite.files import atomic_path, write_json
 from calrec_lite.method.rows import Rows, StepSampler, training_rows, validation_rows
@@ -51,6 +52,9 @@ def train(recipe: Recipe | str | Path, runs: str | Path = "runs", overrides: Ite
         InputError: something in the recipe is wrong, or the folder holds another run.
         RunError: training failed; the same call goes on.
     """
+    overrides = list(overrides)
+    if isinstance(recipe, Recipe) and overrides:
+        raise InputError("overrides: the recipe is loaded already; give them to load_recipe")
     run = Run.start(recipe if isinstance(recipe, Recipe) else load_recipe(recipe, overrides), Path(runs))
     train_run(run)
     return run
@@ -60,19 +64,21 @@ def train_run(run: Run) -> None:
     """Train every stage that is not done yet; each stage's merged weights are the next one's base.
 
     Raises:
-        InputError, RunError: as described at what they name; the run can be started again.
+        InputError, RunError: as described at what they name; the run can be started again. InputError, too, where
+            another process is training it.
     """
     _check_reporters(run.recipe.optim.report_to)
-    if not all(folder.metrics.is_file() for folder in run.stages):
-        print(described_device(run.dtype, run.base))
-    for i, folder in enumerate(run.stages):
-        if folder.done:
-            print(f"stage {folder.folder.name}: done already")
-        elif folder.metrics.is_file():  # its weights were removed to save room: the adapter holds what it learnt
-            print(f"stage {folder.folder.name}: done already, merged again")
-            merge_adapter(stage_origin(run, i)[0], folder.adapter, folder.merged)
-        else:
-            _train_stage(run, i)
+    with claimed(run.folder):
+        if not all(folder.metrics.is_file() for folder in run.stages):
+            print(described_device(run.dtype, run.base))
+        for i, folder in enumerate(run.stages):
+            if folder.done:
+                print(f"stage {folder.folder.name}: done already")
+            elif folder.metrics.is_file():  # its weights were removed to save room: the adapter holds what it learnt
+                print(f"stage {folder.folder.name}: done already, merged again")
+                merge_adapter(stage_origin(run, i)[0], folder.adapter, folder.merged)
+            else:
+                _train_stage(run, i)
 
 
 def _check_reporters(names: list[str]) -> None:
@@ -105,6 +111,8 @@ def _train_stage(run: Run, index: int) -> None:
         raise InputError(f"stage `{stage.name}`: no user has a validation case ({domains[-1].holdout})")
     print(f"stage {name}: {len(rows):,} rows of {', '.join(stage.domains)}; {len(valid):,} validation users")
     data = {d.name: d.fingerprint for d in domains}
+    if not folder.trained and run.stage_data(name) not in ({}, data):  # what a start on other data left
+        shutil.rmtree(folder.folder, ignore_errors=True)
     run.note(name, "training", base=str(base), adapter=str(carried) if carried else None, data=data)
     facts, trained = _train_adapter(run, index, rows, valid)
     free_memory()

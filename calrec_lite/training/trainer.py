@@ -33,7 +33,7 @@ from calrec_lite.training.clock import Clock
 from calrec_lite.training.config import CALRecConfig
 from calrec_lite.training.mfu import StepFlops, matmul_rate
 from calrec_lite.training.micro_batch import MicroBatch, auto_micro_batch, row_tokens
-from calrec_lite.training.opening import Model, Records, open_data, open_model, tokenizer_of
+from calrec_lite.training.opening import Model, Records, open_data, open_model, tokenizer_of, with_adapter
 from calrec_lite.training.progress import Intervals, StageProgress
 from calrec_lite.training.saving import save_trained
 
@@ -87,13 +87,12 @@ class CALRecTrainer(Trainer):
         args = args or CALRecConfig("out")
         if train_dataset is None:
             raise InputError("train_dataset: is missing; give histories: [{'user': id, 'items': [ids]}, ...]")
-        opened = open_model(model, args, peft_config, quantization_config)
-        self.data = open_data(
-            train_dataset, eval_dataset, catalogue, args, partial(tokenizer_of, opened, processing_class)
-        )
-        self._folder = opened.folder
+        opened = open_model(model, quantization_config)
+        tokenizer = partial(tokenizer_of, opened, processing_class)
+        self.data = open_data(train_dataset, eval_dataset, catalogue, args, tokenizer)
+        self._original = opened.original
         super().__init__(
-            opened.model,
+            with_adapter(opened, args, peft_config),  # last: what is wrong with the rest leaves the model as it is
             args,
             train_dataset=self.data.rows,
             eval_dataset=self.data.valid,
@@ -146,7 +145,8 @@ class CALRecTrainer(Trainer):
     def recommender(self) -> Recommender:
         """Lists by the model as it is now, over the catalogue it was trained with, as `args.recommend` says.
 
-        Transition counts are those of `train_dataset`. `Recommender.save_pretrained` writes it as one folder.
+        After further training ask for a new one. Transition counts are those of `train_dataset`.
+        `Recommender.save_pretrained` writes it as one folder.
 
         Raises:
             InputError: the trainer was given rows made before, which know no ids of items; or the model's attention
@@ -156,8 +156,8 @@ class CALRecTrainer(Trainer):
         attention = self._peft_model.config._attn_implementation
         if attention not in ("sdpa", "eager"):
             raise InputError(
-                f"recommender: beams share a prompt by a mask, which {attention} does not take: load the "
-                "model with attn_implementation='sdpa', or open what save_pretrained wrote"
+                f"recommender: beams share a prompt by a mask, which {attention} does not take: load the model with "
+                "attn_implementation='sdpa'"
             )
         if data.items is None or data.histories is None:
             raise InputError("recommender: give histories and a catalogue to the trainer, not rows made before")
@@ -172,8 +172,16 @@ class CALRecTrainer(Trainer):
             self.args.seed,
             data.items.aliases,
             transitions=counted,
-            save=partial(save_trained, self._peft_model, self._folder, data, self.args),
+            save=partial(save_trained, self._peft_model, self._original, data, self.args),
         )
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As transformers'; afterwards the model is in the mode that it was in, so that it generates as before."""
+        training = self._peft_model.training
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            self._peft_model.train(training)
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
         """Not of use here: a list is a search over a catalogue, not the logits of a data set."""
@@ -321,7 +329,8 @@ class CALRecTrainer(Trainer):
     ) -> dict[str, float]:
         """Validation loss in nats per item under the stage's softmax, over the last item of each row."""
         rows = eval_dataset or self.eval_dataset
-        assert isinstance(rows, Rows)
+        if not isinstance(rows, Rows):
+            raise InputError("evaluate: give histories as eval_dataset when the trainer is made")
         nats = validation_loss(self.towers, rows, self.eval_collator, not self.args.disable_tqdm)
         metrics = {f"{metric_key_prefix}_nats_per_item": nats}
         self.log(dict(metrics))

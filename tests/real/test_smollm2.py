@@ -29,7 +29,7 @@ SMALL = [
     "optim.warmup=0.1",
     "optim.log_every=3",
     "optim.learning_rate=6e-4",
-    "evaluate.users=20",
+    "evaluate.users=12",
     "evaluate.model_users=null",
     "evaluate.bootstrap=200",
     "evaluate.every_stage=false",
@@ -96,8 +96,8 @@ def test_systems_lists_and_export(run: Run, tmp_path: Path) -> None:
     assert set(results["systems"]) == {"popularity", "last_item", "bm25_last", "transitions", "base", "final"}
     ranked = pq.read_table(run.evaluation / "rankings.parquet").to_pylist()
     base, final = ([own["list"] for own in ranked if own["system"] == name] for name in ("base", "final"))
-    assert len(base) == len(final) == 20
-    assert base != final  # which are better, 20 users and 18 steps do not tell
+    assert len(base) == len(final) == 12
+    assert base != final  # which are better, 12 users and 18 steps do not tell
     folder = export_run(run, tmp_path / "export")
     for strategy in ("beam", "sample"):
         recommender = Recommender.from_pretrained(folder, strategy=strategy)

@@ -25,6 +25,7 @@ def untouched_nats(run: Run) -> float:
 def test_without_the_scale_a_few_steps_unlearn_much(tmp_path: Path) -> None:
     """From the head's logits as they are the start is far above popularity: what is learnt first shows in any step."""
     scaled = films()
+    scaled = scaled.model_copy(update={"optim": scaled.optim.model_copy(update={"valid_users": 12})})
     loss = scaled.loss.model_copy(update={"logit_scale": 1.0})
     short = scaled.stages[0].model_copy(update={"max_steps": 4})
     unscaled = Run.start(scaled.model_copy(update={"loss": loss, "stages": [short], "name": "unscaled"}), tmp_path)

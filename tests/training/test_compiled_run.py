@@ -18,6 +18,7 @@ def test_a_run_with_compiled_layers_ends_with_the_same_weights(
 ) -> None:
     recipe = values(tiny_folder, data)
     recipe["optim"]["compile"] = True
+    recipe["stages"] = recipe["stages"][:1]
     counters.clear()
     run = Run.start(check_recipe(recipe), tmp_path)
     train_run(run)

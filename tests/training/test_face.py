@@ -5,10 +5,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from calrec_lite import CALRecConfig, CALRecTrainer, Recommender
@@ -125,6 +126,9 @@ def test_what_datasets_and_pandas_give_is_taken_and_given_back(tiny_folder: Path
         ({"train_dataset": [{"items": ["id1", "id200"]}]}, "no item `id200`; did you mean `id20`"),
         ({"train_dataset": [{"history": ["id1"]}]}, "record 0 has no list `items`"),
         ({"train_dataset": [{"items": "id1"}]}, "record 0 has no list `items`"),
+        ({"train_dataset": [{"items": 5}]}, "record 0 has no list `items`"),
+        ({"catalogue": [{"item": 1, "title": "a", "Title": "b"}]}, "two fields of the same label"),
+        ({"peft_config": LoraConfig(init_lora_weights="pissa")}, "changed the base before training"),
         ({"train_dataset": [{"items": ["id1"]}]}, "no history has two items"),
         ({"train_dataset": []}, "holds no history"),
         ({"eval_dataset": [{"items": ["id1"]}]}, "eval_dataset: no history has two items"),
@@ -155,6 +159,70 @@ def test_models_and_settings_that_do_not_fit_together(tiny_folder: Path, tmp_pat
     with pytest.raises(InputError, match="was it trained"):
         made.recommender().save_pretrained(tmp_path / "untrained")
     assert not (tmp_path / "untrained").exists()
+
+
+def test_adapters_that_would_be_lost_are_refused_and_the_model_stays_as_it_was(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_folder)
+    with pytest.raises(InputError, match="holds no history"):
+        trainer(model, tmp_path, train_dataset=[])
+    assert not any("lora" in name for name, _ in model.named_parameters())  # what is wrong comes before the adapter
+    made = trainer(model, tmp_path)
+    made.train()
+    with pytest.raises(InputError, match="an adapter's layers already"):  # the cell of a notebook run once more
+        trainer(model, tmp_path)
+    made.save_model(str(tmp_path / "adapter"))
+    plain = AutoModelForCausalLM.from_pretrained(tiny_folder)
+    with pytest.raises(InputError, match="is_trainable=True"):
+        trainer(PeftModel.from_pretrained(plain, str(tmp_path / "adapter")), tmp_path)
+    with pytest.raises(InputError, match="give histories as eval_dataset"):
+        made.evaluate()
+
+
+def test_what_was_merged_before_is_part_of_what_is_saved(tiny_folder: Path, tmp_path: Path) -> None:
+    """A loaded model's weights are those in memory, wherever they were read from."""
+    first = trainer(AutoModelForCausalLM.from_pretrained(tiny_folder), tmp_path, {"learning_rate": 1e-2})
+    first.train()
+    merged = first.model.merge_and_unload()
+    second = trainer(merged, tmp_path, {"seed": 1, "learning_rate": 1e-3})
+    second.train()
+    folder = second.recommender().save_pretrained(tmp_path / "both")
+    tokens = {"input_ids": torch.arange(20)[None]}
+    live, saved = second.model.eval()(**tokens).logits, AutoModelForCausalLM.from_pretrained(folder)(**tokens).logits
+    assert torch.allclose(live, saved, atol=1e-4)
+
+
+def test_numbers_are_ids_before_they_are_titles(tiny_folder: Path, tmp_path: Path) -> None:
+    """MovieLens-100K has a film called 187, and another one of that id."""
+    catalogue = [{"item": n, "title": "7" if n == 3 else name} for n, name in enumerate(NAMES)]
+    histories = [{"items": [(u + t) % 30 for t in range(5)]} for u in range(12)]
+    made = trainer(str(tiny_folder), tmp_path, train_dataset=histories, catalogue=catalogue)
+    made.train()
+    recommender = made.recommender()
+    by_id, by_title = (recommender.recommend([[name]], k=29)[0] for name in (7, "7"))
+    assert "7" not in {i.item for i in by_id}
+    assert "3" not in {i.item for i in by_title}
+    out = recommender.recommend_table(pd.DataFrame({"items": [["7"], [7]]}), k=29)
+    assert "7" not in set(out["item"])
+    assert recommender.recommend([[1]], 1, allow=[9])[0][0].item == "9"
+    with pytest.raises(InputError, match="not a list"):
+        recommender.recommend([1])
+    with pytest.raises(InputError, match="no list of titles or ids"):
+        recommender.recommend_table(pd.DataFrame({"history": ["['id1']"]}))
+
+
+def test_a_catalogue_whose_records_name_fields_in_any_order_and_kind(tiny_folder: Path, tmp_path: Path) -> None:
+    records = [
+        {"item": i, "title": name, "year": np.float32(1990)} if i % 2 else {"year": None, "item": i, "title": [name]}
+        for i, name in enumerate(NAMES)
+    ]
+    records[0] = {"year": 1991.0, "title": np.array([NAMES[0], "more"]), "item": 0}
+    histories = [{"items": np.array([u, u + 1, u + 2])} for u in range(10)]
+    made = trainer(str(tiny_folder), tmp_path, train_dataset=histories, catalogue=records)
+    texts = made.data.rows.parts[0].catalogue.texts
+    assert f"Year: 1991, Title: {NAMES[0]} > more" in texts
+    assert f"Year: 1990, Title: {NAMES[1]}" in texts
 
 
 def test_checkpointed_training_gives_the_same_adapter(tiny_folder: Path, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,15 @@ from calrec_lite.evaluate.store import read_metrics, read_rankings
 from calrec_lite.recipe.file import check_recipe, save_resolved
 from calrec_lite.run import Run
 from tests.training.conftest import values
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from calrec_lite.claim import claimed
+with claimed(Path(sys.argv[1])):
+    print("claimed", flush=True)
+    time.sleep(120)
+"""
 
 
 def small(tiny_folder: Path, data: Path, **changes: object) -> dict:
@@ -98,6 +109,39 @@ def test_what_decides_nothing_makes_no_other_recipe(
     run = Run.start(check_recipe(again), tmp_path)
     assert run.folder == copied
     assert run.prepare("shop").fingerprint == trained.domain("shop").fingerprint
+
+
+def test_other_data_under_the_same_name_is_refused_before_anything_is_replaced(
+    tiny_folder: Path, data: Path, tmp_path: Path
+) -> None:
+    recipe = small(tiny_folder, data)
+    run = train(check_recipe(recipe), tmp_path)
+    kept = {f: f.read_bytes() for f in run.folder.rglob("*") if f.is_file()}
+    other = json.loads(json.dumps(recipe))
+    other["domains"]["shop"]["interactions"] = str(data / "other.csv")
+    with pytest.raises(InputError, match="has changed since a stage was trained"):
+        train(check_recipe(other), tmp_path)
+    other["stages"][0]["name"] = "renamed"  # another stage's name hides no data either
+    with pytest.raises(InputError, match="has changed since a stage was trained"):
+        Run(check_recipe(other), run.folder).prepare("shop")
+    assert {f: f.read_bytes() for f in run.folder.rglob("*") if f.is_file()} == kept
+
+
+def test_a_folder_belongs_to_one_process(tiny_folder: Path, data: Path, tmp_path: Path) -> None:
+    run = Run.start(check_recipe(small(tiny_folder, data)), tmp_path)
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(run.folder)], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "claimed\n"
+    try:
+        with pytest.raises(InputError, match=f"process {holder.pid} is at work"):
+            train(check_recipe(small(tiny_folder, data)), tmp_path)
+        with pytest.raises(InputError, match=f"process {holder.pid} is at work"):
+            train(check_recipe(small(tiny_folder, data, seed=3)), tmp_path)
+    finally:
+        holder.kill()
+        holder.wait()
+    train(check_recipe(small(tiny_folder, data, seed=3)), tmp_path)  # what a killed process claimed is free
+    assert not (run.folder / "process.json").exists()
 
 
 def test_an_evaluation_goes_on_with_what_was_measured(

@@ -40,8 +40,9 @@ class MiniLMBaseline(PopularityBaseline):
     def __init__(self, domain: Domain, seed: int, options: MiniLMSettings, exclude_seen: bool) -> None:
         super().__init__(domain, seed)
         settings = {"format": FORMAT, "fingerprint": domain.fingerprint, "model": options.model}
-        if (weights := Path(options.model) / "model.safetensors").is_file():  # a local model may be trained further
-            settings["weights"] = [weights.stat().st_size, weights.stat().st_mtime_ns]
+        if Path(options.model).is_dir():  # a local model may be trained further, or pooled in another way
+            files = sorted(f for f in Path(options.model).rglob("*") if f.suffix in (".safetensors", ".json"))
+            settings["files"] = [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files]
         folder = cached("minilm", settings, lambda to: _save_vectors(_encode(domain.catalogue, options.model), to))
         self._vectors = load_file(folder / "vectors.safetensors")["vectors"]  # (N, D), of length 1
         cases = build_cases(domain, "validation", options.valid_users, seed)
