@@ -169,6 +169,9 @@ def test_a_run_begun_with_a_type_keeps_it_under_a_recipe_that_says_auto(
 ) -> None:
     takes(monkeypatch, 20.0)
     Run.start(check_recipe(short(tiny_folder, data, dtype="bfloat16")), tmp_path)
+    assert Run.start(check_recipe(short(tiny_folder, data, dtype="auto")), tmp_path).asked_or_chosen_dtype == "auto"
+    begun = Run.start(check_recipe(short(tiny_folder, data, dtype="bfloat16")), tmp_path)
+    begun.stages[0].adapter.mkdir(parents=True)  # something was trained; by an older version, which kept no type
     assert Run.start(check_recipe(short(tiny_folder, data, dtype="auto")), tmp_path).dtype.dtype == "bfloat16"
 
 
