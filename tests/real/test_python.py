@@ -29,7 +29,7 @@ def test_the_script_of_the_page(
     assert script.count("calrec_lite") == 1  # the face alone
     for said, here in (
         ("HuggingFaceTB/SmolLM2-135M-Instruct", str(base)),
-        ("max_steps=100, per_device_train_batch_size=8", "max_steps=3, per_device_train_batch_size=2"),
+        ("max_steps=100, per_device_train_batch_size=8", "max_steps=2, per_device_train_batch_size=2"),
         ("histories[:50]", "histories[:2]"),
         ("range(20)", "range(4)"),
     ):

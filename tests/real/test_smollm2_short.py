@@ -1,4 +1,4 @@
-"""Real weights, two or four steps: what the scaled logits spare, and NF4. In a file of their own: another process."""
+"""Real weights, two or three steps: what the scaled logits spare, and NF4. In a file of their own: another process."""
 
 from pathlib import Path
 
@@ -25,9 +25,9 @@ def untouched_nats(run: Run) -> float:
 def test_without_the_scale_a_few_steps_unlearn_much(tmp_path: Path) -> None:
     """From the head's logits as they are the start is far above popularity: what is learnt first shows in any step."""
     scaled = films()
-    scaled = scaled.model_copy(update={"optim": scaled.optim.model_copy(update={"valid_users": 12})})
+    scaled = scaled.model_copy(update={"optim": scaled.optim.model_copy(update={"valid_users": 8})})
     loss = scaled.loss.model_copy(update={"logit_scale": 1.0})
-    short = scaled.stages[0].model_copy(update={"max_steps": 4})
+    short = scaled.stages[0].model_copy(update={"max_steps": 3})
     unscaled = Run.start(scaled.model_copy(update={"loss": loss, "stages": [short], "name": "unscaled"}), tmp_path)
     train_run(unscaled)
     (facts,) = unscaled.stage_metrics().values()
