@@ -42,6 +42,12 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def size_and_time(path: Path) -> tuple[int, int]:
+    """Bytes and time of change (nanoseconds): equal where a file is the same, without reading it."""
+    stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns
+
+
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Give a temporary name beside `path` for a file or a folder; rename it into place if the block succeeds.

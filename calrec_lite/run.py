@@ -99,7 +99,7 @@ class Run:
                         "give this one another `name`, or remove that folder"
                     )
                 existing.clear()
-            for name in {name for data in existing._trained_on().values() for name in data} & recipe.domains.keys():
+            for name in existing._trained_on().keys() & recipe.domains.keys():
                 if existing.recipe.domains[name] != recipe.domains[name]:
                     run.prepare(name)  # refuses other data, before the recipe that was trained is replaced
             earlier_dtype = existing.recipe.base.dtype
@@ -217,13 +217,17 @@ class Run:
         """Domain -> fingerprint of the data that a stage was last started on; empty before its first start."""
         return dict(self._status()["stages"].get(stage, {}).get("data", {}))
 
-    def _trained_on(self) -> dict[str, dict[str, str]]:
-        """Stage -> the fingerprints of the domains that it was trained on, by name; of any recipe in this folder."""
-        stages = self._status()["stages"].items()
-        return {name: facts.get("data", {}) for name, facts in stages if StageFolder(self.folder / name).trained}
+    def _trained_on(self) -> dict[str, set[str]]:
+        """Domain -> fingerprints of the data that stages were trained on, of any recipe in this folder."""
+        known: dict[str, set[str]] = {}
+        for stage in self._status()["stages"]:
+            if StageFolder(self.folder / stage).trained:
+                for name, fingerprint in self.stage_data(stage).items():
+                    known.setdefault(name, set()).add(fingerprint)
+        return known
 
     def _refuse_other_data(self, name: str, domain: Domain, measured: str | None = None) -> None:
-        known = {data[name] for data in self._trained_on().values() if name in data} | ({measured} - {None})
+        known = self._trained_on().get(name, set()) | ({measured} - {None})
         if known - {domain.fingerprint}:
             raise InputError(
                 f"{self.folder}: the data of `{name}` has changed since a stage was trained on it; "

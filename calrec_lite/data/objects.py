@@ -30,24 +30,24 @@ def catalogue_of(records: Iterable[Mapping[str, Any]]) -> Catalogue:
         item = str(record[ITEM])
         if item in texts:
             raise InputError(f"catalogue: record {number}: a second item of id `{item}`; leave out one of both")
-        names = [_label(key) for key in record if key != ITEM]
-        if len(set(names)) < len(names):
-            raise InputError(f"catalogue: record {number}: two fields of the same label among {', '.join(names)}")
-        values = {_label(key): plain(value) for key, value in record.items() if key != ITEM}
-        texts[item] = {label: text for label, text in values.items() if text}
+        pairs = [(_label(key), plain(value)) for key, value in record.items() if key != ITEM]
+        if len(dict(pairs)) < len(pairs):
+            labels = ", ".join(label for label, _ in pairs)
+            raise InputError(f"catalogue: record {number}: two fields of the same label among {labels}")
+        texts[item] = {label: text for label, text in pairs if text}
         if not texts[item]:
             raise InputError(f"catalogue: record {number}: item `{item}` has no text; give it a field such as `title`")
     if not texts:
         raise InputError("catalogue: holds no item")
-    labels = list(dict.fromkeys(label for fields in texts.values() for label in fields))
-    written = {item: tuple(fields.get(label, "") for label in labels) for item, fields in texts.items()}
+    order = list(dict.fromkeys(label for fields in texts.values() for label in fields))
+    written = {item: tuple(fields.get(label, "") for label in order) for item, fields in texts.items()}
     distinct = {text: index for index, text in enumerate(sorted(set(written.values())))}
     aliases = {item: distinct[text] for item, text in written.items()}
     first: dict[int, str] = {}
     for item, index in aliases.items():
         first.setdefault(index, item)
     ids = [first[index] for index in range(len(distinct))]
-    fields = [{label: texts[item][label] for label in labels if label in texts[item]} for item in ids]
+    fields = [{label: texts[item][label] for label in order if label in texts[item]} for item in ids]
     return Catalogue(ids, fields, aliases)
 
 

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from calrec_lite.claim import claimed, refuse_claimed
+from calrec_lite.claim import claimed
 from calrec_lite.data.domain import Domain
 from calrec_lite.errors import InputError
 from calrec_lite.evaluate.baselines import BASELINE_NAMES, build_baseline
@@ -15,7 +15,7 @@ from calrec_lite.evaluate.baselines.sasrec import require_cornac
 from calrec_lite.evaluate.cases import build_cases
 from calrec_lite.evaluate.protocol import Protocol, Ranker, evaluate_system
 from calrec_lite.evaluate.store import read_metrics, write_results
-from calrec_lite.files import atomic_path, copy_matching, write_json
+from calrec_lite.files import atomic_path, copy_matching, size_and_time, write_json
 from calrec_lite.method.towers import Towers
 from calrec_lite.model.base import Placement, load_model, placement
 from calrec_lite.model.device import described_device
@@ -24,6 +24,7 @@ from calrec_lite.recommend.recommender import Recommender
 from calrec_lite.recommend.transitions import Transitions
 from calrec_lite.run import Run
 
+RESULTS = ("metrics.json", "rankings.parquet")
 IDENTITY_FILE = "begun.json"  # in the folder of a half-done evaluation: what is measured, and how
 
 
@@ -57,9 +58,9 @@ def evaluate_run(run: Run, trained: bool = True, folder: Path | None = None) -> 
     settings = {"recommend": recipe.recommend.model_dump(), "quantised": placed[0], "dtype": run.dtype.dtype}
     target_folder = folder or run.evaluation
     unfinished = target_folder.with_name(f"{target_folder.name}.part")
-    refuse_claimed(unfinished)
-    results = _earlier_results(unfinished, {**settings, **_identity(run, domain, protocol.record(cases), trained)})
+    identity = {**settings, **_identity(run, domain, protocol.record(cases), trained)}
     with claimed(unfinished):
+        results = _earlier_results(unfinished, identity)
         for name, make_ranker in _ranker_factories(run, trained, placed).items():
             if name in results.get("systems", {}):
                 print(f"{name}: measured already")
@@ -71,7 +72,7 @@ def evaluate_run(run: Run, trained: bool = True, folder: Path | None = None) -> 
             results = write_results(unfinished, domain, protocol, cases, {name: system}, settings)
         with atomic_path(target_folder) as temporary:  # copied: killed at any moment, one of both is whole
             temporary.mkdir()
-            copy_matching(unfinished, temporary, ("metrics.json", "rankings.parquet"))
+            copy_matching(unfinished, temporary, RESULTS)
     shutil.rmtree(unfinished)
     return results
 
@@ -100,17 +101,12 @@ def _identity(run: Run, domain: Domain, protocol: dict[str, Any], trained: bool)
         "domain": domain.fingerprint,
         "protocol": protocol,
         "evaluate": run.recipe.evaluate.model_dump(mode="json"),
-        "weights": [[file.parent.parent.name, file.name, *_size_and_time(file)] for file in weight_files],
+        "weights": [[file.parent.parent.name, file.name, *size_and_time(file)] for file in weight_files],
     }
 
 
-def _size_and_time(file: Path) -> list[int]:
-    stat = file.stat()
-    return [stat.st_size, stat.st_mtime_ns]
-
-
 def _earlier_results(unfinished: Path, identity: dict[str, Any]) -> dict[str, Any]:
-    """The results that a stopped evaluation left; if it was of something else it is removed, and this one begins."""
+    """The results that a stopped evaluation left; those of something else are removed, and this one begins."""
     identity_file = unfinished / IDENTITY_FILE
     try:
         same_evaluation = json.loads(identity_file.read_text(encoding="utf-8")) == json.loads(json.dumps(identity))
@@ -122,8 +118,8 @@ def _earlier_results(unfinished: Path, identity: dict[str, Any]) -> dict[str, An
 
 
 def _begin(unfinished: Path, identity: dict[str, Any]) -> dict[str, Any]:
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
+    for name in (IDENTITY_FILE, *RESULTS):
+        (unfinished / name).unlink(missing_ok=True)
     write_json(unfinished / IDENTITY_FILE, identity)
     return {}
 

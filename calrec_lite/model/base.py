@@ -184,6 +184,12 @@ def _without_fused_kernel(model: nn.Module) -> None:
         layer.support_avx512bf16_for_cpu = False
 
 
+def is_quantised(model: nn.Module) -> bool:
+    """Whether a loaded model's weights are quantised, by what transformers notes on it."""
+    method, config = getattr(model, "quantization_method", None), getattr(model.config, "quantization_config", None)
+    return method is not None or config is not None
+
+
 def load_adapter_weights(model: PeftModel, folder: Path) -> None:
     """Put the weights of a saved adapter into the one that is there."""
     set_peft_model_state_dict(model, load_file(folder / "adapter_model.safetensors"))

@@ -12,7 +12,7 @@ from pydantic import Field, NonNegativeInt, ValidationError
 
 from calrec_lite.data.domain import Catalogue
 from calrec_lite.errors import InputError
-from calrec_lite.files import BESIDE_WEIGHTS
+from calrec_lite.files import BESIDE_WEIGHTS, size_and_time
 from calrec_lite.method.catalogue import EncodedCatalogue, encode_catalogue
 from calrec_lite.recipe import Recommend, Section, Text
 from calrec_lite.sources import snapshot
@@ -86,9 +86,14 @@ class Package:
         return encode_catalogue(info.domain, items, encoder, self.counts, info.prior, info.logit_scale, labels=labels)
 
 
+def write_info(folder: Path, info: PackageInfo) -> None:
+    """Write calrec.json into `folder`."""
+    (folder / NAME).write_text(json.dumps(info.model_dump(mode="json"), indent=1) + "\n", encoding="utf-8")
+
+
 def write_package(folder: Path, info: PackageInfo, catalogue: Catalogue | None, counts: np.ndarray) -> None:
     """Write calrec.json into `folder` and, if given, the catalogue: an item a line, id, fields, count, merged ids."""
-    (folder / NAME).write_text(json.dumps(info.model_dump(mode="json"), indent=1) + "\n", encoding="utf-8")
+    write_info(folder, info)
     if catalogue is not None:
         with (folder / CATALOGUE).open("w", encoding="utf-8") as file:
             merged: dict[int, list[str]] = {}
@@ -120,7 +125,7 @@ def with_strategy(options: Recommend, strategy: str | None) -> Recommend:
 def fingerprint(folder: Path) -> str:
     """Changes when the folder's weights, tokenizer, catalogue or options are written anew; reads none of them."""
     files = sorted(f for name in FINGERPRINTED for f in folder.glob(name))
-    stats = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+    stats = [(f.name, *size_and_time(f)) for f in files]
     return hashlib.sha256(json.dumps(stats).encode()).hexdigest()[:16]
 
 

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from calrec_lite.errors import InputError, RunError
-from calrec_lite.files import write_json
+from calrec_lite.files import size_and_time, write_json
 from calrec_lite.recommend.histories import Histories, Rejected, User
 from calrec_lite.recommend.recommender import Recommendation
 
@@ -76,9 +76,8 @@ class Bulk:
         self._state = out.with_name(f"{out.name}.state.json")
         if users.resolve() in (out.resolve(), self.rejects.resolve()):
             raise InputError(f"--out {out}: would replace the histories of --users; give it another name")
-        stat = users.stat()
         self._identity = {
-            "input": [users.name, stat.st_size, stat.st_mtime_ns],
+            "input": [users.name, *size_and_time(users)],
             **options,
             "block": block,
         }

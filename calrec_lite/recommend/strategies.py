@@ -65,8 +65,6 @@ class Strategies:
     ) -> None:
         if options.counts_transitions and transitions is None:
             raise ValueError("recommend.transitions needs the counts of what followed what")
-        if towers is not None:
-            towers.decoder.eval()
         self.model, self.encoder, self.catalogue = towers, encoder, catalogue
         self.options, self.seed, self.draw = options, seed, draw or self._sample_texts
         self.transitions = transitions
@@ -77,8 +75,6 @@ class Strategies:
         Args:
             allowed: (U, N).
         """
-        if self.model is not None:
-            self.model.decoder.eval()  # it may have been trained on since
         make = {"beam": self._beam, "sample": self._sample, "dense": self._dense, "rerank": self._rerank}
         return make[self.options.strategy](users, allowed, k)
 
@@ -112,8 +108,10 @@ class Strategies:
 
     @property
     def towers(self) -> Towers:
-        """The model, where it is in this process."""
+        """The model, where it is in this process, without dropout: it may have been trained since its last use."""
         assert self.model is not None, "an engine that only draws"
+        if self.model.decoder.training:
+            self.model.decoder.eval()
         return self.model
 
     @cached_property

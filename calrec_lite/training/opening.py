@@ -15,9 +15,18 @@ from calrec_lite.data.objects import catalogue_of, histories_of
 from calrec_lite.errors import InputError
 from calrec_lite.method.catalogue import encode_catalogue
 from calrec_lite.method.rows import Rows, history_rows, last_item_rows
-from calrec_lite.model.base import add_lora, base_folder, load_model, load_tokenizer, lora_config, ready_adapter
+from calrec_lite.model.base import (
+    add_lora,
+    base_folder,
+    is_quantised,
+    load_model,
+    load_tokenizer,
+    lora_config,
+    ready_adapter,
+)
 from calrec_lite.model.merge import require_plain
 from calrec_lite.recipe import Base, Lora
+from calrec_lite.recommend.transitions import Transitions
 from calrec_lite.text.encoding import Encoder
 from calrec_lite.training.config import CALRecConfig
 
@@ -57,7 +66,7 @@ def open_model(model: Model, quantisation: BitsAndBytesConfig | None) -> Opened:
         raise InputError("quantization_config: the model is loaded already; give it by name, or leave this out")
     folder = _known_folder(model)
     # Weights in memory may have been changed since they were read; quantised ones are no base to merge onto.
-    return Opened(model, folder if _is_quantised(model) else None, folder)
+    return Opened(model, folder if is_quantised(model) else None, folder)
 
 
 def with_adapter(opened: Opened, args: CALRecConfig, peft_config: LoraConfig | None) -> PeftModel:
@@ -90,10 +99,6 @@ def with_adapter(opened: Opened, args: CALRecConfig, peft_config: LoraConfig | N
     return add_lora(model, lora, bool(args.gradient_checkpointing))
 
 
-def _is_quantised(model: PreTrainedModel | PeftModel) -> bool:
-    return getattr(model.config, "quantization_config", None) is not None
-
-
 def _known_folder(model: PreTrainedModel | PeftModel) -> Path | None:
     """Where a loaded model's files lie, so far as its config still says."""
     name = str(getattr(model.config, "_name_or_path", "") or "")
@@ -120,6 +125,11 @@ class Data:
     valid: Rows | None
     items: Catalogue | None = None
     histories: Sequences | None = None
+
+    def transitions(self) -> Transitions:
+        """What followed what in the histories."""
+        assert self.histories is not None
+        return Transitions.counted(self.histories.each(), self.rows.parts[0].catalogue.counts)
 
 
 def open_data(

@@ -9,11 +9,11 @@ from typing import Any
 from peft import PeftModel
 
 from calrec_lite.errors import InputError
+from calrec_lite.model.base import is_quantised
 from calrec_lite.model.merge import merge_adapter
 from calrec_lite.package.layout import TRANSITIONS, PackageInfo, write_package
 from calrec_lite.package.save import complete_model, write_short_card
 from calrec_lite.recipe import Recommend
-from calrec_lite.recommend.transitions import Transitions
 from calrec_lite.training.config import CALRecConfig
 from calrec_lite.training.opening import NAME, Data
 
@@ -32,7 +32,6 @@ def save_trained(
         InputError: the adapter was not trained, or quantised weights are all there is of the base.
     """
     assert data.items is not None
-    assert data.histories is not None
     rows, loss = data.rows, args.objective
     encoded = rows.parts[0].catalogue
     with tempfile.TemporaryDirectory(prefix=".calrec-lite-", dir=to.parent) as work:  # not in a small /tmp
@@ -53,7 +52,7 @@ def save_trained(
     )
     write_package(to, info, data.items, encoded.counts)
     if options.transitions:
-        Transitions.counted(data.histories.each(), encoded.counts).save(to / TRANSITIONS, data.items.ids)
+        data.transitions().save(to / TRANSITIONS, data.items.ids)
     name = str(getattr(model.config, "_name_or_path", ""))
     write_short_card(to, name if name.count("/") == 1 and not Path(name).exists() else None)
 
@@ -61,7 +60,7 @@ def save_trained(
 def _write_base(model: PeftModel, tokenizer: Any, to: Path) -> Path:
     """The base's weights as they are in memory, without the adapter."""
     causal: Any = model.get_base_model()
-    if getattr(causal, "quantization_method", None) or getattr(causal.config, "quantization_config", None):
+    if is_quantised(causal):
         raise InputError("save_pretrained: the base's original weights are not at hand: give the model by name")
     state = {
         name.replace(".base_layer", ""): value for name, value in causal.state_dict().items() if "lora_" not in name

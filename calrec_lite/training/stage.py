@@ -22,9 +22,8 @@ from calrec_lite.model.base import add_adapter, load_adapter_weights, load_model
 from calrec_lite.model.device import described_device, device
 from calrec_lite.model.memory import free_memory
 from calrec_lite.model.merge import merge_adapter
-from calrec_lite.recipe import Stage
+from calrec_lite.recipe import Recipe, Stage
 from calrec_lite.recipe.file import load_recipe
-from calrec_lite.recipe.sections import Recipe
 from calrec_lite.run import Run, StageFolder
 from calrec_lite.training.clock import trained_seconds
 from calrec_lite.training.config import CALRecConfig

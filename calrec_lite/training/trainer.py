@@ -27,7 +27,6 @@ from calrec_lite.method.step import RngState, StepLoss, rng_state, set_rng_state
 from calrec_lite.method.towers import Towers
 from calrec_lite.model.memory import out_of_memory, peak_bytes
 from calrec_lite.recommend.recommender import Recommender
-from calrec_lite.recommend.transitions import Transitions
 from calrec_lite.text.encoding import Row
 from calrec_lite.training.clock import Clock
 from calrec_lite.training.config import CALRecConfig
@@ -159,10 +158,9 @@ class CALRecTrainer(Trainer):
                 f"recommender: beams share a prompt by a mask, which {attention} does not take: load the model with "
                 "attn_implementation='sdpa'"
             )
-        if data.items is None or data.histories is None:
+        if data.items is None:
             raise InputError("recommender: give histories and a catalogue to the trainer, not rows made before")
         encoded = data.rows.parts[0].catalogue
-        counted = Transitions.counted(data.histories.each(), encoded.counts) if options.counts_transitions else None
         return Recommender(
             self.towers,
             data.rows.encoder,
@@ -171,7 +169,7 @@ class CALRecTrainer(Trainer):
             options,
             self.args.seed,
             data.items.aliases,
-            transitions=counted,
+            transitions=data.transitions() if options.counts_transitions else None,
             save=partial(save_trained, self._peft_model, self._original, data, self.args),
         )
 

@@ -17,6 +17,7 @@ from calrec_lite.evaluate.baselines.cache import cached
 from calrec_lite.evaluate.baselines.counting import Histories, PopularityBaseline
 from calrec_lite.evaluate.cases import build_cases
 from calrec_lite.evaluate.metrics import ndcg_at, ranks_in_chunks
+from calrec_lite.files import size_and_time
 from calrec_lite.model.device import device
 from calrec_lite.recipe import MiniLMSettings
 from calrec_lite.sources import fetch_folder, snapshot
@@ -42,7 +43,7 @@ class MiniLMBaseline(PopularityBaseline):
         settings = {"format": FORMAT, "fingerprint": domain.fingerprint, "model": options.model}
         if Path(options.model).is_dir():  # a local model may be trained further, or pooled in another way
             files = sorted(f for f in Path(options.model).rglob("*") if f.suffix in (".safetensors", ".json"))
-            settings["files"] = [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files]
+            settings["files"] = [[f.name, *size_and_time(f)] for f in files]
         folder = cached("minilm", settings, lambda to: _save_vectors(_encode(domain.catalogue, options.model), to))
         self._vectors = load_file(folder / "vectors.safetensors")["vectors"]  # (N, D), of length 1
         cases = build_cases(domain, "validation", options.valid_users, seed)
