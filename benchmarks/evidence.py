@@ -25,14 +25,14 @@ from evidence_control import Mixed
 from calrec_lite.ablation.run import ablate, ablation_folder, remove_weights
 from calrec_lite.ablation.table import ablation_table
 from calrec_lite.cli.options import quiet_libraries
-from calrec_lite.evaluate.cases import build_cases
 from calrec_lite.evaluate.compare import compare
-from calrec_lite.evaluate.evaluate_run import open_recommender
 from calrec_lite.evaluate.protocol import Protocol, evaluate_system
 from calrec_lite.evaluate.store import read_metrics, write_results
 from calrec_lite.evaluate.tables import difference_cell, interval_cell, markdown
 from calrec_lite.evaluate.tune import TRANSITIONS, Tried, all_candidates, tried_on
 from calrec_lite.files import write_json
+from calrec_lite.fitting.opening import open_recommender
+from calrec_lite.measure.cases import build_cases
 from calrec_lite.recipe import Recipe
 from calrec_lite.recipe.file import check_recipe, load_recipe
 from calrec_lite.recommend.rerank import Candidates
@@ -86,7 +86,7 @@ def recipe_values(data: Path, target: str, budget: dict[str, Any], users: int) -
             "compile": True,
             "eval_every": 200,
         },
-        "recommend": {"batch_tokens": 16384},
+        "recommend": {"strategy": "beam", "batch_tokens": 16384},
         "evaluate": {"domain": target, "users": users, "baselines": BASELINES, "sasrec": SASREC},
         "ablate": {**GRID[target], **budget},
     }

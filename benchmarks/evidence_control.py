@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from calrec_lite.data.domain import Domain
 from calrec_lite.evaluate.baselines.minilm import MiniLMBaseline
-from calrec_lite.evaluate.cases import Cases
-from calrec_lite.evaluate.metrics import ndcg_at, ranks_from_lists
+from calrec_lite.measure.cases import Cases
+from calrec_lite.measure.metrics import ndcg_at, ranks_from_lists
 from calrec_lite.recipe import MiniLMSettings
 from calrec_lite.recommend.transitions import Transitions
 

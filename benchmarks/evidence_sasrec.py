@@ -19,9 +19,9 @@ from sasrec import about, target
 
 from calrec_lite.errors import InputError
 from calrec_lite.evaluate.baselines import build_baseline
-from calrec_lite.evaluate.cases import build_cases
 from calrec_lite.evaluate.protocol import Protocol, evaluate_system
 from calrec_lite.files import write_json
+from calrec_lite.measure.cases import build_cases
 from calrec_lite.recipe.file import check_recipe
 
 NAME, EARLIER = "sasrec", "earlier sasrec"

@@ -20,13 +20,14 @@ from amazon import TITLE
 from calrec_lite.ablation.run import ablate, ablation_folder
 from calrec_lite.ablation.table import ablation_table
 from calrec_lite.cli.options import quiet_libraries
-from calrec_lite.evaluate.cases import build_cases
 from calrec_lite.evaluate.compare import compare
-from calrec_lite.evaluate.evaluate_run import evaluate_run, open_recommender
+from calrec_lite.evaluate.evaluate_run import evaluate_run
 from calrec_lite.evaluate.store import read_metrics
 from calrec_lite.evaluate.tables import difference_cell, interval_cell
 from calrec_lite.evaluate.tune import tune_fusion
 from calrec_lite.files import write_json
+from calrec_lite.fitting.opening import open_recommender
+from calrec_lite.measure.cases import build_cases
 from calrec_lite.recipe.file import check_recipe
 from calrec_lite.run import Run
 from calrec_lite.training.stage import train_run
@@ -49,7 +50,7 @@ GROUPS: dict[str, tuple[dict[str, Any], dict[str, str], dict[str, dict[str, Any]
         {
             "loss": {"beta": 0.2, "tau": 0.1},
             "optim": {"batch_size": 8, "valid_users": 150},
-            "recommend": {"rerank": 50},
+            "recommend": {"strategy": "beam", "rerank": 50},
         },
         {},
         {

@@ -22,12 +22,12 @@ from amazon import WORDING, domain
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from calrec_lite.cli.options import quiet_libraries
-from calrec_lite.evaluate.cases import build_cases
-from calrec_lite.evaluate.metrics import paired_bootstrap, summarise
 from calrec_lite.evaluate.protocol import Protocol, evaluate_system
 from calrec_lite.evaluate.store import hardware, versions
 from calrec_lite.evaluate.tables import interval_cell
 from calrec_lite.files import write_json
+from calrec_lite.measure.cases import build_cases
+from calrec_lite.measure.metrics import paired_bootstrap, summarise
 from calrec_lite.method.batch import Collator
 from calrec_lite.method.rows import Rows, validation_rows
 from calrec_lite.method.towers import Towers

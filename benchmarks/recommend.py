@@ -29,11 +29,11 @@ from calrec_lite.decode.beam import beam_search
 from calrec_lite.decode.prompt_tree import PromptTree
 from calrec_lite.decode.ranked import Ranked
 from calrec_lite.decode.trie_tensors import TrieTensors
-from calrec_lite.evaluate.cases import Cases, build_cases
-from calrec_lite.evaluate.metrics import paired_bootstrap, ranks_from_lists, summarise
 from calrec_lite.evaluate.store import hardware, versions
 from calrec_lite.evaluate.tune import tune_fusion
 from calrec_lite.files import write_json
+from calrec_lite.measure.cases import Cases, build_cases
+from calrec_lite.measure.metrics import paired_bootstrap, ranks_from_lists, summarise
 from calrec_lite.method.towers import Towers
 from calrec_lite.model.base import load_model
 from calrec_lite.recipe import Recipe

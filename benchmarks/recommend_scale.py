@@ -84,7 +84,7 @@ def speed(model: PreTrainedModel, encoder: Encoder, catalogue: EncodedCatalogue,
         encoder,
         catalogue,
         [str(i) for i in range(len(catalogue))],
-        Recommend(batch_tokens=BATCH_TOKENS, **options),
+        Recommend(**{"strategy": "beam", "batch_tokens": BATCH_TOKENS, **options}),
     )
     if len(catalogue) > 10_000:
         vectors = torch.randn(len(catalogue), model.config.hidden_size, generator=torch.Generator().manual_seed(0))

@@ -25,11 +25,11 @@ from calrec_lite.data.report import describe
 from calrec_lite.evaluate.baselines.counting import BASELINES
 from calrec_lite.evaluate.baselines.minilm import MiniLMBaseline
 from calrec_lite.evaluate.baselines.sasrec import SASRecBaseline
-from calrec_lite.evaluate.cases import build_cases
 from calrec_lite.evaluate.protocol import Protocol, Ranker, evaluate_system
 from calrec_lite.evaluate.store import hardware, versions
 from calrec_lite.evaluate.tables import table
 from calrec_lite.files import write_json
+from calrec_lite.measure.cases import build_cases
 from calrec_lite.recipe import Columns, DomainSpec, MiniLMSettings, SASRecSettings
 
 ROOT = Path(__file__).parents[1]

@@ -21,11 +21,11 @@ import numpy as np
 
 from calrec_lite.data.domain import Catalogue, Domain, Sequences
 from calrec_lite.evaluate.baselines.counting import TransitionsBaseline
-from calrec_lite.evaluate.cases import build_cases
-from calrec_lite.evaluate.metrics import ranks_in_chunks, summarise
 from calrec_lite.evaluate.protocol import Protocol, evaluate_system
 from calrec_lite.evaluate.store import hardware, versions
 from calrec_lite.files import write_json
+from calrec_lite.measure.cases import build_cases
+from calrec_lite.measure.metrics import ranks_in_chunks, summarise
 
 ROOT = Path(__file__).parents[1]
 EVENTS = 10

@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from train_rows import LOSSES, SEED, Bench, build, faster
 
-from calrec_lite.evaluate.cases import build_cases
-from calrec_lite.evaluate.metrics import summarise
 from calrec_lite.evaluate.protocol import Protocol, evaluate_system
 from calrec_lite.files import atomic_path
+from calrec_lite.measure.cases import build_cases
+from calrec_lite.measure.metrics import summarise
 from calrec_lite.method.batch import Collator
 from calrec_lite.method.rows import Rows, StepSampler, validation_rows
 from calrec_lite.method.towers import Towers

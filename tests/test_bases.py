@@ -24,7 +24,7 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from calrec_lite.evaluate.evaluate_run import open_recommender
+from calrec_lite.fitting.opening import open_recommender
 from calrec_lite.method.catalogue import EncodedCatalogue
 from calrec_lite.model.memory import activation_bytes
 from calrec_lite.recipe import Recommend
@@ -104,7 +104,7 @@ def whole_recipe(folder: Path, base: str, data: Path) -> Path:
             {"name": "target", "domains": ["shop"], "max_steps": 2},
         ],
         "optim": {"batch_size": 4, "micro_batch_size": 2, "log_every": 1, "learning_rate": 5e-3, "valid_users": 8},
-        "recommend": {"beams": 30},
+        "recommend": {"strategy": "beam", "beams": 30},
     }
     path = folder / "tiny.yaml"
     path.write_text(f"extends: [base/{base}.yaml]\n{yaml.safe_dump(rest)}", encoding="utf-8")

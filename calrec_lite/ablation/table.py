@@ -10,9 +10,9 @@ import numpy as np
 
 from calrec_lite.ablation.grid import FULL, Cell, data_changed, finished
 from calrec_lite.evaluate.compare import Evaluation, refuse_unlike
-from calrec_lite.evaluate.metrics import METRICS, Copies, Ranks, paired_bootstrap, summarise
 from calrec_lite.evaluate.store import hardware, versions
 from calrec_lite.evaluate.tables import caption, difference_cell, interval_cell, markdown
+from calrec_lite.measure.metrics import METRICS, Copies, Ranks, paired_bootstrap, summarise
 from calrec_lite.recipe import Recipe
 
 

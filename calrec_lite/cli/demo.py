@@ -50,7 +50,7 @@ def _show(run: "Run", exported: Path) -> None:
     """Three held-out users: what they took, what is recommended, what they really took next."""
     import numpy as np
 
-    from calrec_lite.evaluate.cases import build_cases
+    from calrec_lite.measure.cases import build_cases
     from calrec_lite.recommend import Recommender
 
     recipe = run.recipe

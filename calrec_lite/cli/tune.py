@@ -16,10 +16,10 @@ def tune(run: Path, users: int) -> None:
     By validation users only. Nothing is changed.
     """
     quiet_libraries()
-    from calrec_lite.evaluate.cases import build_cases
-    from calrec_lite.evaluate.evaluate_run import open_recommender
     from calrec_lite.evaluate.tables import markdown
     from calrec_lite.evaluate.tune import FUSION, TRANSITIONS, tune_fusion
+    from calrec_lite.fitting.opening import open_recommender
+    from calrec_lite.measure.cases import build_cases
     from calrec_lite.run import Run
 
     opened = Run.open(run)

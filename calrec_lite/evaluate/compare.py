@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from calrec_lite.errors import InputError
-from calrec_lite.evaluate.metrics import METRICS, Copies, Ranks, paired_bootstrap
 from calrec_lite.evaluate.store import read_metrics, read_rankings
 from calrec_lite.evaluate.tables import caption, difference_cell, made_by, markdown
+from calrec_lite.measure.metrics import METRICS, Copies, Ranks, paired_bootstrap
 
 REMEDY = "evaluate both on the same prepared domain"
 # Keys of the protocol that may differ: how users were drawn, and how many resamples. The users must be the same.

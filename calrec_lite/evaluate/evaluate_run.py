@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +12,16 @@ from calrec_lite.claim import claimed
 from calrec_lite.data.domain import Domain
 from calrec_lite.errors import InputError
 from calrec_lite.evaluate.baselines import BASELINE_NAMES, build_baseline
+from calrec_lite.evaluate.baselines.fast import FusionRanker
 from calrec_lite.evaluate.baselines.sasrec import require_cornac
-from calrec_lite.evaluate.cases import build_cases
 from calrec_lite.evaluate.protocol import Protocol, Ranker, evaluate_system
 from calrec_lite.evaluate.store import read_metrics, write_results
 from calrec_lite.files import atomic_path, copy_matching, size_and_time, write_json
-from calrec_lite.method.towers import Towers
-from calrec_lite.model.base import Placement, load_model, placement
+from calrec_lite.fitting.opening import open_recommender
+from calrec_lite.measure.cases import build_cases
+from calrec_lite.model.base import Placement, placement
 from calrec_lite.model.device import described_device
 from calrec_lite.model.memory import free_memory
-from calrec_lite.recommend.recommender import Recommender
-from calrec_lite.recommend.transitions import Transitions
 from calrec_lite.run import Run
 
 RESULTS = ("metrics.json", "rankings.parquet")
@@ -91,7 +91,25 @@ def _ranker_factories(run: Run, trained: bool, placed: Placement) -> dict[str, C
         if i == n_stages or recipe.evaluate.every_stage:
             name = "final" if i == n_stages else f"stage{i}"
             factories[name] = partial(open_recommender, run, stage.merged, placed=placed)
+    if recipe.recommend.fits:
+        models = {"base": run.base} if recipe.evaluate.base else {}
+        models |= {"final": run.final()} if trained else {}
+        for (name, folder), reading in product(models.items(), recipe.evaluate.readings):
+            if reading != recipe.recommend.strategy:
+                factories[f"{name}_{reading}"] = partial(_one_reading, run, folder, reading, placed)
     return factories
+
+
+def _one_reading(run: Run, folder: Path, reading: str, placed: Placement) -> Ranker:
+    """One of the things that a model's lists are made of, alone."""
+    options = run.recipe.recommend
+    if reading == "beam":
+        options = options.model_copy(update={"strategy": "beam"})
+        return open_recommender(run, folder, placed=placed, options=options)
+    fast = options.model_copy(update={"strategy": "fast"})
+    fusion = open_recommender(run, folder, placed=placed, options=fast).strategies.fusion
+    assert fusion is not None
+    return FusionRanker(fusion if reading == "fast" else fusion.one_part(reading))
 
 
 def _identity(run: Run, domain: Domain, protocol: dict[str, Any], trained: bool) -> dict[str, Any]:
@@ -122,19 +140,3 @@ def _begin(unfinished: Path, identity: dict[str, Any]) -> dict[str, Any]:
         (unfinished / name).unlink(missing_ok=True)
     write_json(unfinished / IDENTITY_FILE, identity)
     return {}
-
-
-def open_recommender(run: Run, folder: Path, transitions: bool = False, placed: Placement | None = None) -> Recommender:
-    """A recommender over the run's target domain with full weights from `folder`.
-
-    Args:
-        transitions: count what followed what even where the recipe's lists do without it.
-        placed: how the weights are loaded; default: what `placement` decides.
-    """
-    recipe = run.recipe
-    loading = run.loading.model_copy(update={"attention": "sdpa"})  # a tree of continuations needs a special mask
-    towers = Towers(load_model(folder, loading, *(placed or placement(folder, loading))))
-    name, domain = recipe.target, run.domain(recipe.target)
-    counts = Transitions.of(domain) if transitions or recipe.recommend.counts_transitions else None
-    ids = domain.catalogue.ids
-    return Recommender(towers, run.encoder, run.catalogue(name), ids, recipe.recommend, recipe.seed, transitions=counts)

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calrec_lite.data.domain import Domain, Split
-from calrec_lite.evaluate.cases import Cases
-from calrec_lite.evaluate.metrics import MRR_CUT, Copies, Interval, Ranks, ranks_from_lists, summarise
+from calrec_lite.measure.cases import Cases
+from calrec_lite.measure.metrics import MRR_CUT, Copies, Interval, Ranks, ranks_from_lists, summarise
 from calrec_lite.recipe import Recipe
 
 RARE = 10  # a target that was trained on fewer times than this is rare

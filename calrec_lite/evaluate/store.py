@@ -17,9 +17,9 @@ import pyarrow.parquet as pq
 from calrec_lite import __version__
 from calrec_lite.data.domain import Domain
 from calrec_lite.errors import InputError
-from calrec_lite.evaluate.cases import Cases
 from calrec_lite.evaluate.protocol import Protocol, SystemResult, slices
 from calrec_lite.files import atomic_path, write_json
+from calrec_lite.measure.cases import Cases
 
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "numpy", "duckdb", "cornac")
 BY_SYSTEM = ("systems", "slices", "users", "users_per_second")

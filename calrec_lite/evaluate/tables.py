@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from calrec_lite.evaluate.metrics import METRICS
 from calrec_lite.evaluate.protocol import SAME
+from calrec_lite.measure.metrics import METRICS
 
 
 def table(results: Mapping[str, Any]) -> str:

@@ -7,8 +7,8 @@ from itertools import product
 import numpy as np
 from tqdm import tqdm
 
-from calrec_lite.evaluate.cases import Cases
-from calrec_lite.evaluate.metrics import Ranks, ndcg_at, ranks_from_lists, recall_at
+from calrec_lite.measure.cases import Cases
+from calrec_lite.measure.metrics import Ranks, ndcg_at, ranks_from_lists, recall_at
 from calrec_lite.recommend.recommender import Recommender, batches, lists_in_memory
 from calrec_lite.recommend.rerank import Candidates
 from calrec_lite.recommend.strategies import Users

@@ -7,8 +7,10 @@ from pathlib import Path
 from calrec_lite.errors import InputError
 from calrec_lite.export.card import base_name, render_card
 from calrec_lite.files import TERMS, atomic_path, copy_matching
-from calrec_lite.package.layout import TRANSITIONS, PackageInfo, write_package
+from calrec_lite.fitting.opening import IDENTITY_FILE, fitted_folder, open_recommender
+from calrec_lite.package.layout import FITTED, TRANSITIONS, PackageInfo, write_package
 from calrec_lite.package.save import complete_model, copy_model, refuse_foreign
+from calrec_lite.recommend.fusion import WEIGHTS_FILE
 from calrec_lite.recommend.transitions import Transitions
 from calrec_lite.run import Run
 from calrec_lite.training.handover import stage_origin
@@ -29,6 +31,8 @@ def export_run(run: Run, to: Path) -> Path:
     with atomic_path(to) as temporary:
         temporary.mkdir()
         copy_model(merged, temporary)
+        if run.recipe.recommend.fits and run.recipe.export.catalogue:
+            _copy_fitted(run, merged, temporary)
         complete_model(temporary, run.encoder, max(map(len, run.catalogue(run.recipe.target).tokens)))
         _describe(temporary, run)
     return to
@@ -58,6 +62,13 @@ def export_adapter(run: Run, to: Path) -> Path:
     return to
 
 
+def _copy_fitted(run: Run, merged: Path, to: Path) -> None:
+    place = fitted_folder(run, merged)
+    if not (place / WEIGHTS_FILE).is_file():  # trained with another strategy in the recipe
+        open_recommender(run, merged)
+    shutil.copytree(place, to / FITTED, ignore=shutil.ignore_patterns(IDENTITY_FILE))
+
+
 def _describe(folder: Path, run: Run, adapter: bool = False) -> None:
     """calrec.json, the catalogue, the transitions where lists need them, and the card."""
     recipe = run.recipe
@@ -74,6 +85,6 @@ def _describe(folder: Path, run: Run, adapter: bool = False) -> None:
         seed=recipe.seed,
     )
     write_package(folder, info, domain.catalogue if recipe.export.catalogue else None, domain.train_counts())
-    if recipe.export.catalogue and recipe.recommend.transitions:
+    if recipe.export.catalogue and (recipe.recommend.transitions or recipe.recommend.fits):
         Transitions.of(domain).save(folder / TRANSITIONS, domain.catalogue.ids)
     (folder / "README.md").write_text(render_card(run, adapter), encoding="utf-8")

@@ -21,7 +21,8 @@ from calrec_lite.text.encoding import Encoder
 NAME = "calrec.json"
 CATALOGUE = "catalogue.jsonl"
 TRANSITIONS = "transitions.parquet"
-FINGERPRINTED = (NAME, CATALOGUE, TRANSITIONS, "config.json", "tokenizer.json", "model*.safetensors")
+FITTED = "fitted"  # folder of what `strategy: fused` and `fast` were fitted to
+FINGERPRINTED = (NAME, CATALOGUE, TRANSITIONS, f"{FITTED}/*", "config.json", "tokenizer.json", "model*.safetensors")
 
 
 class PackageInfo(Section):
@@ -75,7 +76,7 @@ class Package:
         """The file of counts of which item followed which. Raises InputError if it is not there."""
         file = self.folder / TRANSITIONS
         if not file.is_file():
-            raise InputError(f"{file}: not there, and recommend.transitions in {NAME} needs it: export again, or set 0")
+            raise InputError(f"{file}: not there, and `recommend` in {NAME} needs it: export again, or set another one")
         return file
 
     def catalogue(self, encoder: Encoder) -> EncodedCatalogue:
@@ -110,7 +111,7 @@ def locate(source: str | Path, revision: str | None = None) -> Path:
     folder = Path(source)
     if folder.is_dir():
         return folder
-    files = ["*.safetensors", "*.jsonl", TRANSITIONS, "README.md", *BESIDE_WEIGHTS]
+    files = ["*.safetensors", "*.jsonl", TRANSITIONS, f"{FITTED}/*", "README.md", *BESIDE_WEIGHTS]
     return snapshot(str(source), "model", files, revision=revision)
 
 

@@ -10,7 +10,7 @@ from transformers import GenerationConfig
 
 from calrec_lite.errors import InputError
 from calrec_lite.files import BESIDE_WEIGHTS, copy_matching
-from calrec_lite.package.layout import CATALOGUE, NAME, TRANSITIONS, PackageInfo, write_info
+from calrec_lite.package.layout import CATALOGUE, FITTED, NAME, TRANSITIONS, PackageInfo, write_info
 from calrec_lite.package.sentence import write_sentence_files
 from calrec_lite.recipe import Recommend
 from calrec_lite.text.encoding import Encoder
@@ -60,7 +60,7 @@ def copy_package(source: Path, options: Recommend, to: Path) -> None:
     to.mkdir()
     copy_model(source, to)
     copy_matching(source, to, (CATALOGUE, TRANSITIONS, "README.md"))
-    for folder in source.glob("[0-9]_*"):
+    for folder in (*source.glob("[0-9]_*"), *source.glob(FITTED)):
         shutil.copytree(folder, to / folder.name)
     info = PackageInfo.model_validate_json((source / NAME).read_text(encoding="utf-8"))
     write_info(to, info.model_copy(update={"recommend": options}))

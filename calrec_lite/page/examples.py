@@ -8,8 +8,8 @@ import pyarrow.compute as pc
 
 from calrec_lite.data.domain import Domain, Split
 from calrec_lite.errors import InputError, RunError
-from calrec_lite.evaluate.evaluate_run import open_recommender
 from calrec_lite.evaluate.store import read_rankings
+from calrec_lite.fitting.opening import open_recommender
 from calrec_lite.run import Run
 
 

@@ -14,10 +14,10 @@ from calrec_lite.data.report import describe
 from calrec_lite.errors import InputError
 from calrec_lite.evaluate.baselines import BASELINE_NAMES
 from calrec_lite.evaluate.compare import compare
-from calrec_lite.evaluate.metrics import METRICS
 from calrec_lite.evaluate.store import read_metrics
 from calrec_lite.evaluate.tables import caption, measured_on
 from calrec_lite.files import atomic_path
+from calrec_lite.measure.metrics import METRICS
 from calrec_lite.page.examples import examples
 from calrec_lite.page.plots import Bar, Curve, histogram, interval_chart, line_chart
 from calrec_lite.recipe import resolved

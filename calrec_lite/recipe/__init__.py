@@ -1,5 +1,6 @@
 """Everything a recipe may say: typed, documented, strict. `file.py` reads and writes it."""
 
+from calrec_lite.recipe.listing import Fused, Recommend, TowerSettings
 from calrec_lite.recipe.measuring import Evaluate, Holdout, MiniLMSettings, SASRecSettings
 from calrec_lite.recipe.section import Section
 from calrec_lite.recipe.sections import (
@@ -12,7 +13,6 @@ from calrec_lite.recipe.sections import (
     Loss,
     Optim,
     Recipe,
-    Recommend,
     Stage,
     Text,
     require_domain,
@@ -26,6 +26,7 @@ __all__ = [
     "DomainSpec",
     "Evaluate",
     "Export",
+    "Fused",
     "Holdout",
     "Lora",
     "Loss",
@@ -37,6 +38,7 @@ __all__ = [
     "Section",
     "Stage",
     "Text",
+    "TowerSettings",
     "require_domain",
     "resolved",
 ]

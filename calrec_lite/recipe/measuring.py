@@ -77,6 +77,20 @@ class MiniLMSettings(Section):
     valid_users: PositiveInt | None = Field(5000, description="users, drawn by the seed, for that; null: all")
 
 
+Baseline = Literal[
+    "popularity",
+    "last_item",
+    "bm25_last",
+    "transitions",
+    "minilm",
+    "sasrec",
+    "minilm_fast",
+    "minilm_tower",
+    "minilm_text",
+    "counts_fast",
+]
+
+
 class Evaluate(Section):
     """Which users and systems are measured, and how (docs/method.md, 7)."""
 
@@ -94,9 +108,14 @@ class Evaluate(Section):
     )
     base: bool = Field(True, description="evaluate the untouched base too")
     every_stage: bool = True
-    baselines: list[Literal["popularity", "last_item", "bm25_last", "transitions", "minilm", "sasrec"]] = Field(
+    readings: list[Literal["fast", "tower", "text", "beam"]] = Field(
+        ["fast", "tower", "text", "beam"],
+        description="with strategy fused or fast: what lists of the base and the last stage are made of, each alone",
+    )
+    baselines: list[Baseline] = Field(
         ["popularity", "last_item", "bm25_last", "transitions"],
-        description="minilm and sasrec (extra `[sasrec]`) take minutes on a CPU, once for each domain and settings",
+        description="minilm and sasrec (extra `[sasrec]`) take minutes on a CPU, once for each domain and settings; "
+        "minilm_fast, minilm_tower, minilm_text: MiniLM in the LLM's place; counts_fast: transitions and popularity",
     )
     sasrec: SASRecSettings = SASRecSettings()
     minilm: MiniLMSettings = MiniLMSettings()

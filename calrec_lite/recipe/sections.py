@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from calrec_lite.errors import InputError
+from calrec_lite.recipe.listing import Fused, Recommend
 from calrec_lite.recipe.measuring import Evaluate, Holdout
 from calrec_lite.recipe.section import OneLine, Section, Share
 
@@ -193,42 +194,6 @@ class Optim(Section):
     report_to: list[str] = Field(default=[], description="any of transformers' integrations, e.g. tensorboard")
 
 
-class Recommend(Section):
-    """How lists are made."""
-
-    strategy: Literal["beam", "sample", "dense", "rerank"] = "beam"
-    k: PositiveInt = 10
-    exclude_seen: bool = Field(True, description="never recommend what is in the history")
-    score: Literal["catalogue", "vocabulary"] = Field(
-        "catalogue", description="beam, rerank: probabilities among the items, or of their texts among all texts"
-    )
-    beams: PositiveInt = 20
-    samples: PositiveInt = Field(32, description="sample: texts drawn per user [S]")
-    temperature: PositiveFloat = Field(0.5, description="sample [S]")
-    eps: PositiveFloat = Field(1 / 5000, description="sample: of the quasi-round-robin [S]")
-    order: Literal["likelihood", "paper"] = Field(
-        "likelihood", description="sample: exact matches first, or BM25 only [S]"
-    )
-    rerank: PositiveInt = Field(100, description="rerank: items closest to v_U that are scored exactly")
-    fusion: Annotated[float, Field(ge=0)] = Field(
-        0.0, description="rerank: this much of the cosine is added to the log-probability; see `calrec-lite tune`"
-    )
-    transitions: Annotated[float, Field(ge=0)] = Field(
-        0.0,
-        description="rerank: this much of the log of what followed the last items in training is added, and the items "
-        "it puts first become candidates too; see `calrec-lite tune`",
-    )
-    index: Literal["exact", "faiss"] = Field("exact", description="dense, rerank: faiss beyond some million items")
-    batch_tokens: PositiveInt = Field(
-        4096, description="prompt tokens decoded together (memory); a shorter prompt counts as one of 64"
-    )
-
-    @property
-    def counts_transitions(self) -> bool:
-        """Whether lists need to know what followed what."""
-        return self.strategy == "rerank" and self.transitions > 0
-
-
 class Export(Section):
     """What the export folder holds beside the model."""
 
@@ -287,6 +252,7 @@ class Recipe(Section):
     loss: Loss = Loss()
     optim: Optim = Optim()
     recommend: Recommend = Recommend()
+    fused: Fused = Fused()
     evaluate: Evaluate = Evaluate()
     export: Export = Export()
     ablate: Ablate = Ablate()

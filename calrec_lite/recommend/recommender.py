@@ -21,13 +21,15 @@ from calrec_lite.method.towers import Towers
 from calrec_lite.model.base import load_model, load_tokenizer
 from calrec_lite.model.device import AskedDType, dtype_here
 from calrec_lite.package.hub import push_folder
-from calrec_lite.package.layout import open_package, with_strategy
+from calrec_lite.package.layout import FITTED, open_package, with_strategy
 from calrec_lite.package.save import copy_package, refuse_foreign
 from calrec_lite.recipe import Base, Recommend
+from calrec_lite.recommend.fusion import Fusion
 from calrec_lite.recommend.ground import normalised
 from calrec_lite.recommend.strategies import Draw, Strategies, Users
 from calrec_lite.recommend.tables import like_table, read_table
 from calrec_lite.recommend.transitions import Transitions
+from calrec_lite.recommend.vectors import encode_items
 from calrec_lite.text.encoding import Encoder, Tokens
 
 Names = Sequence[str]  # titles or item ids
@@ -59,6 +61,7 @@ class Recommender:
         draw: another engine for `strategy: sample`: prompts -> each user's texts.
         transitions: counts of which item followed which, for `strategy: rerank` with `recommend.transitions`.
         save: writes model, items and given options into a new folder, for `save_pretrained`.
+        fusion: fitted readings and weights, for `strategy: fused` and `fast`.
     """
 
     def __init__(
@@ -73,11 +76,12 @@ class Recommender:
         draw: Draw | None = None,
         transitions: Transitions | None = None,
         save: Save | None = None,
+        fusion: Fusion | None = None,
     ) -> None:
         self.encoder, self.catalogue, self.ids = encoder, catalogue, ids
         self.aliases = aliases or {}
         self._save = save
-        self.strategies = Strategies(towers, encoder, catalogue, options, seed, draw, transitions)
+        self.strategies = Strategies(towers, encoder, catalogue, options, seed, draw, transitions, fusion)
 
     @property
     def options(self) -> Recommend:
@@ -109,23 +113,34 @@ class Recommender:
         """
         package = open_package(source, revision)
         options = with_strategy(package.options, strategy)
-        transitions = None
+        transitions, fusion, unknown = None, None, np.empty(0, np.int64)
         if options.counts_transitions:
             transitions = Transitions.open(package.transitions_file(), package.aliases, len(package.ids))
-        target_device = None if device is None else torch.device(device)
-        chosen = dtype_here(package.folder, dtype, target_device).dtype
-        base = Base(model=str(package.folder), dtype=chosen, load_in_4bit=quantised)
+        if options.fits:
+            assert transitions is not None
+            fusion, unknown = Fusion.open(package.folder / FITTED, package.ids, transitions, package.counts)
         encoder = Encoder(load_tokenizer(package.folder), package.text)
+        catalogue = package.catalogue(encoder)
+        towers = None
+        if options.strategy != "fast" or len(unknown):
+            target_device = None if device is None else torch.device(device)
+            chosen = dtype_here(package.folder, dtype, target_device).dtype
+            base = Base(model=str(package.folder), dtype=chosen, load_in_4bit=quantised)
+            towers = Towers(load_model(package.folder, base, where=target_device))
+        if fusion is not None and towers is not None and len(unknown):
+            added = [catalogue.tokens[i] for i in unknown]
+            fusion = fusion.with_items(unknown, encode_items(towers, added, int(encoder.start[0]), encoder.pad))
         return cls(
-            Towers(load_model(package.folder, base, where=target_device)),
+            towers,
             encoder,
-            package.catalogue(encoder),
+            catalogue,
             package.ids,
             options,
             package.seed,
             package.aliases,
             transitions=transitions,
             save=partial(copy_package, package.folder),
+            fusion=fusion,
         )
 
     def save_pretrained(self, folder: str | Path) -> Path:

@@ -1,8 +1,8 @@
-"""The four ways to make a list (docs/method.md, 6), behind one call: beam, sample, dense, rerank."""
+"""The ways to make a list (docs/method.md, 6 and 8), behind one call: fused, fast, beam, sample, dense, rerank."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from calrec_lite.method.catalogue import EncodedCatalogue
 from calrec_lite.method.towers import Towers
 from calrec_lite.recipe import Recommend
 from calrec_lite.recommend.faiss_index import FaissIndex
+from calrec_lite.recommend.fusion import Fusion
 from calrec_lite.recommend.ground import Grounder
 from calrec_lite.recommend.rerank import Candidates
 from calrec_lite.recommend.transitions import Transitions
@@ -51,6 +52,7 @@ class Strategies:
         seed: of the sampling; a user's texts depend on it and on the prompt, not on the other users.
         draw: another engine for `strategy: sample`: prompts -> each user's texts.
         transitions: counts of which item followed which, for `strategy: rerank`.
+        fusion: fitted readings, for `strategy: fused` and `fast`.
     """
 
     def __init__(
@@ -62,12 +64,15 @@ class Strategies:
         seed: int,
         draw: Draw | None = None,
         transitions: Transitions | None = None,
+        fusion: Fusion | None = None,
     ) -> None:
         if options.counts_transitions and transitions is None:
             raise ValueError("recommend.transitions needs the counts of what followed what")
+        if options.fits and fusion is None:
+            raise ValueError(f"strategy: {options.strategy} needs fitted readings")
         self.model, self.encoder, self.catalogue = towers, encoder, catalogue
         self.options, self.seed, self.draw = options, seed, draw or self._sample_texts
-        self.transitions = transitions
+        self.transitions, self.fusion = transitions, fusion
 
     def rank(self, users: Users, allowed: np.ndarray, k: int) -> list[Ranked]:
         """The best `k` allowed items of each user, or all of them where fewer are allowed.
@@ -75,13 +80,20 @@ class Strategies:
         Args:
             allowed: (U, N).
         """
-        make = {"beam": self._beam, "sample": self._sample, "dense": self._dense, "rerank": self._rerank}
+        make = {
+            "fused": self._fused,
+            "fast": self._fast,
+            "beam": self._beam,
+            "sample": self._sample,
+            "dense": self._dense,
+            "rerank": self._rerank,
+        }
         return make[self.options.strategy](users, allowed, k)
 
     @torch.no_grad()
     def logprobs(self, prompts: Sequence[Tokens]) -> np.ndarray:
         """(U, N) exact log-probability of every item of a small catalogue: what `beam` is checked against."""
-        return catalogue_logprobs(self._tree(prompts), self.catalogue.trie, self._paths)
+        return catalogue_logprobs(self.prompt_tree(prompts), self.catalogue.trie, self._paths)
 
     @torch.no_grad()
     def candidates(
@@ -92,7 +104,7 @@ class Strategies:
         Args:
             transitions: as many items again, those that these score highest, are added.
         """
-        tree = self._tree(users.prompts)
+        tree = self.prompt_tree(users.prompts)
         n = max(self.options.rerank, k)
         nearest, cosine = self.index.search(tree.users, allowed, n)
         finite = cosine.isfinite().cpu().numpy()
@@ -103,8 +115,12 @@ class Strategies:
             items = [np.union1d(row, _top_positive(score, n)) for row, score in zip(near, scores)]
             followed = [np.log(score[row] + transitions.FLOOR) for row, score in zip(items, scores)]
             cosines = [self.index.cosine(user, row) for user, row in zip(tree.users, items)]
-        logp = item_logprobs(tree, self.catalogue.trie, self._paths, items)
+        logp = self.likelihood(tree, items)
         return [Candidates(row, logp[u], cosines[u], followed[u], np.isin(row, near[u])) for u, row in enumerate(items)]
+
+    def likelihood(self, tree: PromptTree, items: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Exact log-probabilities of each user's `items` after the prompts of `tree`."""
+        return item_logprobs(tree, self.catalogue.trie, self._paths, items)
 
     @property
     def towers(self) -> Towers:
@@ -125,17 +141,31 @@ class Strategies:
         return Grounder(self.catalogue.texts, cut)
 
     @cached_property
-    def index(self) -> ItemVectors | FaissIndex:
+    def item_vectors(self) -> ItemVectors:
+        """v_T of every item."""
         start = int(self.encoder.start[0])
-        exact = ItemVectors.of(self.towers, self.catalogue.tokens, start, self.encoder.pad, progress=True)
-        return exact if self.options.index == "exact" else FaissIndex(exact)
+        return ItemVectors.of(self.towers, self.catalogue.tokens, start, self.encoder.pad, progress=True)
 
-    def _tree(self, prompts: Sequence[Tokens]) -> PromptTree:
+    @cached_property
+    def index(self) -> ItemVectors | FaissIndex:
+        return self.item_vectors if self.options.index == "exact" else FaissIndex(self.item_vectors)
+
+    def prompt_tree(self, prompts: Sequence[Tokens]) -> PromptTree:
+        """The prompts run through the model, ready for continuations."""
         return PromptTree(self.towers, prompts, self.encoder.pad)
+
+    def _fast(self, users: Users, allowed: np.ndarray, k: int) -> list[Ranked]:
+        assert self.fusion is not None
+        return self.fusion.rank(users.known, allowed, k)
+
+    def _fused(self, users: Users, allowed: np.ndarray, k: int) -> list[Ranked]:
+        assert self.fusion is not None
+        likelihood = partial(self.likelihood, self.prompt_tree(users.prompts))
+        return self.fusion.rank(users.known, allowed, k, self.options.rerank, likelihood)
 
     def _beam(self, users: Users, allowed: np.ndarray, k: int) -> list[Ranked]:
         beams = max(self.options.beams, k)
-        return beam_search(self._tree(users.prompts), self.catalogue.trie, self._paths, beams, k, allowed)
+        return beam_search(self.prompt_tree(users.prompts), self.catalogue.trie, self._paths, beams, k, allowed)
 
     def _sample(self, users: Users, allowed: np.ndarray, k: int) -> list[Ranked]:
         options = self.options
@@ -155,7 +185,9 @@ class Strategies:
     def _sample_texts(self, prompts: Sequence[Tokens]) -> list[list[Sample]]:
         rngs = [np.random.default_rng([self.seed, *p.tolist()]) for p in prompts]
         options, longest = self.options, max(map(len, self.catalogue.tokens))
-        return sample(self._tree(prompts), options.samples, options.temperature, self.encoder.stops, longest, rngs)
+        return sample(
+            self.prompt_tree(prompts), options.samples, options.temperature, self.encoder.stops, longest, rngs
+        )
 
     @torch.no_grad()
     def _dense(self, users: Users, allowed: np.ndarray, k: int) -> list[Ranked]:

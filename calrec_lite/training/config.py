@@ -34,7 +34,7 @@ class CALRecConfig(TrainingArguments):
 
     objective: Loss = field(default_factory=lambda: Loss())
     text: Text = field(default_factory=lambda: Text())
-    recommend: Recommend = field(default_factory=lambda: Recommend())
+    recommend: Recommend = field(default_factory=lambda: Recommend(strategy="beam"))
     per_device_train_batch_size: int = 16
     learning_rate: float = 5e-4
     lr_scheduler_type: str = "cosine"

@@ -17,6 +17,8 @@ from transformers.integrations import get_reporting_integration_callbacks
 from calrec_lite.claim import claimed
 from calrec_lite.errors import InputError, RunError
 from calrec_lite.files import atomic_path, write_json
+from calrec_lite.fitting.fit import require_users
+from calrec_lite.fitting.opening import open_recommender
 from calrec_lite.method.rows import Rows, StepSampler, training_rows, validation_rows
 from calrec_lite.model.base import add_adapter, load_adapter_weights, load_model
 from calrec_lite.model.device import described_device, device
@@ -62,6 +64,8 @@ def train(recipe: Recipe | str | Path, runs: str | Path = "runs", overrides: Ite
 def train_run(run: Run) -> None:
     """Train every stage that is not done yet; each stage's merged weights are the next one's base.
 
+    At the end what `strategy: fused` and `fast` need is fitted to the last ones, unless the recipe makes other lists.
+
     Raises:
         InputError, RunError: as described at what they name; the run can be started again. InputError, too, where
             another process is training it.
@@ -70,6 +74,8 @@ def train_run(run: Run) -> None:
     with claimed(run.folder):
         if not all(folder.metrics.is_file() for folder in run.stages):
             print(described_device(run.dtype, run.base))
+        if run.recipe.recommend.fits:
+            require_users(run.domain(run.recipe.target))
         for i, folder in enumerate(run.stages):
             if folder.done:
                 print(f"stage {folder.folder.name}: done already")
@@ -78,6 +84,8 @@ def train_run(run: Run) -> None:
                 merge_adapter(stage_origin(run, i)[0], folder.adapter, folder.merged)
             else:
                 _train_stage(run, i)
+        if run.recipe.recommend.fits:
+            open_recommender(run, run.final())
 
 
 def _check_reporters(names: list[str]) -> None:

@@ -148,8 +148,8 @@ class CALRecTrainer(Trainer):
         `Recommender.save_pretrained` writes it as one folder.
 
         Raises:
-            InputError: the trainer was given rows made before, which know no ids of items; or the model's attention
-                takes no mask.
+            InputError: the trainer was given rows made before, which know no ids of items; the model's attention
+                takes no mask; or the strategy is fitted by `calrec_lite.train` only.
         """
         data, options = self.data, self.args.recommend
         attention = self._peft_model.config._attn_implementation
@@ -160,6 +160,8 @@ class CALRecTrainer(Trainer):
             )
         if data.items is None:
             raise InputError("recommender: give histories and a catalogue to the trainer, not rows made before")
+        if options.fits:
+            raise InputError(f"recommender: `{options.strategy}` is fitted to runs only; choose another strategy")
         encoded = data.rows.parts[0].catalogue
         return Recommender(
             self.towers,

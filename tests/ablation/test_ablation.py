@@ -19,7 +19,7 @@ from calrec_lite.errors import InputError
 from calrec_lite.evaluate.compare import Evaluation as Evaluation
 from calrec_lite.evaluate.compare import compare
 from calrec_lite.evaluate.evaluate_run import evaluate_run
-from calrec_lite.evaluate.metrics import ndcg_at, paired_bootstrap
+from calrec_lite.measure.metrics import ndcg_at, paired_bootstrap
 from calrec_lite.page.report import write_report
 from calrec_lite.recipe import Recipe, resolved
 from calrec_lite.recipe.file import check_recipe

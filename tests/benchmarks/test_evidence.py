@@ -15,10 +15,10 @@ import readme
 
 from calrec_lite.ablation.grid import plan
 from calrec_lite.ablation.run import ablate
-from calrec_lite.evaluate.cases import build_cases
-from calrec_lite.evaluate.evaluate_run import open_recommender
-from calrec_lite.evaluate.metrics import ndcg_at, ranks_from_lists
 from calrec_lite.evaluate.store import read_metrics
+from calrec_lite.fitting.opening import open_recommender
+from calrec_lite.measure.cases import build_cases
+from calrec_lite.measure.metrics import ndcg_at, ranks_from_lists
 from calrec_lite.recipe.file import check_recipe
 from calrec_lite.recommend import Recommender
 from calrec_lite.run import Run

@@ -148,10 +148,11 @@ def test_the_whole_line_by_commands(elsewhere: Path, tiny_folder: Path, monkeypa
     """prepare, train, evaluate, export, recommend, compare, each by its command."""
     lines = ["user,item,time,title"]
     names = [f"{a} {b}" for a in ("red", "blue", "green", "small") for b in ("cup", "pen", "box", "lamp")]
-    for user in range(30):
+    for user in range(60):
         lines += [f"u{user},{(user + t) % 16},{t},{names[(user + t) % 16]}" for t in range(4 + user % 5)]
     (elsewhere / "events.csv").write_text("\n".join(lines) + "\n")
     small = [f"base.model={tiny_folder}", "base.dtype=float32", "optim.batch_size=4", "evaluate.bootstrap=100"]
+    small += ["fused.tower.dim=16", "fused.tower.epochs=2", "fused.likelihood_users=20", "recommend.rerank=12"]
     settings = [part for pair in small for part in ("--set", pair)]
     assert run(["prepare", "recipe.yaml", *settings], monkeypatch) == 0
     assert "16 items" in capsys.readouterr().out
@@ -196,7 +197,7 @@ def test_the_whole_line_by_commands(elsewhere: Path, tiny_folder: Path, monkeypa
     own = {"user": "own", "history": [], "candidates": ["blue box", "red cup"]}
     wrong = {"user": "wrong", "history": [], "candidates": ["nothing of ours"]}
     (elsewhere / "own.jsonl").write_text("".join(json.dumps(u) + "\n" for u in (own, wrong, {"history": ["red cup"]})))
-    for strategy in ("beam", "sample", "dense", "rerank"):
+    for strategy in ("fused", "fast", "beam", "sample", "dense", "rerank"):
         job = ["recommend", "model", "--users", "own.jsonl", "--out", f"{strategy}.jsonl", "--strategy", strategy]
         assert run([*job, *limits], monkeypatch) == 0
         rows = [json.loads(line) for line in (elsewhere / f"{strategy}.jsonl").read_text().splitlines()]
@@ -207,7 +208,7 @@ def test_the_whole_line_by_commands(elsewhere: Path, tiny_folder: Path, monkeypa
     assert run(["recommend", "model", "red cup", "--deny", "one.txt"], monkeypatch) == 2
     assert "deny: the catalogue has no title or id" in capsys.readouterr().err
     assert run(["recommend", "model", "red cup", "--strategy", "guess"], monkeypatch) == 2
-    assert "--strategy guess: write one of beam, " in capsys.readouterr().err
+    assert "--strategy guess: write one of fused, fast, beam, " in capsys.readouterr().err
     bulk = ["recommend", "model", "--users", "u.jsonl", "--strategy", "sample"]
     assert run([*bulk, "--out", "drawn.jsonl.gz", "--k", "2", "--block", "1"], monkeypatch) == 0
     with gzip.open(elsewhere / "drawn.jsonl.gz", "rt") as file:

@@ -72,6 +72,6 @@ def two_stages(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> d
             {"name": "target", "domains": ["shop"], "max_steps": 2},
         ],
         "optim": {"batch_size": 4, "micro_batch_size": 4, "save_every": 2, "log_every": 2, "learning_rate": 5e-3},
-        "recommend": {"beams": 10},
+        "recommend": {"strategy": "beam", "beams": 10},
         "evaluate": {"users": 20, "bootstrap": 200, "baselines": ["popularity"]},
     }

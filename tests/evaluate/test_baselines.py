@@ -14,8 +14,8 @@ from calrec_lite.evaluate.baselines.counting import (
     PopularityBaseline,
     TransitionsBaseline,
 )
-from calrec_lite.evaluate.cases import build_cases
 from calrec_lite.evaluate.protocol import Protocol, evaluate_system
+from calrec_lite.measure.cases import build_cases
 
 # Trained on: [0, 1, 2] and [0, 1, 5]; so 0 and 1 twice, 2 and 5 once, 3 and 4 never.
 PAIR = [[0, 1, 2, 3, 4], [0, 1, 5, 3, 4]]

@@ -8,12 +8,12 @@ import pytest
 
 from calrec_lite.errors import InputError
 from calrec_lite.evaluate.baselines.counting import BASELINES
-from calrec_lite.evaluate.cases import build_cases
 from calrec_lite.evaluate.compare import Evaluation, compare, comparison_table
-from calrec_lite.evaluate.metrics import METRICS, paired_bootstrap
 from calrec_lite.evaluate.protocol import SAME, Protocol, SystemResult, evaluate_system
 from calrec_lite.evaluate.store import write_results
 from calrec_lite.evaluate.tables import interval_cell, table
+from calrec_lite.measure.cases import build_cases
+from calrec_lite.measure.metrics import METRICS, paired_bootstrap
 
 PROTOCOL = Protocol(bootstrap=50)
 SEQUENCES = [np.random.default_rng(n).permutation(30)[: 3 + n % 7].tolist() for n in range(40)]

@@ -10,8 +10,8 @@ import pytest
 
 from calrec_lite.data.domain import Catalogue, Domain, Sequences
 from calrec_lite.evaluate.baselines.counting import BASELINES
-from calrec_lite.evaluate.cases import build_cases
 from calrec_lite.evaluate.protocol import Protocol, evaluate_system
+from calrec_lite.measure.cases import build_cases
 
 SHARED = Path(__file__).parents[2] / ".." / "shared" / "data"
 # R@1, R@10, N@10, MRR@10 on test, all users, seen items masked; and how far off they may be. BM25 on scientific

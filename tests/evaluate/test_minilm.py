@@ -13,8 +13,8 @@ from calrec_lite.evaluate.baselines import build_baseline
 from calrec_lite.evaluate.baselines.counting import BASELINES, PopularityBaseline
 from calrec_lite.evaluate.baselines.minilm import MiniLMBaseline, _encode
 from calrec_lite.evaluate.baselines.sasrec import SASRecBaseline
-from calrec_lite.evaluate.cases import build_cases
 from calrec_lite.evaluate.protocol import Protocol, evaluate_system
+from calrec_lite.measure.cases import build_cases
 from calrec_lite.recipe import MiniLMSettings as Options
 from calrec_lite.recipe.file import check_recipe
 from tests.conftest import WORDS

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from calrec_lite.errors import InputError
-from calrec_lite.evaluate.cases import build_cases
 from calrec_lite.evaluate.protocol import Protocol, evaluate_system, slices
+from calrec_lite.measure.cases import build_cases
 from calrec_lite.recipe.file import check_recipe
 
 

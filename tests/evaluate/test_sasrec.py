@@ -13,9 +13,9 @@ from calrec_lite.errors import InputError
 from calrec_lite.evaluate.baselines import sasrec
 from calrec_lite.evaluate.baselines.counting import PopularityBaseline
 from calrec_lite.evaluate.baselines.sasrec import SASRecBaseline, fit, make_network, scores
-from calrec_lite.evaluate.cases import build_cases
 from calrec_lite.evaluate.evaluate_run import evaluate_run
 from calrec_lite.evaluate.protocol import Protocol, evaluate_system
+from calrec_lite.measure.cases import build_cases
 from calrec_lite.recipe import SASRecSettings as Options
 from calrec_lite.recipe.file import check_recipe
 from calrec_lite.run import Run

@@ -10,10 +10,10 @@ import pytest
 
 from calrec_lite.errors import InputError
 from calrec_lite.evaluate.baselines.counting import BASELINES
-from calrec_lite.evaluate.cases import build_cases
 from calrec_lite.evaluate.protocol import Protocol, SystemResult, evaluate_system
 from calrec_lite.evaluate.store import write_results
 from calrec_lite.evaluate.tables import table
+from calrec_lite.measure.cases import build_cases
 
 PROTOCOL = Protocol(bootstrap=50)
 SEQUENCES = [np.random.default_rng(n).permutation(30)[: 3 + n % 7].tolist() for n in range(40)]

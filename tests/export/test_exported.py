@@ -19,12 +19,12 @@ from transformers import AutoModelForCausalLM
 from calrec_lite.cli import main
 from calrec_lite.cli.evaluate import _place
 from calrec_lite.errors import InputError
-from calrec_lite.evaluate.cases import build_cases
-from calrec_lite.evaluate.evaluate_run import open_recommender
-from calrec_lite.evaluate.metrics import ndcg_at, ranks_from_lists
 from calrec_lite.evaluate.tune import FUSION, tune_fusion
 from calrec_lite.export.bundle import export_adapter, export_run
 from calrec_lite.export.card import render_card
+from calrec_lite.fitting.opening import open_recommender
+from calrec_lite.measure.cases import build_cases
+from calrec_lite.measure.metrics import ndcg_at, ranks_from_lists
 from calrec_lite.model.merge import merge_adapter
 from calrec_lite.package.save import _without_places
 from calrec_lite.recipe import resolved
@@ -88,7 +88,7 @@ def test_an_export_with_transitions_recommends_as_its_run_does(trained: Run, tmp
     assert all("log transitions" in i.why for i in found)
     (folder / "transitions.parquet").unlink()
     assert Recommender.from_pretrained(folder, strategy="beam").recommend(history, k=5)[0]
-    with pytest.raises(InputError, match="transitions.parquet: not there, and recommend.transitions"):
+    with pytest.raises(InputError, match="transitions.parquet: not there, and `recommend` in"):
         Recommender.from_pretrained(folder)
 
 

@@ -19,8 +19,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
 from calrec_lite.errors import InputError
-from calrec_lite.evaluate.evaluate_run import evaluate_run, open_recommender
+from calrec_lite.evaluate.evaluate_run import evaluate_run
 from calrec_lite.export.bundle import export_run
+from calrec_lite.fitting.opening import open_recommender
 from calrec_lite.method.towers import Towers
 from calrec_lite.model import device as device_module
 from calrec_lite.model.base import load_model

@@ -13,8 +13,8 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from calrec_lite.errors import InputError
-from calrec_lite.evaluate.evaluate_run import open_recommender
 from calrec_lite.files import atomic_path, cache_folder, file_sha256
+from calrec_lite.fitting.opening import open_recommender
 from calrec_lite.recipe import Recommend
 from calrec_lite.recipe.file import check_recipe
 from calrec_lite.recommend import Recommender

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from calrec_lite.errors import InputError
-from calrec_lite.evaluate.evaluate_run import evaluate_run, open_recommender
+from calrec_lite.evaluate.evaluate_run import evaluate_run
 from calrec_lite.export.bundle import export_run
+from calrec_lite.fitting.opening import open_recommender
 from calrec_lite.recipe import Recipe
 from calrec_lite.recipe.file import load_recipe
 from calrec_lite.recommend import Recommender

@@ -33,7 +33,9 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def recommender(towers: Towers, encoder: Encoder, catalogue: EncodedCatalogue, **options: object) -> Recommender:
     ids = [f"id{i}" for i in range(len(catalogue))]
-    return Recommender(towers, encoder, catalogue, ids, Recommend(**{"samples": 8, "rerank": 12, **options}))
+    return Recommender(
+        towers, encoder, catalogue, ids, Recommend(**{"strategy": "beam", "samples": 8, "rerank": 12, **options})
+    )
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

@@ -7,9 +7,9 @@ import pytest
 
 from calrec_lite.data.domain import Domain
 from calrec_lite.errors import InputError
-from calrec_lite.evaluate.cases import build_cases
-from calrec_lite.evaluate.metrics import ndcg_at, ranks_from_lists
 from calrec_lite.evaluate.tune import FUSION, TRANSITIONS, tune_fusion
+from calrec_lite.measure.cases import build_cases
+from calrec_lite.measure.metrics import ndcg_at, ranks_from_lists
 from calrec_lite.method.catalogue import EncodedCatalogue
 from calrec_lite.method.towers import Towers
 from calrec_lite.recipe import Recommend

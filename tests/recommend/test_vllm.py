@@ -82,7 +82,7 @@ def test_seeds_of_neighbours_do_not_meet() -> None:
 def test_other_strategies_are_refused(package: Path) -> None:
     with pytest.raises(InputError, match="steer `beam`; add --strategy sample"):
         vllm_recommender(package)
-    with pytest.raises(InputError, match="--strategy fly: write one of beam, "):
+    with pytest.raises(InputError, match="--strategy fly: write one of fused, fast, beam, "):
         vllm_recommender(package, "fly")
 
 

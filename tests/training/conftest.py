@@ -35,7 +35,7 @@ def values(tiny_folder: Path, data: Path, **base) -> dict:
             {"name": "target", "domains": ["shop"], "max_steps": STEPS},
         ],
         "optim": {"batch_size": 4, "micro_batch_size": 2, "save_every": 2, "log_every": 2, "learning_rate": 5e-3},
-        "recommend": {"beams": 15},
+        "recommend": {"strategy": "beam", "beams": 15},
         "evaluate": {"users": 20, "bootstrap": 200},
     }
 

@@ -38,7 +38,7 @@ def test_a_run_by_time(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.Mo
         "text": {"max_items": 6},
         "stages": [{"name": "target", "domains": ["shop"], "max_steps": 2}],
         "optim": {"batch_size": 4, "micro_batch_size": 4, "learning_rate": 1e-3},
-        "recommend": {"beams": 12},
+        "recommend": {"strategy": "beam", "beams": 12},
         "evaluate": {
             "bootstrap": 50,
             "base": False,

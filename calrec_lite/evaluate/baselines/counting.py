@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calrec_lite.data.domain import Domain
-from calrec_lite.evaluate.metrics import CELLS
+from calrec_lite.measure.metrics import CELLS
 from calrec_lite.recommend.transitions import Transitions
 
 Histories = Sequence[NDArray[np.int32]]

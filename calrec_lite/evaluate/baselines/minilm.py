@@ -15,14 +15,15 @@ from safetensors.numpy import load_file, save_file
 from calrec_lite.data.domain import Catalogue, Domain
 from calrec_lite.evaluate.baselines.cache import cached
 from calrec_lite.evaluate.baselines.counting import Histories, PopularityBaseline
-from calrec_lite.evaluate.cases import build_cases
-from calrec_lite.evaluate.metrics import ndcg_at, ranks_in_chunks
 from calrec_lite.files import size_and_time
+from calrec_lite.measure.cases import build_cases
+from calrec_lite.measure.metrics import ndcg_at, ranks_in_chunks
 from calrec_lite.model.device import device
 from calrec_lite.recipe import MiniLMSettings
 from calrec_lite.sources import fetch_folder, snapshot
 
 FORMAT = 2  # raise it when the same settings come to give other vectors
+VECTORS_FILE = "vectors.safetensors"
 FILES = ("*.json", "*.txt", "*.model", "*.safetensors")  # of a Hub repository
 BATCH = 64  # texts encoded together
 
@@ -40,12 +41,7 @@ class MiniLMBaseline(PopularityBaseline):
 
     def __init__(self, domain: Domain, seed: int, options: MiniLMSettings, exclude_seen: bool) -> None:
         super().__init__(domain, seed)
-        settings = {"format": FORMAT, "fingerprint": domain.fingerprint, "model": options.model}
-        if Path(options.model).is_dir():  # a local model may be trained further, or pooled in another way
-            files = sorted(f for f in Path(options.model).rglob("*") if f.suffix in (".safetensors", ".json"))
-            settings["files"] = [[f.name, *size_and_time(f)] for f in files]
-        folder = cached("minilm", settings, lambda to: _save_vectors(_encode(domain.catalogue, options.model), to))
-        self._vectors = load_file(folder / "vectors.safetensors")["vectors"]  # (N, D), of length 1
+        self._vectors = load_file(minilm_folder(domain, options) / VECTORS_FILE)["vectors"]  # (N, D), of length 1
         cases = build_cases(domain, "validation", options.valid_users, seed)
         seen = cases.histories if exclude_seen else None
         self.validation: dict[int, float] = {}
@@ -83,8 +79,21 @@ class _CosineScorer:
         return (unit_means @ torch.from_numpy(self.vectors).T).numpy()  # in torch's pool of threads, the only one
 
 
+def minilm_folder(domain: Domain, options: MiniLMSettings) -> Path:
+    """The folder with VECTORS_FILE, `vectors` (N, D) of length 1: encoded now, or when they were first needed.
+
+    Raises:
+        InputError: the encoder cannot be had.
+    """
+    settings = {"format": FORMAT, "fingerprint": domain.fingerprint, "model": options.model}
+    if Path(options.model).is_dir():  # a local model may be trained further, or pooled in another way
+        files = sorted(f for f in Path(options.model).rglob("*") if f.suffix in (".safetensors", ".json"))
+        settings["files"] = [[f.name, *size_and_time(f)] for f in files]
+    return cached("minilm", settings, lambda to: _save_vectors(_encode(domain.catalogue, options.model), to))
+
+
 def _save_vectors(vectors: NDArray[np.float32], folder: Path) -> None:
-    save_file({"vectors": vectors}, folder / "vectors.safetensors")
+    save_file({"vectors": vectors}, folder / VECTORS_FILE)
 
 
 def _encode(catalogue: Catalogue, model: str) -> NDArray[np.float32]:

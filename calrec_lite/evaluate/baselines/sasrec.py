@@ -26,8 +26,8 @@ from calrec_lite.data.domain import Domain
 from calrec_lite.errors import InputError
 from calrec_lite.evaluate.baselines.cache import cached
 from calrec_lite.evaluate.baselines.counting import PopularityBaseline
-from calrec_lite.evaluate.cases import Cases, build_cases
-from calrec_lite.evaluate.metrics import CELLS, ndcg_at, ranks_in_chunks
+from calrec_lite.measure.cases import Cases, build_cases
+from calrec_lite.measure.metrics import CELLS, ndcg_at, ranks_in_chunks
 from calrec_lite.model.device import device
 from calrec_lite.recipe import SASRecSettings
 

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from calrec_lite.data.domain import Domain, Split
 from calrec_lite.errors import InputError
-from calrec_lite.evaluate.metrics import Copies
+from calrec_lite.measure.metrics import Copies
 
 
 @dataclass(frozen=True)
@@ -32,13 +32,16 @@ class Cases:
         """`n` of the users, drawn by the seed, in the same order; all of them if n is None or there are no more."""
         if n is None or n >= len(self.users):
             return self
-        drawn = np.sort(np.random.default_rng(seed).choice(len(self.users), size=n, replace=False))
+        return self.of(np.sort(np.random.default_rng(seed).choice(len(self.users), size=n, replace=False)))
+
+    def of(self, chosen: NDArray[np.int64]) -> "Cases":
+        """Those at these places."""
         return replace(
             self,
-            users=self.users[drawn],
-            histories=[self.histories[i] for i in drawn],
-            targets=self.targets[drawn],
-            tied=None if self.tied is None else self.tied[drawn],
+            users=self.users[chosen],
+            histories=[self.histories[i] for i in chosen],
+            targets=self.targets[chosen],
+            tied=None if self.tied is None else self.tied[chosen],
         )
 
 

@@ -6,7 +6,7 @@ from itertools import permutations
 import numpy as np
 import pytest
 
-from calrec_lite.evaluate.metrics import (
+from calrec_lite.measure.metrics import (
     METRICS,
     ndcg_at,
     paired_bootstrap,
@@ -171,7 +171,7 @@ def test_bootstrap_is_seeded() -> None:
 
 def test_bootstrap_in_chunks_makes_all_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = summarise(TOY, 101, seed=1)
-    monkeypatch.setattr("calrec_lite.evaluate.metrics.CELLS", 7)
+    monkeypatch.setattr("calrec_lite.measure.metrics.CELLS", 7)
     assert summarise(TOY, 101, seed=1) == whole
 
 

@@ -1,0 +1,331 @@
+"""Are the lists better than counts and SASRec, and what is the LLM worth in them? One domain a call, all test users.
+
+    python benchmarks/quality.py scientific|office|beauty|games|ml100k|journey [--seeds 0,1,2] [--minutes 20]
+
+Lists by every reading (docs/method.md, 8) over three kinds of item vectors: MiniLM's, the untouched LLM's, and those of
+the LLM after `--minutes` of training on the domain (none without the option). User tower and weights are fitted with
+each seed; the LLM is trained once. Beside them all baselines, SASRec among them. With --likelihood N the LLM's own
+likelihood is added on N test users (`fused`), which takes a second a user on a CPU. Everything measured is kept under
+runs/quality-DOMAIN, with each user's list; started again, it goes on. Amazon domains need the shared data.
+"""
+
+import argparse
+import json
+import subprocess
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from functools import cached_property, partial
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from amazon import WORDING, domain
+from safetensors.numpy import load_file
+from sasrec import about
+from torch import Tensor, from_numpy
+
+from calrec_lite.cli.options import quiet_libraries
+from calrec_lite.data.domain import Domain
+from calrec_lite.evaluate.baselines import build_baseline
+from calrec_lite.evaluate.baselines.fast import FusionRanker
+from calrec_lite.evaluate.baselines.minilm import VECTORS_FILE, minilm_folder
+from calrec_lite.evaluate.compare import Evaluation
+from calrec_lite.evaluate.protocol import Protocol, Ranker, evaluate_system
+from calrec_lite.evaluate.store import read_metrics, write_results
+from calrec_lite.files import write_json
+from calrec_lite.fitting.fit import fit_fusion, weigh
+from calrec_lite.fitting.opening import likelihood_of, open_recommender
+from calrec_lite.measure.cases import Cases, build_cases
+from calrec_lite.measure.metrics import Ranks, paired_bootstrap, summarise
+from calrec_lite.recipe import Recipe
+from calrec_lite.recipe.file import check_recipe, load_recipe
+from calrec_lite.recommend.fusion import Fusion
+from calrec_lite.recommend.readings import PARTS
+from calrec_lite.recommend.recommender import Recommender
+from calrec_lite.run import Run
+from calrec_lite.training.stage import train_run
+
+ROOT = Path(__file__).parents[1]
+AMAZON = {
+    "scientific": "amazon18_scientific",
+    "office": "amazon14_office",
+    "beauty": "amazon14_beauty",
+    "games": "amazon18_games",
+}
+TIMED = ("beauty", "games")  # the other files tell order only
+OTHERS = {"ml100k": "movies", "journey": "groceries"}  # domains of the demo
+LONG = {"tower": {"length": 50}, "sasrec": {"max_len": 50}}  # where histories are long
+WIDE = {"hidden": 128, "batch_size": 1024}  # the best on validation where it was tuned: benchmarks/sasrec.py
+BASELINES = ("popularity", "bm25_last", "transitions", "minilm", "sasrec")
+SINGLE = ("popularity", "bm25_last", "transitions", "minilm", "sasrec")  # of which the best is to be beaten
+READINGS = ("fast", "tower", "text")
+METRICS = ("ndcg@10", "recall@1", "recall@10")
+
+
+def recipe_of(name: str, data: Path, minutes: float | None) -> Recipe:
+    """One domain, SmolLM2-135M, one stage; on titles, as the evidence has them."""
+    long = name in OTHERS
+    if long:
+        spec = load_recipe("demo").domains[OTHERS[name]].model_dump(mode="json")
+        spec |= {"max_users": None}
+    else:
+        spec = domain(data, AMAZON[name])
+        if name in TIMED:
+            spec["columns"] = {**spec["columns"], "time": "ts"}
+    return check_recipe(
+        {
+            "name": f"quality-{name}",
+            "base": {"model": load_recipe("demo").base.model, "load_in_4bit": False},
+            "domains": {name: spec},
+            "text": {**WORDING, "max_items": 8, "max_item_tokens": 32},
+            "stages": [{"name": "target", "domains": [name], "minutes": minutes or 1}],
+            "loss": {"beta": 0.2, "tau": 0.1},
+            "optim": {"batch_size": 16, "micro_batch_size": 8, "learning_rate": 6e-4, "save_every": 20},
+            "recommend": {"strategy": "fast", "rerank": 50},
+            "fused": {"tower": LONG["tower"] if long else {}},
+            "evaluate": {
+                "users": None,
+                "sasrec": {"valid_users": None, **(WIDE if name in ("scientific", "office") else {})}
+                | (LONG["sasrec"] if long else {}),
+            },
+        }
+    )
+
+
+class Quality:
+    """One domain: its systems, measured one after the other and kept.
+
+    Args:
+        minutes: of the LLM's training; None: it is not trained.
+        seeds: of tower and weights.
+        likelihood: test users whose lists the likelihood is added to; 0: none.
+    """
+
+    def __init__(
+        self, recipe: Recipe, runs: Path, minutes: float | None, seeds: Sequence[int], likelihood: int
+    ) -> None:
+        self.run = Run.start(recipe, runs)
+        self.recipe, self.seeds, self.likelihood, self.minutes = recipe, seeds, likelihood, minutes
+        self.domain: Domain = self.run.domain(recipe.target)
+        self.protocol = Protocol.of(recipe)
+        self.cases = build_cases(self.domain, "test", None, recipe.seed)
+        self.folder = self.run.folder / "quality"
+        self.models = ("untouched", *(["finetuned"] if minutes else []))
+        self.facts: dict[str, Any] = {}
+
+    def measure(self) -> None:
+        """Every system that is not measured yet."""
+        for name in BASELINES:
+            self._measured(name, partial(build_baseline, name, self.domain, self.recipe), self.cases)
+        for source, seed in product(("minilm", *self.models), self.seeds):
+            names = [f"{source}_{reading}_{seed}" for reading in READINGS]
+            if all(map(self._known, names)):
+                continue
+            fusion = self._fitted(source, seed)
+            for reading, name in zip(READINGS, names):
+                ranker = FusionRanker(fusion if reading == "fast" else fusion.one_part(reading))
+                self._measured(name, lambda ranker=ranker: ranker, self.cases)
+            if source == "minilm" and seed == self.seeds[0]:
+                self._measured("counts_fast", partial(self._counts, fusion, seed), self.cases)
+        if self.likelihood:
+            some = self.cases.part(self.likelihood, self.recipe.seed)
+            for source in self.models:
+                self._measured(f"{source}_fused_{self.seeds[0]}", partial(self._fused, source), some)
+
+    def _known(self, name: str) -> bool:
+        return (self.folder / "metrics.json").is_file() and name in read_metrics(self.folder)["systems"]
+
+    def _measured(self, name: str, make: Callable[[], Ranker], cases: Cases) -> None:
+        if not self._known(name):
+            print(f"{self.domain.name}: {name}", flush=True)
+            one = {name: evaluate_system(make(), cases, self.protocol)}
+            print({key: round(one[name].metrics[key]["value"], 4) for key in METRICS}, flush=True)
+            write_results(self.folder, self.domain, self.protocol, self.cases, one, {})
+
+    def _fitted(self, source: str, seed: int) -> Fusion:
+        seen = self.recipe.recommend.exclude_seen
+        fusion = fit_fusion(self.domain, self._vectors(source), self.recipe.fused, seed, seen)
+        file = self.folder / f"fitted_{source}_{seed}.json"
+        self.folder.mkdir(exist_ok=True)
+        write_json(file, {"weights": dict(fusion.fast), **fusion.facts})
+        return fusion
+
+    def _counts(self, fusion: Fusion, seed: int) -> FusionRanker:
+        seen, parts = self.recipe.recommend.exclude_seen, ("transitions", "popularity")
+        return FusionRanker(weigh(fusion.readings, self.domain, self.recipe.fused, seed, seen, parts, None, 100, {}))
+
+    def _vectors(self, source: str) -> Tensor:
+        if source == "minilm":
+            folder = minilm_folder(self.domain, self.recipe.evaluate.minilm)
+            return from_numpy(load_file(folder / VECTORS_FILE)["vectors"])
+        return self._model(source).strategies.item_vectors.vectors
+
+    def _model(self, source: str) -> Recommender:
+        """The LLM by itself."""
+        beam = self.recipe.recommend.model_copy(update={"strategy": "beam"})
+        return open_recommender(self.run, self.run.base if source == "untouched" else self._trained, options=beam)
+
+    @cached_property
+    def _trained(self) -> Path:
+        recipe = self.recipe.model_copy(
+            update={"recommend": self.recipe.recommend.model_copy(update={"strategy": "beam"})}
+        )
+        train_run(Run(recipe, self.run.folder))
+        return self.run.final()
+
+    def _fused(self, source: str) -> Ranker:
+        model, seen = self._model(source), self.recipe.recommend.exclude_seen
+        fusion = fit_fusion(
+            self.domain,
+            model.strategies.item_vectors.vectors,
+            self.recipe.fused,
+            self.seeds[0],
+            seen,
+            PARTS,
+            likelihood_of(model),
+            self.recipe.recommend.rerank,
+        )
+        write_json(self.folder / f"fused_{source}.json", {"weights": dict(fusion.fused or {}), **fusion.facts})
+        return _FusedRanker(fusion, model, self.recipe.recommend.rerank)
+
+    def ranks(self, name: str) -> Ranks:
+        """(U,) of one system, (S, U) of one measured with every seed."""
+        evaluation = Evaluation.open(self.folder)
+        own = [s for s in evaluation.results["systems"] if s == name or s.rpartition("_")[0] == name]
+        return np.stack([evaluation.ranks(system)[1] for system in own])
+
+    def all_ranks(self) -> pa.Table:
+        """A user a row, a column for each system: the target's rank, null where it is not in the list."""
+        evaluation = Evaluation.open(self.folder)
+        users = sorted(self.domain.sequences.users[u] for u in self.cases.users)
+        columns: dict[str, Any] = {"user": users}
+        for system in evaluation.results["systems"]:
+            measured, ranks = evaluation.ranks(system)
+            by_user = dict(zip(measured, ranks.tolist()))
+            found = [by_user.get(user, np.inf) for user in users]
+            columns[system] = pa.array([int(r) if np.isfinite(r) else None for r in found], pa.int8())
+        return pa.table(columns)
+
+    def results(self) -> dict[str, Any]:
+        """What the file says: every system over its seeds, differences and ratios."""
+        measured = read_metrics(self.folder)
+        names = dict.fromkeys(
+            name.rpartition("_")[0] if name.rpartition("_")[2].isdigit() else name for name in measured["systems"]
+        )
+        systems = {name: self._summary(name) for name in names}
+        best = {metric: max(SINGLE, key=lambda n: systems[n][metric]["value"]) for metric in METRICS}
+        final = self.models[-1]
+        return {
+            "domain": measured["domain"],
+            "protocol": measured["protocol"],
+            "statistics": self.domain.info["statistics"],
+            "seeds": list(self.seeds),
+            "minutes_of_training": self.minutes,
+            "best_baseline": best,
+            "systems": systems,
+            "users": measured["users"],
+            "users_per_second": measured["users_per_second"],
+            "differences": self._differences(final, best["ndcg@10"]),
+            "ratios": self._ratios(final, best),
+            "trained": self.run.stage_metrics(),
+        }
+
+    def _summary(self, name: str) -> dict[str, Any]:
+        return dict(summarise(self.ranks(name), self.protocol.bootstrap, self.protocol.seed))
+
+    def _pairs(self, final: str, best: dict[str, str]) -> Iterable[tuple[str, str, str, str]]:
+        yield "fused_ndcg_vs_best", f"{final}_fast", best["ndcg@10"], "ndcg@10"
+        yield "fused_recall1_vs_best", f"{final}_fast", best["recall@1"], "recall@1"
+        yield "vectors_ndcg_vs_best", f"{final}_tower", best["ndcg@10"], "ndcg@10"
+        text = max(("minilm", "bm25_last", "minilm_text"), key=lambda n: self._summary(n)["ndcg@10"]["value"])
+        yield "text_only_ndcg_vs_best_text", f"{final}_text", text, "ndcg@10"
+        yield "llm_vs_minilm_in_fused", f"{final}_fast", "minilm_fast", "ndcg@10"
+        yield "fused_vs_counts", f"{final}_fast", "counts_fast", "ndcg@10"
+        if final == "finetuned":
+            yield "finetuned_vs_untouched_in_fused", "finetuned_fast", "untouched_fast", "ndcg@10"
+            yield "finetuned_vs_untouched_text", "finetuned_text", "untouched_text", "ndcg@10"
+
+    def _ratios(self, final: str, best: dict[str, str]) -> dict[str, float]:
+        found = {}
+        for name, own, other, metric in self._pairs(final, best):
+            found[name] = self._summary(own)[metric]["value"] / self._summary(other)[metric]["value"]
+        speeds = read_metrics(self.folder)["users_per_second"]
+        found["fast_users_per_second"] = float(np.median([speeds[f"{final}_fast_{seed}"] for seed in self.seeds]))
+        if self.likelihood:
+            found |= self._with_likelihood(final)
+        return found
+
+    def _with_likelihood(self, final: str) -> dict[str, float]:
+        """`fused` beside other lists, on the users it was measured on."""
+        evaluation = Evaluation.open(self.folder)
+        users, own = evaluation.ranks(f"{final}_fused_{self.seeds[0]}")
+        found = {}
+        for name in (f"{final}_fast_{self.seeds[0]}", f"minilm_fast_{self.seeds[0]}", "transitions", "sasrec"):
+            all_users, ranks = evaluation.ranks(name)
+            some = ranks[np.isin(all_users, users)]
+            values = [summarise(r, 10, 0)["ndcg@10"]["value"] for r in (own, some)]
+            found[f"likelihood_fused_vs_{name}"] = values[0] / values[1]
+        return found
+
+    def _differences(self, final: str, best: str) -> dict[str, Any]:
+        """Own lists minus others, paired by user."""
+        pairs = [(best, f"{final}_fast"), ("minilm_fast", f"{final}_fast"), ("counts_fast", f"{final}_fast")]
+        pairs += [(best, f"{final}_tower"), ("minilm_text", f"{final}_text")]
+        pairs += [("untouched_fast", "finetuned_fast")] * (final == "finetuned")
+        return {
+            f"{b} - {a}": paired_bootstrap(*map(self.ranks, (a, b)), self.protocol.bootstrap, self.protocol.seed)
+            for a, b in pairs
+        }
+
+
+class _FusedRanker:
+    """Fused lists with the model's likelihood."""
+
+    def __init__(self, fusion: Fusion, model: Recommender, candidates: int) -> None:
+        options = model.options.model_copy(update={"strategy": "fused", "rerank": candidates})
+        own = model.strategies
+        self.lists = Recommender(
+            own.model,
+            model.encoder,
+            model.catalogue,
+            model.ids,
+            options,
+            transitions=fusion.readings.transitions,
+            fusion=replace(fusion),
+        )
+
+    def rank(self, histories: Any, k: int, exclude_seen: bool) -> Any:
+        return self.lists.rank(histories, k, exclude_seen)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("domain", choices=[*AMAZON, *OTHERS])
+    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs")
+    parser.add_argument("--minutes", type=float, help="of the LLM's training; default: it stays untouched")
+    parser.add_argument("--seeds", default="0,1,2", help="of user tower and weights")
+    parser.add_argument("--likelihood", type=int, default=0, help="test users measured with the LLM's likelihood too")
+    options = parser.parse_args()
+    quiet_libraries()
+    seeds = [int(seed) for seed in options.seeds.split(",")]
+    recipe = recipe_of(options.domain, options.data, options.minutes)
+    quality = Quality(recipe, options.runs, options.minutes, seeds, options.likelihood)
+    quality.measure()
+    given = " ".join(
+        [options.domain, f"--seeds {options.seeds}", *([f"--minutes {options.minutes:g}"] if options.minutes else [])]
+        + ([f"--likelihood {options.likelihood}"] if options.likelihood else [])
+    )
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    results = {**about(f"python benchmarks/quality.py {given}"), "commit": commit.stdout.strip(), **quality.results()}
+    out = ROOT / "benchmarks" / "results" / f"quality_{options.domain}.json"
+    write_json(out, results)
+    pq.write_table(quality.all_ranks(), out.with_suffix(".parquet"), compression="zstd")
+    print(json.dumps(results["ratios"], indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,160 @@
+"""From item vectors to fused lists: whitening, user tower, weights (docs/method.md, 8)."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from calrec_lite.data.domain import Domain
+from calrec_lite.errors import InputError
+from calrec_lite.fitting.tower import fit_tower
+from calrec_lite.fitting.weights import Fitted, fit_weights
+from calrec_lite.measure.cases import Cases, build_cases
+from calrec_lite.measure.metrics import CELLS, ndcg_at, ranks_from_lists
+from calrec_lite.recipe import Fused
+from calrec_lite.recommend.fusion import LIKELIHOOD, Fusion, best_items
+from calrec_lite.recommend.readings import PARTS, Readings, added_up
+from calrec_lite.recommend.transitions import Transitions
+from calrec_lite.recommend.user_tower import History
+from calrec_lite.recommend.whitening import Whitening
+
+LEAST_USERS = 50  # for five weights: below, they would say more of the draw than of the readings
+EACH = 100  # candidates by each part alone, when weights are fitted
+LikelihoodOf = Callable[[Sequence[History], Sequence[np.ndarray]], list[np.ndarray]]
+
+
+def require_users(domain: Domain) -> None:
+    """Raise InputError where too few users have a validation case for weights to be fitted."""
+    users = len(domain.sequences.held_out("validation")[0])
+    if users < LEAST_USERS:
+        raise InputError(
+            f"domain `{domain.name}`: {users} users have a validation case, and the weights of fused lists need "
+            f"{LEAST_USERS}: set recommend.strategy to another, such as beam"
+        )
+
+
+def fit_fusion(
+    domain: Domain,
+    vectors: Tensor,
+    settings: Fused,
+    seed: int,
+    exclude_seen: bool,
+    parts: Sequence[str] = PARTS,
+    likelihood: LikelihoodOf | None = None,
+    candidates: int = EACH,
+) -> Fusion:
+    """Everything that `strategy: fast` and, with `likelihood`, `fused` need, fitted on the domain.
+
+    Args:
+        vectors: (N, D) v_T of every item, as the model gives them.
+        seed: of the tower and of the draw of users.
+        parts: that get a weight.
+        likelihood: histories, and each one's items -> their log-probabilities.
+        candidates: items whose likelihood is asked for, of a user.
+
+    Raises:
+        InputError: too few users have a validation case.
+    """
+    require_users(domain)
+    whitening = Whitening.of(vectors.float().cpu())
+    text = whitening(vectors.float().cpu())
+    cases = build_cases(domain, "validation", settings.tower.valid_users, seed)
+    tower, trained = fit_tower(domain, text, settings.tower, cases, seed, exclude_seen)
+    readings = Readings(text, whitening, tower, Transitions.of(domain), domain.train_counts())
+    return weigh(readings, domain, settings, seed, exclude_seen, parts, likelihood, candidates, {"tower": trained})
+
+
+def weigh(
+    readings: Readings,
+    domain: Domain,
+    settings: Fused,
+    seed: int,
+    exclude_seen: bool,
+    parts: Sequence[str],
+    likelihood: LikelihoodOf | None,
+    candidates: int,
+    facts: Mapping[str, Any],
+) -> Fusion:
+    """The weights anew, for readings that are there; arguments as `fit_fusion`'s."""
+    cases = build_cases(domain, "validation", settings.users, seed)
+    fast = _fit_fast(readings, _reachable(cases, exclude_seen), parts, exclude_seen)
+    fusion = Fusion(readings, fast.weights)
+    facts = {**facts, "fast_fit": _facts(fast, fusion, cases, exclude_seen)}
+    if likelihood is None:
+        return Fusion(readings, fast.weights, None, facts)
+    some = cases.part(settings.likelihood_users, seed)
+    fused = _fit_fused(fusion, _reachable(some, exclude_seen), likelihood, candidates, exclude_seen)
+    interval = {"users": fused.users, "intervals": fused.intervals}
+    return Fusion(readings, fast.weights, fused.weights, {**facts, "fused_fit": interval})
+
+
+def _facts(fitted: Fitted, fusion: Fusion, cases: Cases, exclude_seen: bool) -> dict[str, Any]:
+    """What a person may want to know of a fit: users, intervals, NDCG@10 of the lists on validation."""
+    lists = np.full((len(cases.users), 10), -1)
+    for part, allowed in _in_parts(cases, exclude_seen):
+        for row, items in zip(lists[part], fusion.best(cases.histories[part], allowed, 10), strict=True):
+            row[: len(items)] = items
+    ndcg = float(ndcg_at(ranks_from_lists(lists, cases.targets), 10).mean())
+    return {"users": fitted.users, "intervals": fitted.intervals, "valid_ndcg": ndcg}
+
+
+def _reachable(cases: Cases, exclude_seen: bool) -> Cases:
+    """The cases whose target may be recommended at all."""
+    return cases.of(np.flatnonzero(~cases.repeats)) if exclude_seen else cases
+
+
+def _in_parts(cases: Cases, exclude_seen: bool) -> Iterator[tuple[slice, np.ndarray]]:
+    """A few users at a time, and which items (u, N) they may be given."""
+    size = max(1, CELLS // cases.items)
+    for start in range(0, len(cases.users), size):
+        part = slice(start, min(start + size, len(cases.users)))
+        allowed = np.ones((part.stop - part.start, cases.items), np.bool_)
+        for row, history in zip(allowed, cases.histories[part], strict=True):
+            row[history] = not exclude_seen
+        yield part, allowed
+
+
+def _fit_fast(readings: Readings, cases: Cases, names: Sequence[str], exclude_seen: bool) -> Fitted:
+    """Among the EACH best items by each part, and the target."""
+    values: list[dict[str, Tensor]] = []
+    places: list[int] = []
+    for part, allowed in _in_parts(cases, exclude_seen):
+        parts = readings.parts(cases.histories[part])
+        by_part = [best_items(parts[name], allowed, EACH) for name in names]
+        for u, target in enumerate(cases.targets[part].tolist()):
+            pool = torch.cat([torch.tensor([target]), *(best[u] for best in by_part)]).unique()
+            values.append({name: parts[name][u, pool] for name in names})
+            places.append(int((pool == target).nonzero()))
+    return _fit(values, places)
+
+
+def _fit_fused(fusion: Fusion, cases: Cases, likelihood: LikelihoodOf, candidates: int, exclude_seen: bool) -> Fitted:
+    """Among the best items by `fast`, and the target."""
+    values: list[dict[str, Tensor]] = []
+    places: list[int] = []
+    pools: list[Tensor] = []
+    for part, allowed in _in_parts(cases, exclude_seen):
+        parts = fusion.readings.parts(cases.histories[part])
+        best = best_items(added_up(parts, fusion.fast), allowed, candidates)
+        for u, target in enumerate(cases.targets[part].tolist()):
+            pool = torch.cat([torch.tensor([target]), best[u]]).unique()
+            values.append({name: parts[name][u, pool] for name in fusion.fast})
+            places.append(int((pool == target).nonzero()))
+            pools.append(pool)
+    logp = likelihood(cases.histories, [pool.numpy() for pool in pools])
+    for user_values, user_logp in zip(values, logp, strict=True):
+        user_values[LIKELIHOOD] = torch.from_numpy(np.asarray(user_logp, dtype=np.float32))
+    return _fit(values, places)
+
+
+def _fit(values: Sequence[Mapping[str, Tensor]], places: Sequence[int]) -> Fitted:
+    """`fit_weights` of users with candidates of different number."""
+    names = list(values[0])
+    sizes = torch.tensor([len(v[names[0]]) for v in values])
+    padded = {
+        name: torch.nn.utils.rnn.pad_sequence([v[name] for v in values], batch_first=True) for name in names
+    }  # (U, C)
+    open_ = torch.arange(int(sizes.max())) < sizes[:, None]
+    return fit_weights(padded, torch.tensor(places), open_)

@@ -1,0 +1,123 @@
+"""A run's model as a Recommender; what fused lists need is fitted first, or taken from the run."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from calrec_lite.errors import InputError
+from calrec_lite.files import atomic_path, write_json
+from calrec_lite.fitting.fit import LikelihoodOf, fit_fusion
+from calrec_lite.method.towers import Towers
+from calrec_lite.model.base import Placement, load_model, placement
+from calrec_lite.recipe import Recommend
+from calrec_lite.recommend.fusion import Fusion
+from calrec_lite.recommend.readings import PARTS
+from calrec_lite.recommend.recommender import Recommender, batches, lists_in_memory
+from calrec_lite.recommend.transitions import Transitions
+from calrec_lite.recommend.user_tower import History
+from calrec_lite.recommend.vectors import model_fingerprint
+from calrec_lite.run import Run
+
+IDENTITY_FILE = "fitted_to.json"  # in a folder of fitted readings: to what
+
+
+def open_recommender(
+    run: Run,
+    folder: Path,
+    transitions: bool = False,
+    placed: Placement | None = None,
+    options: Recommend | None = None,
+) -> Recommender:
+    """A recommender over the run's target domain with full weights from `folder`.
+
+    Args:
+        transitions: count what followed what even where the lists do without it.
+        placed: how the weights are loaded; default: what `placement` decides.
+        options: how lists are made; default: as the recipe says.
+    """
+    recipe = run.recipe
+    options = options or recipe.recommend
+    loading = run.loading.model_copy(update={"attention": "sdpa"})  # a tree of continuations needs a special mask
+    towers = Towers(load_model(folder, loading, *(placed or placement(folder, loading))))
+    name, domain = recipe.target, run.domain(recipe.target)
+    counts = Transitions.of(domain) if transitions or options.counts_transitions else None
+    items = run.catalogue(name), domain.catalogue.ids
+    # The LLM's own lists need nothing fitted, and its vectors and likelihood are what is fitted to.
+    alone = Recommender(towers, run.encoder, *items, options.model_copy(update={"strategy": "beam"}), recipe.seed)
+    fusion = fitted(run, folder, alone, options) if options.fits else None
+    return Recommender(towers, run.encoder, *items, options, recipe.seed, transitions=counts, fusion=fusion)
+
+
+def fitted(run: Run, folder: Path, alone: Recommender, options: Recommend) -> Fusion:
+    """What was fitted to the model in `folder`, from the run; fitted now if there is none, or it was to something else.
+
+    Args:
+        alone: the model's recommender without it.
+    """
+    recipe, domain = run.recipe, run.domain(run.recipe.target)
+    place = fitted_folder(run, folder)
+    identity = {
+        "model": model_fingerprint(alone.strategies.towers),
+        "domain": domain.fingerprint,
+        "fused": recipe.fused.model_dump(mode="json"),
+        "recommend": options.model_dump(mode="json", include={"exclude_seen", "rerank", "score"}),
+        "seed": recipe.training_seed,
+    }
+    if (earlier := _earlier(place, identity, run)) and (earlier.fused is not None or options.strategy == "fast"):
+        return earlier
+    print(f"fitting user tower and weights of lists to {place.name}")
+    vectors = alone.strategies.item_vectors.vectors
+    fusion = fit_fusion(
+        domain,
+        vectors,
+        recipe.fused,
+        recipe.training_seed,
+        options.exclude_seen,
+        PARTS,
+        likelihood_of(alone) if options.strategy == "fused" else None,
+        options.rerank,
+    )
+    place.parent.mkdir(exist_ok=True)
+    with atomic_path(place) as temporary:
+        temporary.mkdir()
+        fusion.save(temporary, domain.catalogue.ids)
+        write_json(temporary / IDENTITY_FILE, identity)
+    print(f"weights: {fusion.described}")
+    return fusion
+
+
+def fitted_folder(run: Run, folder: Path) -> Path:
+    """Where the run keeps what was fitted to the model in `folder`: a stage's name, or `base`."""
+    stages = {stage.merged: stage.folder.name for stage in run.stages}
+    return run.folder / "fitted" / stages.get(folder, "base")
+
+
+def _earlier(place: Path, identity: dict[str, Any], run: Run) -> Fusion | None:
+    try:
+        if json.loads((place / IDENTITY_FILE).read_text(encoding="utf-8")) != json.loads(json.dumps(identity)):
+            return None
+        domain = run.domain(run.recipe.target)
+        return Fusion.open(place, domain.catalogue.ids, Transitions.of(domain), domain.train_counts())[0]
+    except (OSError, ValueError, InputError):  # not there, or damaged: fitted anew
+        return None
+
+
+def likelihood_of(recommender: Recommender) -> LikelihoodOf:
+    """Log-probabilities by the recommender's model: histories, and each one's items -> theirs."""
+
+    @torch.no_grad()
+    def score(histories: Sequence[History], items: Sequence[np.ndarray]) -> list[np.ndarray]:
+        tokens, strategies = recommender.catalogue.tokens, recommender.strategies
+        prompts = [recommender.encoder.prompt([tokens[i] for i in history]) for history in histories]
+        found: dict[int, np.ndarray] = {}
+        for users in batches(prompts, recommender.options.batch_tokens):
+            with lists_in_memory(len(users), recommender.options):
+                tree = strategies.prompt_tree([prompts[u] for u in users])
+                found |= zip(users, strategies.likelihood(tree, [items[u] for u in users]), strict=True)
+        return [found[u] for u in range(len(prompts))]
+
+    return score

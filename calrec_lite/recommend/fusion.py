@@ -1,0 +1,135 @@
+"""Lists by several readings at once, each with the weight that validation users gave it (docs/method.md, 8)."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from calrec_lite.decode.ranked import Ranked
+from calrec_lite.errors import InputError
+from calrec_lite.files import write_json
+from calrec_lite.recommend.readings import PARTS, Readings, added_up
+from calrec_lite.recommend.transitions import Transitions
+from calrec_lite.recommend.user_tower import History
+
+WEIGHTS_FILE = "weights.json"
+LIKELIHOOD = "likelihood"  # the part that only the LLM knows
+Likelihood = Callable[[Sequence[np.ndarray]], list[np.ndarray]]  # each user's items -> their log-probabilities
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """The readings of one catalogue and their weights.
+
+    Attributes:
+        readings: every part but the likelihood.
+        fast: part -> weight, without the LLM.
+        fused: part -> weight, `likelihood` among them; None: not fitted.
+        facts: how they were fitted: users, intervals, what validation says.
+    """
+
+    readings: Readings
+    fast: Mapping[str, float]
+    fused: Mapping[str, float] | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def rank(
+        self,
+        histories: Sequence[History],
+        allowed: np.ndarray,
+        k: int,
+        n: int = 0,
+        likelihood: Likelihood | None = None,
+    ) -> list[Ranked]:
+        """The best `k` allowed items of each user.
+
+        Args:
+            allowed: (U, N).
+            n: with `likelihood`: so many of each user's best by `fast` are put in order by `fused`.
+        """
+        parts = self.readings.parts(histories)
+        best = best_items(added_up(parts, self.fast), allowed, max(n, k) if likelihood else k)
+        values = [{name: part[u, items].numpy() for name, part in parts.items()} for u, items in enumerate(best)]
+        weights = self.fast
+        if likelihood:
+            assert self.fused is not None
+            weights = self.fused
+            for user_values, logp in zip(values, likelihood([items.numpy() for items in best])):
+                user_values[LIKELIHOOD] = logp
+        return [_ranked(items.numpy(), user_values, weights, k) for items, user_values in zip(best, values)]
+
+    def best(self, histories: Sequence[History], allowed: np.ndarray, k: int) -> list[np.ndarray]:
+        """As `rank` without the likelihood, of each user the items alone: reasons take longer than lists."""
+        scores = added_up(self.readings.parts(histories), self.fast)
+        return [items.numpy() for items in best_items(scores, allowed, k)]
+
+    def with_items(self, added: np.ndarray, vectors: Tensor) -> "Fusion":
+        """The same with text for items that had none: v_T (M, D) of the items `added` (M,)."""
+        return replace(self, readings=self.readings.with_items(added, vectors))
+
+    def one_part(self, name: str) -> "Fusion":
+        """Lists by one of the parts alone."""
+        return Fusion(self.readings, {name: 1.0})
+
+    def save(self, folder: Path, ids: Sequence[str]) -> None:
+        """Write everything but the transitions into `folder`."""
+        self.readings.save(folder, ids)
+        self.save_weights(folder)
+
+    def save_weights(self, folder: Path) -> None:
+        """Write the weights alone, where all else lies already."""
+        weights = {"fast": dict(self.fast), "fused": None if self.fused is None else dict(self.fused)}
+        write_json(folder / WEIGHTS_FILE, {**weights, **self.facts})
+
+    @classmethod
+    def open(
+        cls, folder: Path, ids: Sequence[str], transitions: Transitions, counts: np.ndarray
+    ) -> "tuple[Fusion, np.ndarray]":
+        """Read what `save` wrote, for the items `ids`; and which of them (indices) have no text vector yet.
+
+        Raises:
+            InputError: it is not there, or damaged.
+        """
+        file = folder / WEIGHTS_FILE
+        try:
+            facts = json.loads(file.read_text(encoding="utf-8"))
+            fast, fused = facts.pop("fast"), facts.pop("fused")
+            for weights in (fast, fused or {}):
+                if not weights.keys() <= {*PARTS, LIKELIHOOD} or not np.isfinite([*map(float, weights.values())]).all():
+                    raise ValueError("a weight of no part, or one that is no number")
+        except FileNotFoundError:
+            raise InputError(
+                f"{folder}: no fitted weights there, which `strategy: fused` and `fast` need: train (or tune) a run "
+                "with `recommend.strategy: fused` and export it, or choose another strategy"
+            ) from None
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{file}: not the weights of readings ({error}); fit or export again") from None
+        readings, missing = Readings.open(folder, ids, transitions, counts)
+        return cls(readings, fast, fused, facts), missing
+
+    @cached_property
+    def described(self) -> str:
+        """The weights in a few words."""
+        weights = self.fused or self.fast
+        return ", ".join(f"{name} {weight:.3g}" for name, weight in weights.items())
+
+
+def best_items(scores: Tensor, allowed: np.ndarray, n: int) -> list[Tensor]:
+    """For each user the `n` allowed items of the highest scores (U, N), or all that are allowed, best first."""
+    scores = scores.masked_fill(~torch.from_numpy(allowed), -torch.inf)
+    values, items = scores.topk(min(n, scores.shape[1]), dim=1)
+    return [row[finite] for row, finite in zip(items, values.isfinite())]
+
+
+def _ranked(items: np.ndarray, values: Mapping[str, np.ndarray], weights: Mapping[str, float], k: int) -> Ranked:
+    shares = {name: weight * values[name] for name, weight in weights.items()}
+    scores = np.sum(list(shares.values()), axis=0)
+    order = np.argsort(-scores, kind="stable")[:k]
+    why = [", ".join(f"{name} {share[i]:.2f}" for name, share in shares.items()) for i in order]
+    return Ranked(items[order], scores[order], why)

@@ -1,0 +1,153 @@
+"""What is known of every item after a history without running the LLM, part by part (docs/method.md, 8).
+
+A part is a score of all items: `tower`, `text`, `transitions`, `popularity`. `strategy: fast` adds them up, weighed;
+`fused` does so too, and adds the LLM's log-probability of the best.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from calrec_lite.errors import InputError
+from calrec_lite.recommend.transitions import Transitions
+from calrec_lite.recommend.user_tower import History, UserTower
+from calrec_lite.recommend.whitening import Whitening
+
+PARTS = ("tower", "text", "transitions", "popularity")
+DECAY = 0.6  # of an item's weight in a user's text vector, with each later item
+LATEST = 20  # items of a history in it: older ones weigh less than a ten-thousandth
+ITEMS_FILE = "items.parquet"
+TOWER_FILE = "tower.safetensors"
+TEXT, MEMORY = "text", "memory"  # columns of ITEMS_FILE
+
+
+@dataclass(frozen=True)
+class Readings:
+    """All parts over one catalogue; every array of items has its order.
+
+    Attributes:
+        text: (N, W) whitened text vectors of unit length.
+        whitening: how they were made of v_T, for items that are added later.
+        tower: trained over them.
+        transitions: counts of what followed what.
+        counts: (N,) how often each item was trained on.
+    """
+
+    text: Tensor
+    whitening: Whitening
+    tower: UserTower
+    transitions: Transitions
+    counts: np.ndarray
+
+    @cached_property
+    def _tower_items(self) -> Tensor:
+        with torch.no_grad():
+            return self.tower.items()
+
+    @cached_property
+    def _popularity(self) -> Tensor:
+        """(N,) log share of the purchases."""
+        return torch.from_numpy(np.log((self.counts + 1) / (self.counts + 1).sum()).astype(np.float32))
+
+    @torch.no_grad()
+    def parts(self, histories: Sequence[History]) -> dict[str, Tensor]:
+        """Part -> (U, N) its score of every item after each history; after an empty one popularity alone decides."""
+        scores = torch.from_numpy(self.transitions.scores(histories))
+        tower = self._popularity.repeat(len(histories), 1)
+        text = torch.zeros(len(histories), len(self.text))
+        some = [u for u, history in enumerate(histories) if len(history)]
+        if some:
+            with_items = [histories[u] for u in some]
+            tower[some] = self.tower.scores(with_items, self._tower_items)
+            text[some] = recent_text(self.text, with_items)
+        return {
+            "tower": tower,
+            "text": text,
+            "transitions": torch.log(scores + Transitions.FLOOR),
+            "popularity": self._popularity.expand(len(histories), -1),
+        }
+
+    def save(self, folder: Path, ids: Sequence[str]) -> None:
+        """Write into `folder`, items by their ids: lines of an export's catalogue may be added, moved or taken out."""
+        columns = {"item": pa.array(ids, pa.string())}
+        for name, values in ((TEXT, self.text), (MEMORY, self.tower.memory.detach())):
+            flat = pa.array(values.to(torch.float16).flatten().numpy(), pa.float16())
+            columns[name] = pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
+        pq.write_table(pa.table(columns), folder / ITEMS_FILE, compression="zstd")
+        state = {name: value.contiguous() for name, value in self.tower.state_dict().items() if name != MEMORY}
+        whitening = {"whitening.mean": self.whitening.mean, "whitening.matrix": self.whitening.matrix.contiguous()}
+        settings = {name: str(value) for name, value in self.tower.settings.items()}
+        save_file({**state, **whitening}, folder / TOWER_FILE, settings)
+
+    @classmethod
+    def open(
+        cls, folder: Path, ids: Sequence[str], transitions: Transitions, counts: np.ndarray
+    ) -> "tuple[Readings, np.ndarray]":
+        """Read what `save` wrote, for the items `ids`; and which of them (indices) it has no text vector of.
+
+        Raises:
+            InputError: the files are missing or damaged.
+        """
+        try:
+            table = pq.read_table(folder / ITEMS_FILE)
+            known = {item: row for row, item in enumerate(table["item"].to_pylist())}
+            stored = [_matrix(table[name]) for name in (TEXT, MEMORY)]
+            with safe_open(folder / TOWER_FILE, "pt") as file:
+                settings: dict[str, Any] = {name: int(value) for name, value in (file.metadata() or {}).items()}
+                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+            whitening = Whitening(state.pop("whitening.mean"), state.pop("whitening.matrix"))
+            rows = np.array([known.get(item, -1) for item in ids], np.int64)
+            text, memory = (_placed(values, rows) for values in stored)
+            tower = UserTower(text, **settings)
+            tower.load_state_dict({**state, MEMORY: memory})
+        except (OSError, KeyError, ValueError, RuntimeError, TypeError, pa.ArrowException, SafetensorError) as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(f"{folder}: not readable as fitted readings ({reason}); fit or export again") from None
+        return cls(text, whitening, tower.eval(), transitions, counts), np.flatnonzero(rows < 0)
+
+    def with_items(self, added: np.ndarray, vectors: Tensor) -> "Readings":
+        """The same with text for items that had none: v_T (M, D) of the items `added` (M,)."""
+        text = self.text.clone()
+        text[added] = self.whitening(vectors.float().cpu())
+        settings: dict[str, Any] = {**self.tower.settings}
+        tower = UserTower(text, **settings)
+        tower.load_state_dict(self.tower.state_dict())
+        return Readings(text, self.whitening, tower.eval(), self.transitions, self.counts)
+
+
+def recent_text(text: Tensor, histories: Sequence[History]) -> Tensor:
+    """(U, N) cosines of all items (N, W) with each history's latest items, the later the more; none may be empty."""
+    users = torch.stack([_recent(text, history) for history in histories])
+    return torch.nn.functional.normalize(users, dim=-1) @ text.T
+
+
+def _recent(text: Tensor, history: History) -> Tensor:
+    latest = history[-LATEST:][::-1].astype(np.int64)
+    return torch.from_numpy(DECAY ** np.arange(len(latest), dtype=np.float32)) @ text[torch.from_numpy(latest)]
+
+
+def added_up(parts: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
+    """(U, N) the weighted sum of the parts that have a weight."""
+    scores = [weight * parts[name] for name, weight in weights.items()]
+    return torch.stack(scores).sum(0)
+
+
+def _matrix(column: pa.ChunkedArray) -> Tensor:
+    array = column.combine_chunks()
+    return torch.from_numpy(array.flatten().to_numpy().reshape(len(array), -1).astype(np.float32))
+
+
+def _placed(stored: Tensor, rows: np.ndarray) -> Tensor:
+    """Rows of `stored`; zeros where there is none (-1)."""
+    values = torch.cat([stored, stored.new_zeros(1, stored.shape[1])])
+    return values[torch.from_numpy(rows)]
