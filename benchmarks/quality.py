@@ -57,7 +57,7 @@ AMAZON = {
 }
 TIMED = ("beauty", "games")  # the other files tell order only
 OTHERS = {"ml100k": "movies", "journey": "groceries"}  # domains of the demo
-LONG = {"tower": {"length": 50}, "sasrec": {"max_len": 50}}  # where histories are long
+LONG = {"length": 50}  # of the tower, where histories are long
 WIDE = {"hidden": 128, "batch_size": 1024}  # the best on validation where it was tuned: benchmarks/sasrec.py
 BASELINES = ("popularity", "bm25_last", "transitions", "minilm", "sasrec")
 SINGLE = ("popularity", "bm25_last", "transitions", "minilm", "sasrec")  # of which the best is to be beaten
@@ -85,11 +85,10 @@ def recipe_of(name: str, data: Path, minutes: float | None) -> Recipe:
             "loss": {"beta": 0.2, "tau": 0.1},
             "optim": {"batch_size": 16, "micro_batch_size": 8, "learning_rate": 6e-4, "save_every": 20},
             "recommend": {"strategy": "fast", "rerank": 50},
-            "fused": {"tower": LONG["tower"] if long else {}},
+            "fused": {"tower": LONG if long else {}},
             "evaluate": {
                 "users": None,
-                "sasrec": {"valid_users": None, **(WIDE if name in ("scientific", "office") else {})}
-                | (LONG["sasrec"] if long else {}),
+                "sasrec": {"valid_users": None, **(WIDE if name in ("scientific", "office") else {})},
             },
         }
     )

@@ -17,6 +17,24 @@ from calrec_lite.evaluate.tables import caption, interval_cell, markdown, table
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 METRICS = ("recall@1", "recall@10", "ndcg@10")
+QUALITY = ("scientific", "office", "beauty", "games", "ml100k", "journey")
+SYSTEMS = {
+    "popularity": "popularity",
+    "bm25_last": "BM25 on the last title",
+    "minilm": "MiniLM, mean of the latest items",
+    "transitions": "transition counts",
+    "sasrec": "SASRec",
+    "counts_fast": "transitions and popularity, weighed",
+    "minilm_text": "MiniLM whitened, recency (`text`)",
+    "minilm_tower": "user tower over MiniLM (`tower`)",
+    "minilm_fast": "all readings over MiniLM (`fast`)",
+    "untouched_text": "untouched LLM, `text`",
+    "untouched_tower": "untouched LLM, `tower`",
+    "untouched_fast": "untouched LLM, `fast`",
+    "finetuned_text": "finetuned LLM, `text`",
+    "finetuned_tower": "finetuned LLM, `tower`",
+    "finetuned_fast": "finetuned LLM, `fast`",
+}
 BLOCK = re.compile(r"(<!-- results: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -68,6 +86,53 @@ def training(device: str = "cpu") -> str:
 
 def training_gpu() -> str:
     return training("cuda")
+
+
+def quality_results() -> dict[str, dict[str, Any]]:
+    """Domain -> its file of `benchmarks/quality.py`, in the order of QUALITY; those measured so far."""
+    folder = ROOT / "benchmarks" / "results"
+    return {name: results(f"quality_{name}") for name in QUALITY if (folder / f"quality_{name}.json").is_file()}
+
+
+def quality() -> str:
+    """NDCG@10 and Recall@1 of every list-maker on every domain."""
+    measured = quality_results()
+    rows = [
+        [label, *(_two(facts["systems"].get(name)) for facts in measured.values())]
+        for name, label in SYSTEMS.items()
+        if any(name in facts["systems"] for facts in measured.values())
+    ]
+    head = ["N@10 / R@1, test", *(f"{n} ({facts['protocol']['users']:,} users)" for n, facts in measured.items())]
+    widest = max(
+        (s[key]["high"] - s[key]["low"]) / 2
+        for f in measured.values()
+        for s in f["systems"].values()
+        for key in ("ndcg@10",)
+    )
+    seeds = ", ".join(map(str, next(iter(measured.values()))["seeds"]))
+    notes = (
+        "All test users, the full catalogue, seen items masked; rows with a user tower are means over seeds "
+        f"({seeds}); 95% intervals of N@10 are within {widest:.3f}."
+    )
+    return f"{markdown(head, rows)}\n\n{notes} {machine(next(iter(measured.values())))}.\n"
+
+
+def quality_ratios() -> str:
+    """What is better than what, by how much, and how sure that is."""
+    measured = quality_results()
+    names = dict.fromkeys(name for facts in measured.values() for name in facts["ratios"])
+    rows = [
+        [
+            f"`{name}`",
+            *(f"{facts['ratios'][name]:.3g}" if name in facts["ratios"] else "" for facts in measured.values()),
+        ]
+        for name in names
+    ]
+    return f"{markdown(['ratio', *measured], rows)}\n"
+
+
+def _two(metrics: dict[str, Any] | None) -> str:
+    return f"{metrics['ndcg@10']['value']:.4f} / {metrics['recall@1']['value']:.4f}" if metrics else ""
 
 
 def evidence(target: str = "scientific") -> str:

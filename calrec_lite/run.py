@@ -127,6 +127,7 @@ class Run:
             path.unlink(missing_ok=True)
         for stage in self.stages:
             shutil.rmtree(stage.folder, ignore_errors=True)
+        shutil.rmtree(self.folder / "fitted", ignore_errors=True)
 
     @classmethod
     def open(cls, folder: Path) -> "Run":

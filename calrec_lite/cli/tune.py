@@ -1,28 +1,59 @@
 """tune."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from calrec_lite.cli.options import quiet_libraries
+
+if TYPE_CHECKING:
+    from calrec_lite.run import Run
 
 
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path, file_okay=False))
 @click.option("--users", type=click.IntRange(min=1), default=500, show_default=True, help="Validation users.")
 def tune(run: Path, users: int) -> None:
-    """Say which `recommend.fusion` and `.transitions` serve a trained RUN best with `strategy: rerank`.
+    """Fit the weights of a trained RUN's lists anew, by validation users only.
 
-    By validation users only. Nothing is changed.
+    With `strategy: fused` or `fast` they are written into the run. With another strategy it says which
+    `recommend.fusion` and `.transitions` serve best with `strategy: rerank`, and nothing is changed.
     """
     quiet_libraries()
+    from calrec_lite.run import Run
+
+    opened = Run.open(run)
+    if opened.recipe.recommend.fits:
+        _fit_weights(opened, users)
+    else:
+        _try_weights(opened, users)
+
+
+def _fit_weights(run: "Run", users: int) -> None:
+    from calrec_lite.evaluate.tables import markdown
+    from calrec_lite.fitting.opening import refit
+
+    fusion = refit(run, users)
+    weights, facts = fusion.fused or fusion.fast, fusion.facts
+    fit = facts["fused_fit" if fusion.fused else "fast_fit"]
+    rows = [
+        [name, f"{weight:.3f}", "[{:.3f}, {:.3f}]".format(*fit["intervals"][name])] for name, weight in weights.items()
+    ]
+    click.echo(markdown(["part", "weight", "95% interval"], rows))
+    click.echo(
+        f"\n{fit['users']:,} validation users, whose next item is among the candidates; without the likelihood N@10 is "
+        f"{facts['fast_fit']['valid_ndcg']:.4f} on validation. Written into the run; next: "
+        f"calrec-lite evaluate {run.folder}"
+    )
+
+
+def _try_weights(opened: "Run", users: int) -> None:
     from calrec_lite.evaluate.tables import markdown
     from calrec_lite.evaluate.tune import FUSION, TRANSITIONS, tune_fusion
     from calrec_lite.fitting.opening import open_recommender
     from calrec_lite.measure.cases import build_cases
-    from calrec_lite.run import Run
 
-    opened = Run.open(run)
     recipe = opened.recipe
     recommender = open_recommender(opened, opened.final(), transitions=True)
     cases = build_cases(opened.domain(recipe.target), "validation", users, recipe.seed)

@@ -17,11 +17,12 @@ from calrec_lite.evaluate.baselines.sasrec import require_cornac
 from calrec_lite.evaluate.protocol import Protocol, Ranker, evaluate_system
 from calrec_lite.evaluate.store import read_metrics, write_results
 from calrec_lite.files import atomic_path, copy_matching, size_and_time, write_json
-from calrec_lite.fitting.opening import open_recommender
+from calrec_lite.fitting.opening import fitted_folder, open_recommender
 from calrec_lite.measure.cases import build_cases
 from calrec_lite.model.base import Placement, placement
 from calrec_lite.model.device import described_device
 from calrec_lite.model.memory import free_memory
+from calrec_lite.recommend.fusion import WEIGHTS_FILE
 from calrec_lite.run import Run
 
 RESULTS = ("metrics.json", "rankings.parquet")
@@ -115,6 +116,8 @@ def _one_reading(run: Run, folder: Path, reading: str, placed: Placement) -> Ran
 def _identity(run: Run, domain: Domain, protocol: dict[str, Any], trained: bool) -> dict[str, Any]:
     """What must be the same in a half-done evaluation for this one to continue it."""
     weight_files = [file for stage in run.stages if trained for file in sorted(stage.merged.glob("*.safetensors"))]
+    if trained and run.recipe.recommend.fits:
+        weight_files += fitted_folder(run, run.final()).glob(WEIGHTS_FILE)  # `calrec-lite tune` writes them anew
     return {
         "domain": domain.fingerprint,
         "protocol": protocol,

@@ -7,10 +7,9 @@ from pathlib import Path
 from calrec_lite.errors import InputError
 from calrec_lite.export.card import base_name, render_card
 from calrec_lite.files import TERMS, atomic_path, copy_matching
-from calrec_lite.fitting.opening import IDENTITY_FILE, fitted_folder, open_recommender
+from calrec_lite.fitting.opening import IDENTITY_FILE, fitted_folder, is_fitted, open_recommender
 from calrec_lite.package.layout import FITTED, TRANSITIONS, PackageInfo, write_package
 from calrec_lite.package.save import complete_model, copy_model, refuse_foreign
-from calrec_lite.recommend.fusion import WEIGHTS_FILE
 from calrec_lite.recommend.transitions import Transitions
 from calrec_lite.run import Run
 from calrec_lite.training.handover import stage_origin
@@ -63,10 +62,9 @@ def export_adapter(run: Run, to: Path) -> Path:
 
 
 def _copy_fitted(run: Run, merged: Path, to: Path) -> None:
-    place = fitted_folder(run, merged)
-    if not (place / WEIGHTS_FILE).is_file():  # trained with another strategy in the recipe
+    if not is_fitted(run, merged):  # trained with other lists in the recipe
         open_recommender(run, merged)
-    shutil.copytree(place, to / FITTED, ignore=shutil.ignore_patterns(IDENTITY_FILE))
+    shutil.copytree(fitted_folder(run, merged), to / FITTED, ignore=shutil.ignore_patterns(IDENTITY_FILE))
 
 
 def _describe(folder: Path, run: Run, adapter: bool = False) -> None:

@@ -19,8 +19,10 @@ from calrec_lite.recommend.readings import PARTS, Readings, added_up
 from calrec_lite.recommend.transitions import Transitions
 from calrec_lite.recommend.user_tower import History
 from calrec_lite.recommend.whitening import Whitening
+from calrec_lite.recommend.words import Words
 
 LEAST_USERS = 50  # for five weights: below, they would say more of the draw than of the readings
+LEAST_REACHED = 10  # of those whose target is among the candidates
 EACH = 100  # candidates by each part alone, when weights are fitted
 LikelihoodOf = Callable[[Sequence[History], Sequence[np.ndarray]], list[np.ndarray]]
 
@@ -62,7 +64,9 @@ def fit_fusion(
     text = whitening(vectors.float().cpu())
     cases = build_cases(domain, "validation", settings.tower.valid_users, seed)
     tower, trained = fit_tower(domain, text, settings.tower, cases, seed, exclude_seen)
-    readings = Readings(text, whitening, tower, Transitions.of(domain), domain.train_counts())
+    readings = Readings(
+        text, whitening, tower, Transitions.of(domain), Words(domain.catalogue.titles), domain.train_counts()
+    )
     return weigh(readings, domain, settings, seed, exclude_seen, parts, likelihood, candidates, {"tower": trained})
 
 
@@ -117,40 +121,57 @@ def _in_parts(cases: Cases, exclude_seen: bool) -> Iterator[tuple[slice, np.ndar
 
 
 def _fit_fast(readings: Readings, cases: Cases, names: Sequence[str], exclude_seen: bool) -> Fitted:
-    """Among the EACH best items by each part, and the target."""
+    """Among the EACH best items by each part."""
     values: list[dict[str, Tensor]] = []
     places: list[int] = []
     for part, allowed in _in_parts(cases, exclude_seen):
         parts = readings.parts(cases.histories[part])
         by_part = [best_items(parts[name], allowed, EACH) for name in names]
         for u, target in enumerate(cases.targets[part].tolist()):
-            pool = torch.cat([torch.tensor([target]), *(best[u] for best in by_part)]).unique()
-            values.append({name: parts[name][u, pool] for name in names})
-            places.append(int((pool == target).nonzero()))
+            pool = torch.cat([best[u] for best in by_part]).unique()
+            if (place := _place(pool, target)) is not None:
+                values.append({name: parts[name][u, pool] for name in names})
+                places.append(place)
     return _fit(values, places)
 
 
 def _fit_fused(fusion: Fusion, cases: Cases, likelihood: LikelihoodOf, candidates: int, exclude_seen: bool) -> Fitted:
-    """Among the best items by `fast`, and the target."""
+    """Among the best items by `fast`."""
     values: list[dict[str, Tensor]] = []
     places: list[int] = []
-    pools: list[Tensor] = []
+    pools: list[np.ndarray] = []
+    histories: list[History] = []
     for part, allowed in _in_parts(cases, exclude_seen):
         parts = fusion.readings.parts(cases.histories[part])
         best = best_items(added_up(parts, fusion.fast), allowed, candidates)
         for u, target in enumerate(cases.targets[part].tolist()):
-            pool = torch.cat([torch.tensor([target]), best[u]]).unique()
-            values.append({name: parts[name][u, pool] for name in fusion.fast})
-            places.append(int((pool == target).nonzero()))
-            pools.append(pool)
-    logp = likelihood(cases.histories, [pool.numpy() for pool in pools])
+            if (place := _place(best[u], target)) is not None:
+                values.append({name: parts[name][u, best[u]] for name in fusion.fast})
+                places.append(place)
+                pools.append(best[u].numpy())
+                histories.append(cases.histories[part][u])
+    logp = likelihood(histories, pools)
     for user_values, user_logp in zip(values, logp, strict=True):
         user_values[LIKELIHOOD] = torch.from_numpy(np.asarray(user_logp, dtype=np.float32))
     return _fit(values, places)
 
 
+def _place(pool: Tensor, target: int) -> int | None:
+    """Where among its candidates the target stands; a user whose target is none of them says nothing of weights.
+
+    To add it would be wrong: among many candidates of high scores, the only low ones would be targets.
+    """
+    found = (pool == target).nonzero()
+    return int(found) if len(found) else None
+
+
 def _fit(values: Sequence[Mapping[str, Tensor]], places: Sequence[int]) -> Fitted:
     """`fit_weights` of users with candidates of different number."""
+    if len(values) < LEAST_REACHED:
+        raise InputError(
+            f"weights of fused lists: of {len(values)} validation users alone the next item is among the candidates; "
+            "raise fused.likelihood_users or recommend.rerank, or set recommend.strategy to another, such as beam"
+        )
     names = list(values[0])
     sizes = torch.tensor([len(v[names[0]]) for v in values])
     padded = {

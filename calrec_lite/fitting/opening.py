@@ -10,11 +10,11 @@ import torch
 
 from calrec_lite.errors import InputError
 from calrec_lite.files import atomic_path, write_json
-from calrec_lite.fitting.fit import LikelihoodOf, fit_fusion
+from calrec_lite.fitting.fit import LikelihoodOf, fit_fusion, weigh
 from calrec_lite.method.towers import Towers
 from calrec_lite.model.base import Placement, load_model, placement
 from calrec_lite.recipe import Recommend
-from calrec_lite.recommend.fusion import Fusion
+from calrec_lite.recommend.fusion import Fusion, require_fitted
 from calrec_lite.recommend.readings import PARTS
 from calrec_lite.recommend.recommender import Recommender, batches, lists_in_memory
 from calrec_lite.recommend.transitions import Transitions
@@ -60,14 +60,8 @@ def fitted(run: Run, folder: Path, alone: Recommender, options: Recommend) -> Fu
     """
     recipe, domain = run.recipe, run.domain(run.recipe.target)
     place = fitted_folder(run, folder)
-    identity = {
-        "model": model_fingerprint(alone.strategies.towers),
-        "domain": domain.fingerprint,
-        "fused": recipe.fused.model_dump(mode="json"),
-        "recommend": options.model_dump(mode="json", include={"exclude_seen", "rerank", "score"}),
-        "seed": recipe.training_seed,
-    }
-    if (earlier := _earlier(place, identity, run)) and (earlier.fused is not None or options.strategy == "fast"):
+    identity = {"model": model_fingerprint(alone.strategies.towers), **_asked(run, options)}
+    if earlier := _earlier(run, place, identity, options):
         return earlier
     print(f"fitting user tower and weights of lists to {place.name}")
     vectors = alone.strategies.item_vectors.vectors
@@ -87,6 +81,35 @@ def fitted(run: Run, folder: Path, alone: Recommender, options: Recommend) -> Fu
         fusion.save(temporary, domain.catalogue.ids)
         write_json(temporary / IDENTITY_FILE, identity)
     print(f"weights: {fusion.described}")
+    # Vectors are kept in 16 bits: lists are the same now and whenever it is opened again.
+    return Fusion.open(
+        place, domain.catalogue.ids, domain.catalogue.titles, fusion.readings.transitions, fusion.readings.counts
+    )[0]
+
+
+def is_fitted(run: Run, folder: Path) -> bool:
+    """Whether the run holds what its recipe's lists need of the model in `folder`, by this recipe; loads no model."""
+    options = run.recipe.recommend
+    return _earlier(run, fitted_folder(run, folder), _asked(run, options), options) is not None
+
+
+def refit(run: Run, users: int | None) -> Fusion:
+    """Weights of the final model's lists fitted anew, on `users` validation users, and written into the run.
+
+    Raises:
+        InputError: the run is not trained to the end, or too few users have a validation case.
+    """
+    recipe, folder = run.recipe, run.final()
+    domain, options = run.domain(recipe.target), recipe.recommend
+    recommender = open_recommender(run, folder)
+    fusion = recommender.strategies.fusion
+    assert fusion is not None
+    settings = recipe.fused.model_copy(update={"users": users, **({"likelihood_users": users} if users else {})})
+    score = likelihood_of(recommender) if options.strategy == "fused" else None
+    facts = {key: value for key, value in fusion.facts.items() if key == "tower"}
+    asked = settings, recipe.training_seed, options.exclude_seen, PARTS, score, options.rerank, facts
+    fusion = weigh(fusion.readings, domain, *asked)
+    fusion.save_weights(fitted_folder(run, folder))
     return fusion
 
 
@@ -96,13 +119,30 @@ def fitted_folder(run: Run, folder: Path) -> Path:
     return run.folder / "fitted" / stages.get(folder, "base")
 
 
-def _earlier(place: Path, identity: dict[str, Any], run: Run) -> Fusion | None:
+def _asked(run: Run, options: Recommend) -> dict[str, Any]:
+    """All that decides what is fitted to a model."""
+    recipe = run.recipe
+    return {
+        "domain": run.domain(recipe.target).fingerprint,
+        "fused": recipe.fused.model_dump(mode="json"),
+        "parts": list(PARTS),  # of an earlier version there may be fewer
+        "recommend": options.model_dump(mode="json", include={"exclude_seen", "rerank", "score"}),
+        "seed": recipe.training_seed,
+    }
+
+
+def _earlier(run: Run, place: Path, identity: dict[str, Any], options: Recommend) -> Fusion | None:
+    """What lies in `place`, if it was fitted to all of `identity` and has the weights that the strategy needs."""
     try:
-        if json.loads((place / IDENTITY_FILE).read_text(encoding="utf-8")) != json.loads(json.dumps(identity)):
+        stored = json.loads((place / IDENTITY_FILE).read_text(encoding="utf-8"))
+        if {key: stored[key] for key in identity} != json.loads(json.dumps(identity)):
             return None
+        require_fitted(place, options.strategy)
         domain = run.domain(run.recipe.target)
-        return Fusion.open(place, domain.catalogue.ids, Transitions.of(domain), domain.train_counts())[0]
-    except (OSError, ValueError, InputError):  # not there, or damaged: fitted anew
+        return Fusion.open(
+            place, domain.catalogue.ids, domain.catalogue.titles, Transitions.of(domain), domain.train_counts()
+        )[0]
+    except (OSError, ValueError, KeyError, TypeError, InputError):  # not there, or damaged: fitted anew
         return None
 
 

@@ -20,6 +20,7 @@ from calrec_lite.model.device import device
 from calrec_lite.recipe import TowerSettings
 from calrec_lite.recommend.user_tower import History, UserTower
 
+SORTED = 16  # steps whose pieces are sorted together
 Rows = tuple[Tensor, Tensor]  # items read and items to be predicted, both (B, T); nothing to predict: -1
 
 
@@ -117,9 +118,17 @@ def _train_epoch(
 
 
 def _batches(tower: UserTower, pieces: Sequence[History], size: int, random: np.random.Generator) -> Iterator[Rows]:
+    """An epoch in random order; pieces of similar length are in one step, so that there is little padding."""
     order = random.permutation(len(pieces))
-    for start in range(0, len(order), size):
-        part = [pieces[i] for i in order[start : start + size]]
+    group = size * SORTED
+    by_length = [
+        i
+        for start in range(0, len(order), group)
+        for i in sorted(order[start : start + group], key=lambda i: len(pieces[i]))
+    ]
+    steps = [by_length[start : start + size] for start in range(0, len(order), size)]
+    for step in random.permutation(len(steps)):
+        part = [pieces[i] for i in steps[step]]
         length = max(map(len, part)) - 1
         rows = np.full((len(part), length), tower.padding)
         following = np.full((len(part), length), -1)

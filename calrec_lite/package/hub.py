@@ -100,7 +100,7 @@ def choose_files(folder: Path) -> Upload:
         missing += [] if _TOKENIZERS & sizes.keys() else ["tokenizer.json"]
         sharded = any("-of-" in name for name in sizes)
         missing += ["model.safetensors.index.json"] if sharded and "model.safetensors.index.json" not in sizes else []
-    missing += [] if any(name.endswith(".safetensors") for name in sizes) else ["*.safetensors"]
+    missing += [] if any(name.endswith(".safetensors") and "/" not in name for name in sizes) else ["*.safetensors"]
     if missing:
         raise InputError(f"{folder}: is no export: lacks {', '.join(missing)}; write one by `calrec-lite export RUN`")
     _check_weights(folder, sizes)

@@ -20,6 +20,7 @@ from calrec_lite.recommend.user_tower import History
 
 WEIGHTS_FILE = "weights.json"
 LIKELIHOOD = "likelihood"  # the part that only the LLM knows
+UNREAD = {"popularity": 1.0}  # weights where no item of a history is known: the fitted ones are of users who have some
 Likelihood = Callable[[Sequence[np.ndarray]], list[np.ndarray]]  # each user's items -> their log-probabilities
 
 
@@ -54,20 +55,30 @@ class Fusion:
             n: with `likelihood`: so many of each user's best by `fast` are put in order by `fused`.
         """
         parts = self.readings.parts(histories)
-        best = best_items(added_up(parts, self.fast), allowed, max(n, k) if likelihood else k)
+        best = best_items(self._scores(histories, parts), allowed, max(n, k) if likelihood else k)
         values = [{name: part[u, items].numpy() for name, part in parts.items()} for u, items in enumerate(best)]
-        weights = self.fast
+        weights, unread = self.fast, UNREAD
         if likelihood:
             assert self.fused is not None
-            weights = self.fused
+            weights, unread = self.fused, {**UNREAD, LIKELIHOOD: self.fused[LIKELIHOOD]}
             for user_values, logp in zip(values, likelihood([items.numpy() for items in best])):
                 user_values[LIKELIHOOD] = logp
-        return [_ranked(items.numpy(), user_values, weights, k) for items, user_values in zip(best, values)]
+        return [
+            _ranked(items.numpy(), user_values, weights if len(history) else unread, k)
+            for history, items, user_values in zip(histories, best, values)
+        ]
 
     def best(self, histories: Sequence[History], allowed: np.ndarray, k: int) -> list[np.ndarray]:
         """As `rank` without the likelihood, of each user the items alone: reasons take longer than lists."""
-        scores = added_up(self.readings.parts(histories), self.fast)
+        scores = self._scores(histories, self.readings.parts(histories))
         return [items.numpy() for items in best_items(scores, allowed, k)]
+
+    def _scores(self, histories: Sequence[History], parts: Mapping[str, Tensor]) -> Tensor:
+        """(U, N) without the likelihood."""
+        scores = added_up(parts, self.fast)
+        unread = [u for u, history in enumerate(histories) if not len(history)]
+        scores[unread] = added_up(parts, UNREAD)[unread]
+        return scores
 
     def with_items(self, added: np.ndarray, vectors: Tensor) -> "Fusion":
         """The same with text for items that had none: v_T (M, D) of the items `added` (M,)."""
@@ -89,28 +100,15 @@ class Fusion:
 
     @classmethod
     def open(
-        cls, folder: Path, ids: Sequence[str], transitions: Transitions, counts: np.ndarray
+        cls, folder: Path, ids: Sequence[str], titles: Sequence[str], transitions: Transitions, counts: np.ndarray
     ) -> "tuple[Fusion, np.ndarray]":
         """Read what `save` wrote, for the items `ids`; and which of them (indices) have no text vector yet.
 
         Raises:
             InputError: it is not there, or damaged.
         """
-        file = folder / WEIGHTS_FILE
-        try:
-            facts = json.loads(file.read_text(encoding="utf-8"))
-            fast, fused = facts.pop("fast"), facts.pop("fused")
-            for weights in (fast, fused or {}):
-                if not weights.keys() <= {*PARTS, LIKELIHOOD} or not np.isfinite([*map(float, weights.values())]).all():
-                    raise ValueError("a weight of no part, or one that is no number")
-        except FileNotFoundError:
-            raise InputError(
-                f"{folder}: no fitted weights there, which `strategy: fused` and `fast` need: train (or tune) a run "
-                "with `recommend.strategy: fused` and export it, or choose another strategy"
-            ) from None
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{file}: not the weights of readings ({error}); fit or export again") from None
-        readings, missing = Readings.open(folder, ids, transitions, counts)
+        fast, fused, facts = _read_weights(folder)
+        readings, missing = Readings.open(folder, ids, titles, transitions, counts)
         return cls(readings, fast, fused, facts), missing
 
     @cached_property
@@ -120,11 +118,44 @@ class Fusion:
         return ", ".join(f"{name} {weight:.3g}" for name, weight in weights.items())
 
 
+def require_fitted(folder: Path, strategy: str) -> None:
+    """Raise InputError where `folder` lacks the weights that the strategy needs: before anything large is loaded."""
+    _, fused, _ = _read_weights(folder)
+    if strategy == "fused" and fused is None:
+        raise InputError(
+            f"{folder / WEIGHTS_FILE}: weights for `strategy: fast` alone; choose that, or export again with "
+            "`recommend.strategy: fused` in the recipe"
+        )
+
+
 def best_items(scores: Tensor, allowed: np.ndarray, n: int) -> list[Tensor]:
     """For each user the `n` allowed items of the highest scores (U, N), or all that are allowed, best first."""
     scores = scores.masked_fill(~torch.from_numpy(allowed), -torch.inf)
     values, items = scores.topk(min(n, scores.shape[1]), dim=1)
     return [row[finite] for row, finite in zip(items, values.isfinite())]
+
+
+def _read_weights(folder: Path) -> tuple[dict[str, float], dict[str, float] | None, dict[str, Any]]:
+    """`fast`, `fused` and all else of WEIGHTS_FILE. Raises InputError where it is missing or damaged."""
+    file = folder / WEIGHTS_FILE
+    try:
+        facts = json.loads(file.read_text(encoding="utf-8"))
+        fast, fused = facts.pop("fast"), facts.pop("fused")
+        for weights in (fast, fused or {LIKELIHOOD: 1.0}):
+            if not weights or not weights.keys() <= {*PARTS, LIKELIHOOD}:
+                raise ValueError("a weight of no part")
+            if not np.isfinite([*map(float, weights.values())]).all():
+                raise ValueError("a weight that is no number")
+        if LIKELIHOOD in fast or (fused is not None and LIKELIHOOD not in fused):
+            raise ValueError("the likelihood belongs to `fused`, and only there")
+    except FileNotFoundError:
+        raise InputError(
+            f"{folder}: no fitted weights there, which `strategy: fused` and `fast` need: train (or tune) a run "
+            "with `recommend.strategy: fused` and export it, or choose another strategy"
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{file}: not the weights of readings ({error}); fit or export again") from None
+    return fast, fused, facts
 
 
 def _ranked(items: np.ndarray, values: Mapping[str, np.ndarray], weights: Mapping[str, float], k: int) -> Ranked:

@@ -1,6 +1,6 @@
 """What is known of every item after a history without running the LLM, part by part (docs/method.md, 8).
 
-A part is a score of all items: `tower`, `text`, `transitions`, `popularity`. `strategy: fast` adds them up, weighed;
+A part is a score of all items (PARTS). `strategy: fast` adds them up, weighed;
 `fused` does so too, and adds the LLM's log-probability of the best.
 """
 
@@ -22,8 +22,9 @@ from calrec_lite.errors import InputError
 from calrec_lite.recommend.transitions import Transitions
 from calrec_lite.recommend.user_tower import History, UserTower
 from calrec_lite.recommend.whitening import Whitening
+from calrec_lite.recommend.words import Words
 
-PARTS = ("tower", "text", "transitions", "popularity")
+PARTS = ("tower", "text", "words", "transitions", "successors", "popularity")
 DECAY = 0.6  # of an item's weight in a user's text vector, with each later item
 LATEST = 20  # items of a history in it: older ones weigh less than a ten-thousandth
 ITEMS_FILE = "items.parquet"
@@ -40,6 +41,7 @@ class Readings:
         whitening: how they were made of v_T, for items that are added later.
         tower: trained over them.
         transitions: counts of what followed what.
+        words: of the titles.
         counts: (N,) how often each item was trained on.
     """
 
@@ -47,6 +49,7 @@ class Readings:
     whitening: Whitening
     tower: UserTower
     transitions: Transitions
+    words: Words
     counts: np.ndarray
 
     @cached_property
@@ -73,7 +76,9 @@ class Readings:
         return {
             "tower": tower,
             "text": text,
+            "words": torch.from_numpy(self.words.scores(histories)),
             "transitions": torch.log(scores + Transitions.FLOOR),
+            "successors": torch.log(torch.from_numpy(self.transitions.successors(histories)) + Transitions.FLOOR),
             "popularity": self._popularity.expand(len(histories), -1),
         }
 
@@ -91,7 +96,7 @@ class Readings:
 
     @classmethod
     def open(
-        cls, folder: Path, ids: Sequence[str], transitions: Transitions, counts: np.ndarray
+        cls, folder: Path, ids: Sequence[str], titles: Sequence[str], transitions: Transitions, counts: np.ndarray
     ) -> "tuple[Readings, np.ndarray]":
         """Read what `save` wrote, for the items `ids`; and which of them (indices) it has no text vector of.
 
@@ -113,7 +118,7 @@ class Readings:
         except (OSError, KeyError, ValueError, RuntimeError, TypeError, pa.ArrowException, SafetensorError) as error:
             reason = str(error).splitlines()[0]
             raise InputError(f"{folder}: not readable as fitted readings ({reason}); fit or export again") from None
-        return cls(text, whitening, tower.eval(), transitions, counts), np.flatnonzero(rows < 0)
+        return cls(text, whitening, tower.eval(), transitions, Words(titles), counts), np.flatnonzero(rows < 0)
 
     def with_items(self, added: np.ndarray, vectors: Tensor) -> "Readings":
         """The same with text for items that had none: v_T (M, D) of the items `added` (M,)."""
@@ -122,7 +127,7 @@ class Readings:
         settings: dict[str, Any] = {**self.tower.settings}
         tower = UserTower(text, **settings)
         tower.load_state_dict(self.tower.state_dict())
-        return Readings(text, self.whitening, tower.eval(), self.transitions, self.counts)
+        return Readings(text, self.whitening, tower.eval(), self.transitions, self.words, self.counts)
 
 
 def recent_text(text: Tensor, histories: Sequence[History]) -> Tensor:

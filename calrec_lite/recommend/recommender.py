@@ -24,7 +24,7 @@ from calrec_lite.package.hub import push_folder
 from calrec_lite.package.layout import FITTED, open_package, with_strategy
 from calrec_lite.package.save import copy_package, refuse_foreign
 from calrec_lite.recipe import Base, Recommend
-from calrec_lite.recommend.fusion import Fusion
+from calrec_lite.recommend.fusion import Fusion, require_fitted
 from calrec_lite.recommend.ground import normalised
 from calrec_lite.recommend.strategies import Draw, Strategies, Users
 from calrec_lite.recommend.tables import like_table, read_table
@@ -114,13 +114,16 @@ class Recommender:
         package = open_package(source, revision)
         options = with_strategy(package.options, strategy)
         transitions, fusion, unknown = None, None, np.empty(0, np.int64)
+        if options.fits:
+            require_fitted(package.folder / FITTED, options.strategy)
         if options.counts_transitions:
             transitions = Transitions.open(package.transitions_file(), package.aliases, len(package.ids))
-        if options.fits:
-            assert transitions is not None
-            fusion, unknown = Fusion.open(package.folder / FITTED, package.ids, transitions, package.counts)
         encoder = Encoder(load_tokenizer(package.folder), package.text)
         catalogue = package.catalogue(encoder)
+        if options.fits:
+            assert transitions is not None
+            items = package.ids, catalogue.titles
+            fusion, unknown = Fusion.open(package.folder / FITTED, *items, transitions, package.counts)
         towers = None
         if options.strategy != "fast" or len(unknown):
             target_device = None if device is None else torch.device(device)

@@ -13,7 +13,9 @@ from scipy import sparse
 from calrec_lite.data.domain import Domain
 from calrec_lite.errors import InputError
 
-SCHEMA = pa.schema([("item", pa.string()), ("other", pa.string()), ("weight", pa.float32())])
+SCHEMA = pa.schema(
+    [("item", pa.string()), ("other", pa.string()), ("weight", pa.float32()), ("followed", pa.float32())]
+)
 History = NDArray[Any]  # of catalogue indices, oldest first
 
 
@@ -27,6 +29,8 @@ class Transitions:
 
     Args:
         weights: (N, N) what an item of the history (row) adds to each item's score (column).
+        followed: (N, N) how often an item (column) came right after another (row); where it is not 0, `weights` is
+            neither.
     """
 
     WINDOW = 3
@@ -36,8 +40,8 @@ class Transitions:
     POWER = 0.3
     FLOOR = 0.1  # a score's logarithm is of score + FLOOR: an item that never followed is unlikely, not impossible
 
-    def __init__(self, weights: Any) -> None:
-        self.weights = weights
+    def __init__(self, weights: Any, followed: Any) -> None:
+        self.weights, self.followed = weights, followed
 
     @classmethod
     def of(cls, domain: Domain) -> "Transitions":
@@ -48,12 +52,16 @@ class Transitions:
     @classmethod
     def counted(cls, histories: Iterable[History], counts: NDArray[np.int64]) -> "Transitions":
         """Counted on histories; `counts` (N,) says how often each item stands in them."""
+        histories = list(histories)
         before, after = _pairs(histories, cls.WINDOW)
         weight = np.maximum(counts, 1) ** -cls.POWER  # (N,)
         values = np.concatenate([weight[after], cls.BACKWARD * weight[before]]).astype(np.float32)
         rows, columns = np.concatenate([before, after]), np.concatenate([after, before])
         # Equal (row, column) pairs are summed: this is the counting.
-        return cls(sparse.csr_array((values, (rows, columns)), shape=(len(counts), len(counts))))
+        shape = len(counts), len(counts)
+        before, after = _pairs(histories, 1)
+        followed = sparse.csr_array((np.ones(len(before), np.float32), (before, after)), shape=shape)
+        return cls(sparse.csr_array((values, (rows, columns)), shape=shape), followed)
 
     def scores(self, histories: Sequence[History]) -> NDArray[np.float32]:
         """(U, N) the score of every item; 0 where it never stood near an item of the history."""
@@ -65,10 +73,22 @@ class Transitions:
         query = sparse.csr_array((decay, (rows, columns)), shape=(len(recent), self.weights.shape[0]))
         return np.asarray((query @ self.weights).toarray(), dtype=np.float32)
 
+    def successors(self, histories: Sequence[History]) -> NDArray[np.float32]:
+        """(U, N) how often each item came right after the history's last one."""
+        last = [history[-1:] for history in histories]
+        rows = np.repeat(np.arange(len(last)), [len(history) for history in last])
+        columns = np.concatenate([np.empty(0, np.int64), *last])
+        query = sparse.csr_array((np.ones(len(rows), np.float32), (rows, columns)), shape=(len(last), len(self)))
+        return np.asarray((query @ self.followed).toarray(), dtype=np.float32)
+
+    def __len__(self) -> int:
+        return int(self.weights.shape[0])
+
     def save(self, path: Path, ids: Sequence[str]) -> None:
         """Write the pairs by the items' ids: lines of an export's catalogue may be added, moved or taken out."""
         pairs, names = self.weights.tocoo(), np.array(ids, dtype=object)
-        columns = [names[pairs.row], names[pairs.col], pairs.data]
+        followed = np.asarray(self.followed[pairs.row, pairs.col]).ravel() if len(pairs.data) else pairs.data
+        columns = [names[pairs.row], names[pairs.col], pairs.data, followed]
         pq.write_table(pa.table(columns, schema=SCHEMA), path, compression="zstd")
 
     @classmethod
@@ -86,8 +106,12 @@ class Transitions:
             np.array([index.get(i, -1) for i in table[name].to_pylist()], np.int64) for name in ("item", "other")
         )
         known = (rows >= 0) & (columns >= 0)
-        values = table["weight"].to_numpy()[known]
-        return cls(sparse.csr_array((values, (rows[known], columns[known])), shape=(n_items, n_items)))
+        at, shape = (rows[known], columns[known]), (n_items, n_items)
+        weights, followed = (
+            sparse.csr_array((table[name].fill_null(0).to_numpy()[known], at), shape=shape)
+            for name in ("weight", "followed")
+        )
+        return cls(weights, followed)
 
 
 def _pairs(histories: Iterable[History], window: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

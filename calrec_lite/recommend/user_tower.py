@@ -41,6 +41,7 @@ class UserTower(nn.Module):
     ) -> None:
         super().__init__()
         dim = min(dim, items.shape[1])
+        heads = min(heads, dim)  # of very few items
         dim -= dim % heads
         self.length = length
         self.settings: dict[str, int] = {"dim": dim, "layers": layers, "heads": heads, "length": length}
@@ -88,7 +89,7 @@ class UserTower(nn.Module):
 
     def logits(self, users: Tensor, items: Tensor) -> Tensor:
         """(..., N) scaled cosines of users (..., D) and items (N, D)."""
-        return self.log_scale.exp() * (users @ items.T)
+        return (self.log_scale.exp() * users) @ items.T  # users scaled: there are fewer of them than of logits
 
     def rows(self, histories: Sequence[History]) -> Tensor:
         """(B, length) the latest items of histories, padded on the left."""

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-MOST = 768  # coordinates that are kept
+MOST = 768  # coordinates that are kept; of few items half as many as these: with N - 1, all pairs are equally far apart
 LEAST = 1e-3  # of the largest standard deviation: a direction that varies less is noise
 
 
@@ -27,11 +27,11 @@ class Whitening:
 
     @classmethod
     def of(cls, vectors: Tensor) -> "Whitening":
-        """Fitted on vectors (N, D); with fewer items than directions, on as many as there are."""
+        """Fitted on vectors (N, D)."""
         vectors = vectors.double()
         mean = vectors.mean(0)
         _, deviation, directions = torch.linalg.svd(vectors - mean, full_matrices=False)
-        kept = (deviation > LEAST * deviation[0]).nonzero()[:, 0][:MOST]
+        kept = (deviation > LEAST * deviation[0]).nonzero()[:, 0][: min(MOST, len(vectors) // 2)]
         if not len(kept):  # a single item, or all alike
             return cls(mean.float(), vectors.new_zeros(vectors.shape[1], 1).float())
         matrix = directions[kept].T / deviation[kept] * len(vectors) ** 0.5

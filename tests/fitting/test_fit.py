@@ -64,14 +64,16 @@ def test_saved_and_opened_for_a_catalogue_that_has_changed(ring: Domain, fusion:
     ids = ring.catalogue.ids
     fusion.save(tmp_path, ids)
     transitions, counts = Transitions.of(ring), ring.train_counts()
-    opened, missing = Fusion.open(tmp_path, ids, transitions, counts)
+    opened, missing = Fusion.open(tmp_path, ids, ring.catalogue.titles, transitions, counts)
     cases = build_cases(ring, "test", None, 0)
     assert not len(missing)
     assert np.array_equal(lists(opened, cases.histories), lists(fusion, cases.histories))
     moved = [*ids[::-1], "new"]  # in another order, with an item more
-    weights = transitions.weights[::-1][:, ::-1].copy()
-    weights.resize(31, 31)
-    larger, missing = Fusion.open(tmp_path, moved, Transitions(weights), np.append(counts[::-1], 0))
+    index = {item: row for row, item in enumerate(moved)}
+    transitions.save(tmp_path / "transitions.parquet", ids)
+    pairs = Transitions.open(tmp_path / "transitions.parquet", index, 31)
+    titles = [*ring.catalogue.titles[::-1], "a new one"]
+    larger, missing = Fusion.open(tmp_path, moved, titles, pairs, np.append(counts[::-1], 0))
     assert missing.tolist() == [30]
     histories = [29 - history for history in cases.histories]
     assert np.array_equal(
@@ -84,18 +86,18 @@ def test_saved_and_opened_for_a_catalogue_that_has_changed(ring: Domain, fusion:
 def test_damaged_files_are_refused(ring: Domain, fusion: Fusion, tmp_path: Path) -> None:
     transitions, counts, ids = Transitions.of(ring), ring.train_counts(), ring.catalogue.ids
     with pytest.raises(InputError, match="no fitted weights there"):
-        Fusion.open(tmp_path, ids, transitions, counts)
+        Fusion.open(tmp_path, ids, ring.catalogue.titles, transitions, counts)
     fusion.save(tmp_path, ids)
     for wrong in ({"fast": {"taste": 1.0}, "fused": None}, {"fast": {"text": float("nan")}, "fused": None}, [], {}):
         (tmp_path / "weights.json").write_text(json.dumps(wrong))
         with pytest.raises(InputError, match="not the weights of readings"):
-            Fusion.open(tmp_path, ids, transitions, counts)
+            Fusion.open(tmp_path, ids, ring.catalogue.titles, transitions, counts)
     fusion.save(tmp_path, ids)
     for name in ("items.parquet", "tower.safetensors"):
         whole = (tmp_path / name).read_bytes()
         (tmp_path / name).write_bytes(whole[: len(whole) // 2])
         with pytest.raises(InputError, match="not readable as fitted readings"):
-            Fusion.open(tmp_path, ids, transitions, counts)
+            Fusion.open(tmp_path, ids, ring.catalogue.titles, transitions, counts)
         (tmp_path / name).write_bytes(whole)
 
 

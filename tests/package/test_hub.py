@@ -35,10 +35,12 @@ NEVER = (
 def folder(tmp_path: Path) -> Path:
     """An export as small as one can be: two shards of 2 MB, so that a cut comes in the middle of a stream."""
     folder = tmp_path / "export"
-    (folder / "1_Pooling").mkdir(parents=True)
+    for below in ("1_Pooling", "fitted"):
+        (folder / below).mkdir(parents=True)
     for seed, name in enumerate(SHARDS):
         weights = torch.randn(1024, 512, generator=torch.Generator().manual_seed(seed))
         save_file({f"layer{seed}": weights}, folder / name)
+    save_file({"gate": torch.ones(4)}, folder / "fitted" / "tower.safetensors")
     index = {"metadata": {}, "weight_map": {f"layer{i}": name for i, name in enumerate(SHARDS)}}
     for name, text in {
         "README.md": "---\nlibrary_name: transformers\n---\n\n# mine\n",
@@ -48,6 +50,8 @@ def folder(tmp_path: Path) -> Path:
         "model.safetensors.index.json": json.dumps(index),
         "catalogue.jsonl": '{"id": "a", "fields": {"Title": "tea"}, "count": 3}\n',
         "transitions.parquet": "pairs of items",
+        "fitted/weights.json": '{"fast": {"text": 1.0}, "fused": null}',
+        "fitted/items.parquet": "vectors of items",
         "1_Pooling/config.json": "{}",
     }.items():
         (folder / name).write_text(text, encoding="utf-8")

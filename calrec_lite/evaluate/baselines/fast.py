@@ -15,6 +15,7 @@ from calrec_lite.fitting.fit import EACH, fit_fusion, weigh
 from calrec_lite.measure.metrics import CELLS
 from calrec_lite.recipe import Recipe
 from calrec_lite.recommend.fusion import Fusion
+from calrec_lite.recommend.readings import PARTS
 from calrec_lite.recommend.transitions import Transitions
 
 FORMAT = 1  # raise it when the same settings come to give other lists
@@ -79,6 +80,7 @@ def _fitted(domain: Domain, recipe: Recipe) -> Fusion:
     settings = {
         "format": FORMAT,
         "vectors": encoded.name,
+        "parts": list(PARTS),
         "fused": recipe.fused.model_dump(mode="json"),
         "exclude_seen": exclude_seen,
         "seed": seed,
@@ -90,4 +92,4 @@ def _fitted(domain: Domain, recipe: Recipe) -> Fusion:
         settings,
         lambda to: fit_fusion(domain, vectors, recipe.fused, seed, exclude_seen).save(to, ids),
     )
-    return Fusion.open(folder, ids, Transitions.of(domain), domain.train_counts())[0]
+    return Fusion.open(folder, ids, domain.catalogue.titles, Transitions.of(domain), domain.train_counts())[0]
