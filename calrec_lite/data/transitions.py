@@ -8,7 +8,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from scipy import sparse
 
 from calrec_lite.data.domain import Domain
 from calrec_lite.errors import InputError
@@ -53,17 +52,39 @@ class Transitions:
         values = np.concatenate([weight[after], cls.BACKWARD * weight[before]]).astype(np.float32)
         rows, columns = np.concatenate([before, after]), np.concatenate([after, before])
         # Equal (row, column) pairs are summed: this is the counting.
-        return cls(sparse.csr_array((values, (rows, columns)), shape=(len(counts), len(counts))))
+        return cls(_sparse(values, rows, columns, (len(counts), len(counts))))
 
     def scores(self, histories: Sequence[History]) -> NDArray[np.float32]:
         """(U, N) the score of every item; 0 where it never stood near an item of the history."""
+        return np.asarray(self.sparse_scores(histories).toarray(), dtype=np.float32)
+
+    def sparse_scores(self, histories: Sequence[History]) -> Any:
+        """(U, N) `scores` above 0, as a sparse array of rows."""
         recent = [history[-self.LAST :][::-1] for history in histories]  # latest first
         rows = np.repeat(np.arange(len(recent)), [len(history) for history in recent])
         columns = np.concatenate([np.empty(0, np.int64), *recent])
         age = np.concatenate([np.empty(0), *(np.arange(len(history)) for history in recent)])
         decay = (self.DECAY**age).astype(np.float32)
-        query = sparse.csr_array((decay, (rows, columns)), shape=(len(recent), self.weights.shape[0]))
-        return np.asarray((query @ self.weights).toarray(), dtype=np.float32)
+        return _sparse(decay, rows, columns, (len(recent), self.weights.shape[0])) @ self.weights
+
+    @classmethod
+    def event_scores(
+        cls, histories: Sequence[History], targets: NDArray[Any], counts: NDArray[np.int64]
+    ) -> NDArray[np.float64]:
+        """(U,) what each target's own event adds to its score after its history, if the event was counted: its pairs
+        with the latest three items. `counts` as `counted` had them."""
+        recent = np.full((len(histories), cls.LAST), -1)  # latest first
+        for row, history in zip(recent, histories, strict=True):
+            latest = history[-cls.LAST :][::-1]
+            row[: len(latest)] = latest
+        near = recent[:, : cls.WINDOW]
+        same = (near[:, :, None] == recent[:, None]) & (near[:, :, None] >= 0)  # (U, 3, 5): an item may come twice
+        pairs = 1 + cls.BACKWARD * (near == targets[:, None])  # of an item with itself there are both directions
+        return (same @ cls.DECAY ** np.arange(cls.LAST) * pairs).sum(1) * np.maximum(counts, 1)[targets] ** -cls.POWER
+
+    def in_order(self, order: NDArray[np.int64]) -> "Transitions":
+        """The same with scores in another order: column i is that of the item `order[i]`."""
+        return Transitions(self.weights[:, order])
 
     def save(self, path: Path, ids: Sequence[str]) -> None:
         """Write the pairs by the items' ids: lines of an export's catalogue may be added, moved or taken out."""
@@ -87,7 +108,14 @@ class Transitions:
         )
         known = (rows >= 0) & (columns >= 0)
         values = table["weight"].to_numpy()[known]
-        return cls(sparse.csr_array((values, (rows[known], columns[known])), shape=(n_items, n_items)))
+        return cls(_sparse(values, rows[known], columns[known], (n_items, n_items)))
+
+
+def _sparse(values: NDArray[Any], rows: NDArray[Any], columns: NDArray[Any], shape: tuple[int, int]) -> Any:
+    """A sparse array in which the values of equal places are summed."""
+    from scipy import sparse  # a tenth of a second, which those who only read recipes need not wait
+
+    return sparse.csr_array((values, (rows, columns)), shape=shape)
 
 
 def _pairs(histories: Iterable[History], window: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
