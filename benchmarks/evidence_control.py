@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calrec_lite.data.domain import Domain
+from calrec_lite.data.transitions import Transitions
 from calrec_lite.evaluate.baselines.minilm import MiniLMBaseline
 from calrec_lite.measure.cases import Cases
 from calrec_lite.measure.metrics import ndcg_at, ranks_from_lists
 from calrec_lite.recipe import MiniLMSettings
-from calrec_lite.recommend.transitions import Transitions
 
 COSINE = (0.0, 0.5, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 15.0, 20.0)
 POPULARITY = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8)

@@ -95,7 +95,9 @@ class Measure:
         catalogue = run.catalogue("scientific")
         loss = run.recipe.loss.model_copy(update={"targets": "last", "alpha": 0.0, "beta": 0.0})
         self.rows = Rows([validation_rows(domain, catalogue, run.encoder, USERS, 0)], run.encoder)
-        self.collator = Collator({"scientific": catalogue}, loss, int(run.encoder.start[0]), run.encoder.pad, 8)
+        self.collator = Collator(
+            {"scientific": catalogue}, loss, int(run.encoder.start[0]), run.encoder.pad, 8, held_out=True
+        )
         self.cases = build_cases(domain, "test", USERS, 0)
         self.protocol = Protocol(users=USERS)
         self.ranks: dict[str, Any] = {}

@@ -115,7 +115,9 @@ def nats(towers: Towers, bench: Bench, scored_as: Loss, users: int) -> float:
     catalogue = bench.catalogue(scored_as)
     over_items = Loss(alpha=0, beta=0, targets="last", softmax="catalogue")
     rows = Rows([validation_rows(bench.domain, catalogue, bench.encoder, users, SEED)], bench.encoder)
-    collator = Collator({bench.domain.name: catalogue}, over_items, int(bench.encoder.start[0]), bench.encoder.pad, 8)
+    collator = Collator(
+        {bench.domain.name: catalogue}, over_items, int(bench.encoder.start[0]), bench.encoder.pad, 8, held_out=True
+    )
     return validation_loss(towers, rows, collator, progress=False)
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from calrec_lite.claim import refuse_claimed
 from calrec_lite.data.domain import Domain
 from calrec_lite.data.prepare import prepare_to
+from calrec_lite.data.transitions import Transitions
 from calrec_lite.errors import InputError
 from calrec_lite.files import write_json
 from calrec_lite.method.catalogue import EncodedCatalogue, encode_catalogue
@@ -280,6 +281,8 @@ class Run:
                 loss.effective_prior,
                 loss.effective_logit_scale,
                 progress=True,
+                collaborative=loss.effective_collaborative,
+                transitions=Transitions.of(domain) if loss.effective_collaborative else None,
             )
         return self._encoded[name]
 

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from calrec_lite.data.domain import Catalogue, Domain, Sequences
+from calrec_lite.data.transitions import Transitions
 from calrec_lite.method.catalogue import EncodedCatalogue, encode_catalogue
 from calrec_lite.model.compiling import compiler
 from calrec_lite.recipe import Loss, Text
@@ -161,6 +162,14 @@ def encoder(tiny_folder: Path) -> Encoder:
 @pytest.fixture(scope="session")
 def catalogue(domain: Domain, encoder: Encoder) -> EncodedCatalogue:
     return encode_catalogue(domain.name, domain.catalogue, encoder, domain.train_counts(), prior=1.0, logit_scale=0.5)
+
+
+@pytest.fixture(scope="session")
+def mixed(domain: Domain, encoder: Encoder) -> EncodedCatalogue:
+    """As `catalogue`, where a user's own transitions have a share in the prior."""
+    counted = Transitions.of(domain)
+    options: dict = {"prior": 1.0, "logit_scale": 0.5, "collaborative": 0.6, "transitions": counted}
+    return encode_catalogue(domain.name, domain.catalogue, encoder, domain.train_counts(), **options)
 
 
 @pytest.fixture

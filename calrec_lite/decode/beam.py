@@ -22,16 +22,16 @@ def beam_search(
     """The `k` most probable allowed items of each user, best first, with their exact log-probability.
 
     Best first: of each user's partial items those go first that promise the most probable item, which is guessed
-    from their probability and from how popular the most popular item below them is. A partial item is at least as
-    probable as any item it can become, so once k items are certain, what is less probable than the k-th of them is
-    dropped. A user's search ends after 2 x `beams` continued partial items, and never more are stored than may still
-    be continued: the list is exact where none of the dropped ones would have become one of the k.
+    from their probability and from the largest share that an item below them has of the prior. A partial item is at
+    least as probable as any item it can become, so once k items are certain, what is less probable than the k-th of
+    them is dropped. A user's search ends after 2 x `beams` continued partial items, and never more are stored than may
+    still be continued: the list is exact where none of the dropped ones would have become one of the k.
     All users take a step together, chains of tokens without a fork are one forward, and an item that is certain
     costs nothing more. Each user gets k items wherever so many are allowed.
 
     Args:
         tree: the prompts, without continuations; the search changes it, so that it cannot be used again.
-        trie, paths: of the catalogue, `paths` on the tree's device.
+        trie, paths: of the catalogue, `paths` on the tree's device and for the tree's users.
         beams: at least `k`; more find the true list more often, and take longer.
         allowed: (U, N) which items may be recommended. The probabilities stay those over all items.
         strict: prune as transformers' beam search does, token by token, with certain items in the beam until their
@@ -163,7 +163,7 @@ class _Search:
         """The allowed children of partial items whose forks have their states in the tree."""
         edges, parent = self.paths.children(beam.node)
         states = self.tree.states[self.tree_row[beam.user], beam.slot]  # (n, D)
-        logp = self.paths.child_logprobs(states, self.tree.towers.head, edges, parent).double()
+        logp = self.paths.child_logprobs(states, self.tree.towers.head, edges, parent, beam.user).double()
         forks = beam.pick(parent)
         children = _Beams(
             forks.user, forks.score + logp, self.paths.dest[edges], edges, forks.slot, torch.full_like(forks.slot, -1)
@@ -210,7 +210,7 @@ class _Search:
         """(n,) a guess of log P of the best item below, given the partial item; 0 where that is an item itself."""
         if not len(self.paths.share):
             return torch.zeros_like(beam.score)
-        return torch.where(beam.edge >= 0, self.paths.share[beam.edge.clamp(min=0)], 0.0)
+        return torch.where(beam.edge >= 0, self.paths.promise(beam.user, beam.edge.clamp(min=0)), 0.0)
 
     def _top(self, beam: _Beams, key: Tensor, limits: Tensor) -> _Beams:
         """Each user's best by `key` (n,), `limits` (U,) of them, users in order, best first."""

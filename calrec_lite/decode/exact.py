@@ -30,7 +30,7 @@ def item_logprobs(tree: PromptTree, trie: Trie, paths: TrieTensors, items: Seque
 
     Args:
         tree: the prompts, without continuations.
-        trie, paths: of the catalogue, `paths` on the tree's device.
+        trie, paths: of the catalogue, `paths` on the tree's device and for the tree's users.
         items: for each user some catalogue indices.
     """
     root = paths.feed_root(tree)
@@ -111,13 +111,13 @@ def _first_tokens(
     forks = [np.unique(trie.owner[s.edges]) for s in subtries]  # of each user, the forks its edges leave from
     columns = [np.searchsorted(s.fed, trie.above[f]) + 1 if len(f) else f for s, f in zip(subtries, forks)]
     columns = [np.where(trie.above[f] < 0, 0, c) for f, c in zip(forks, columns)]
-    user = np.repeat(np.arange(len(subtries)), [len(f) for f in forks])
+    user = torch.from_numpy(np.repeat(np.arange(len(subtries)), [len(f) for f in forks])).to(device)
     all_forks = torch.from_numpy(np.concatenate(forks).astype(np.int64)).to(device)
     column = torch.from_numpy(np.concatenate(columns).astype(np.int64)).to(device)
-    states = ends[torch.from_numpy(user).to(device), column]  # (forks of all users, D)
+    states = ends[user, column]  # (forks of all users, D)
     children, parent = paths.children(all_forks)
-    logp = paths.child_logprobs(states, head, children, parent)
-    key = torch.from_numpy(user).to(device)[parent] * (len(paths.token) + 1) + children  # ascending
+    logp = paths.child_logprobs(states, head, children, parent, user)
+    key = user[parent] * (len(paths.token) + 1) + children  # ascending
     return logp[torch.searchsorted(key, users * (len(paths.token) + 1) + edges)].double()
 
 

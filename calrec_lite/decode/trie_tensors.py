@@ -1,15 +1,18 @@
 """The catalogue's trie as tensors, and the probability of its edges given the states that decide them."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from calrec_lite.decode.own_bias import OwnBias
 from calrec_lite.decode.prompt_tree import PromptTree
 from calrec_lite.method.catalogue import EncodedCatalogue
 from calrec_lite.method.losses import HEAD_ENTRIES, segment_logsumexp, vocabulary_nll
 from calrec_lite.model.on_device import OnDevice
+from calrec_lite.prior.collaborative import CollaborativePrior
 
 
 @dataclass
@@ -17,7 +20,8 @@ class TrieTensors(OnDevice):
     """`text.trie.Trie` on a device, with each edge's bias, the scale of the logits it is
     added to (both `EncodedCatalogue`'s), and each item's length in tokens.
 
-    `share` (E,) is the log of the most popular item's share of the training counts below an edge.
+    `share` (E,) is the log of the most popular item's share of the training counts below an edge. `own` is what each
+    user's transitions add to `bias`, once `for_users` has said who they are.
 
     Args:
         score: `catalogue` takes each edge's probability among its fork's children, so that all items together have
@@ -26,6 +30,8 @@ class TrieTensors(OnDevice):
 
     score: str
     logit_scale: float
+    prior: CollaborativePrior | None
+    own: OwnBias | None
     root: Tensor
     ptr: Tensor
     token: Tensor
@@ -45,7 +51,14 @@ class TrieTensors(OnDevice):
         popularity = catalogue.counts + 1.0
         share = np.log(trie.most(popularity) / trie.below(popularity))
         length = np.array([len(t) for t in catalogue.tokens], np.int64)
-        return cls(score, catalogue.logit_scale, *(torch.from_numpy(a) for a in (*flat, share, length)))
+        prior = catalogue.collaborative if score == "catalogue" else None
+        return cls(score, catalogue.logit_scale, prior, None, *(torch.from_numpy(a) for a in (*flat, share, length)))
+
+    def for_users(self, histories: Sequence[np.ndarray]) -> "TrieTensors":
+        """The same for users with these histories (catalogue indices, oldest first), a prompt each, in this order."""
+        if self.prior is None:
+            return self
+        return replace(self, own=OwnBias.after(self.prior, histories).to(self.bias.device))
 
     def children(self, forks: Tensor) -> tuple[Tensor, Tensor]:
         """All edges that leave from `forks` (n,), and for each the fork (0..n-1) it leaves from: (C,), (C,)."""
@@ -56,8 +69,9 @@ class TrieTensors(OnDevice):
         begin, end = self.chain_ptr[edges], self.chain_ptr[edges + 1]
         return end - begin, self.chain[ranges(begin, end)[0]]
 
-    def child_logprobs(self, states: Tensor, head: Tensor, edges: Tensor, parent: Tensor) -> Tensor:
-        """(C,) log P of the first token of each child, where state `parent[c]` of `states` (n, D) decides it.
+    def child_logprobs(self, states: Tensor, head: Tensor, edges: Tensor, parent: Tensor, users: Tensor) -> Tensor:
+        """(C,) log P of the first token of each child, where state `parent[c]` of `states` (n, D), of `users` (n,),
+        decides it.
 
         In fp32: logits in bf16 are multiples of 1/16, so that items with different logits would become equal.
         """
@@ -66,7 +80,13 @@ class TrieTensors(OnDevice):
         if self.score == "vocabulary":
             return logits - _vocabulary_logsumexp(states, head)[parent]
         entries = self.logit_scale * logits + self.bias[edges]
+        if self.own is not None:
+            entries += self.own(users[parent], edges)
         return entries - segment_logsumexp(entries, parent, len(states))[parent]
+
+    def promise(self, users: Tensor, edges: Tensor) -> Tensor:
+        """(n,) log of the largest share that an item has of its user's prior below each edge; `users`, `edges` (n,)."""
+        return self.share[edges] if self.own is None else self.own.promise(users, edges, self.share[edges])
 
     def rest_logprobs(self, states: Tensor, head: Tensor, lengths: Tensor, tokens: Tensor) -> Tensor:
         """(n,) log P of what follows each chain's first token; 0 with `score: catalogue`, where it is certain.

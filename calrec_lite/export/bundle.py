@@ -4,13 +4,13 @@ import json
 import shutil
 from pathlib import Path
 
+from calrec_lite.data.transitions import Transitions
 from calrec_lite.errors import InputError
 from calrec_lite.export.card import base_name, render_card
 from calrec_lite.files import TERMS, atomic_path, copy_matching
 from calrec_lite.fitting.opening import IDENTITY_FILE, fitted_folder, is_fitted, open_recommender
 from calrec_lite.package.layout import FITTED, TRANSITIONS, PackageInfo, write_package
 from calrec_lite.package.save import complete_model, copy_model, refuse_foreign
-from calrec_lite.recommend.transitions import Transitions
 from calrec_lite.run import Run
 from calrec_lite.training.handover import stage_origin
 
@@ -80,9 +80,11 @@ def _describe(folder: Path, run: Run, adapter: bool = False) -> None:
         recommend=recipe.recommend,
         prior=recipe.loss.effective_prior,
         logit_scale=recipe.loss.effective_logit_scale,
+        collaborative=recipe.loss.effective_collaborative,
         seed=recipe.seed,
     )
     write_package(folder, info, domain.catalogue if recipe.export.catalogue else None, domain.train_counts())
-    if recipe.export.catalogue and (recipe.recommend.transitions or recipe.recommend.fits):
+    wanted = recipe.recommend.transitions or recipe.recommend.fits or recipe.loss.effective_collaborative
+    if recipe.export.catalogue and wanted:
         Transitions.of(domain).save(folder / TRANSITIONS, domain.catalogue.ids)
     (folder / "README.md").write_text(render_card(run, adapter), encoding="utf-8")

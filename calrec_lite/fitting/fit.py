@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from calrec_lite.data.domain import Domain
+from calrec_lite.data.transitions import Transitions
 from calrec_lite.errors import InputError
 from calrec_lite.fitting.tower import fit_tower
 from calrec_lite.fitting.weights import Fitted, fit_weights
@@ -16,7 +17,6 @@ from calrec_lite.measure.metrics import CELLS, ndcg_at, ranks_from_lists
 from calrec_lite.recipe import Fused
 from calrec_lite.recommend.fusion import LIKELIHOOD, Fusion, best_items
 from calrec_lite.recommend.readings import PARTS, Readings, added_up
-from calrec_lite.recommend.transitions import Transitions
 from calrec_lite.recommend.user_tower import History
 from calrec_lite.recommend.whitening import Whitening
 from calrec_lite.recommend.words import Words

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from calrec_lite.data.transitions import Transitions
 from calrec_lite.errors import InputError
 from calrec_lite.files import atomic_path, write_json
 from calrec_lite.fitting.fit import LikelihoodOf, fit_fusion, weigh
@@ -17,7 +18,6 @@ from calrec_lite.recipe import Recommend
 from calrec_lite.recommend.fusion import Fusion, require_fitted
 from calrec_lite.recommend.readings import PARTS
 from calrec_lite.recommend.recommender import Recommender, batches, lists_in_memory
-from calrec_lite.recommend.transitions import Transitions
 from calrec_lite.recommend.user_tower import History
 from calrec_lite.recommend.vectors import model_fingerprint
 from calrec_lite.run import Run
@@ -157,7 +157,8 @@ def likelihood_of(recommender: Recommender) -> LikelihoodOf:
         for users in batches(prompts, recommender.options.batch_tokens):
             with lists_in_memory(len(users), recommender.options):
                 tree = strategies.prompt_tree([prompts[u] for u in users])
-                found |= zip(users, strategies.likelihood(tree, [items[u] for u in users]), strict=True)
+                known, asked = [histories[u] for u in users], [items[u] for u in users]
+                found |= zip(users, strategies.likelihood(tree, known, asked), strict=True)
         return [found[u] for u in range(len(prompts))]
 
     return score

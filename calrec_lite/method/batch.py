@@ -10,6 +10,7 @@ from torch import Tensor
 
 from calrec_lite.method.catalogue import EncodedCatalogue
 from calrec_lite.model.on_device import OnDevice
+from calrec_lite.prior.bias import UserBias
 from calrec_lite.recipe import Loss
 from calrec_lite.text.encoding import Row
 from calrec_lite.text.trie import gather_ranges
@@ -34,6 +35,8 @@ class Forks(OnDevice):
         entry_bias: (E,) what is added to its logit, once that is multiplied by `logit_scale`.
         chosen: (F,) the entry that is taken.
         children: (F,) how many children each decision has; on the CPU, so that slicing waits for no device.
+        target: (F,) which of the chunk's targets it leads to.
+        own: what each target's history adds to `entry_bias`; None: nothing.
     """
 
     positions: Tensor
@@ -45,6 +48,8 @@ class Forks(OnDevice):
     chosen: Tensor
     children: np.ndarray
     logit_scale: float
+    target: Tensor
+    own: UserBias | None
 
     def slice(self, at: int, end: int) -> tuple[Tensor, Tensor, Tensor]:
         """The children of decisions `at` to `end`, one after another: (N,) of which decision, counted from `at`; (N,)
@@ -135,6 +140,7 @@ class Collator:
         row_tokens: the full length; None: that of a step's longest row.
         items_at_once: item texts of one forward at most; None: as many as fit where the rows do, so that a
             GPU has fewer kernels to launch.
+        held_out: the targets are in no count. Else a user's prior leaves each target's own event out.
     """
 
     def __init__(
@@ -146,16 +152,17 @@ class Collator:
         micro_batch_size: int,
         row_tokens: int | None = None,
         items_at_once: int | None = ITEMS_AT_ONCE,
+        held_out: bool = False,
     ) -> None:
         self.catalogues, self.loss, self.start, self.pad = catalogues, loss, start, pad
-        self.row_tokens, self.items_at_once = row_tokens, items_at_once
+        self.row_tokens, self.items_at_once, self.held_out = row_tokens, items_at_once, held_out
         self._micro_batch_size = torch.tensor(micro_batch_size).share_memory_()
 
     def __call__(self, rows: Sequence[Row]) -> StepBatch:
         rows = sorted(rows, key=lambda row: -len(row.tokens))  # longest first: if memory runs out, it does so early
-        longest = self._width(len(rows[0].tokens))
+        longest = _padded(len(rows[0].tokens), MULTIPLE)
         micro = self.micro_batch_size
-        token_budget = micro * max(longest, self._width(self.row_tokens or 1))
+        token_budget = micro * max(longest, _padded(self.row_tokens or 1, MULTIPLE))
         chunks = [self._chunk(part) for part in _parts(rows, token_budget // longest)]
         texts, anchor_item, negatives = self._contrast(rows)
         width = _padded(1 + max(map(len, texts), default=0), 8)
@@ -192,9 +199,6 @@ class Collator:
     def micro_batch_size(self, rows: int) -> None:
         self._micro_batch_size.fill_(rows)
 
-    def _width(self, length: int) -> int:
-        return _padded(length, MULTIPLE)
-
     def targets(self, row: Row) -> np.ndarray:
         """Positions (in items) of the row that are targets."""
         return np.arange(1, len(row.items))[-1 if self.loss.targets == "last" else 0 :]
@@ -205,7 +209,7 @@ class Collator:
         return targets[-(self.loss.contrast_per_row or 0) :] if self.loss.contrastive else targets[:0]
 
     def _chunk(self, rows: Sequence[Row]) -> Chunk:
-        width = self._width(max(len(r.tokens) for r in rows))
+        width = _padded(max(len(r.tokens) for r in rows), MULTIPLE)
         ids = np.full((len(rows), width), self.pad, np.int64)
         positions, labels, anchors = [], [], []
         for b, row in enumerate(rows):
@@ -216,30 +220,41 @@ class Collator:
                 positions.append(b * width + supervised - 1)
                 labels.append(row.tokens[supervised])
             anchors += [(b, n, row.starts[k], row.ends[k]) for n, k in enumerate(self.anchors(row))]
+        labelled = torch.from_numpy(np.concatenate(positions)), torch.from_numpy(np.concatenate(labels))
+        forks = self._forks(rows, width) if self.loss.softmax == "catalogue" else None
         columns = np.array(anchors, np.int64).reshape(-1, 4).T.copy()
-        anchor_row, anchor_place, anchor_start, anchor_end = map(torch.from_numpy, columns)
-        return Chunk(
-            torch.from_numpy(ids),
-            torch.from_numpy(np.concatenate(positions)),
-            torch.from_numpy(np.concatenate(labels)),
-            self._forks(rows, width) if self.loss.softmax == "catalogue" else None,
-            anchor_row,
-            anchor_place,
-            anchor_start,
-            anchor_end,
-            int(columns[1].max(initial=-1)) + 1,
-        )
+        of_row, place, start, end = map(torch.from_numpy, columns)
+        most = int(columns[1].max(initial=-1)) + 1
+        return Chunk(torch.from_numpy(ids), *labelled, forks, of_row, place, start, end, most)
 
     def _forks(self, rows: Sequence[Row], width: int) -> Forks:
-        targets = [
-            (b * width + row.starts[k] - 1, row.items[k]) for b, row in enumerate(rows) for k in self.targets(row)
-        ]
-        domains = {row.domain for row in rows}
-        if len(domains) > 1:
+        if len(domains := {row.domain for row in rows}) > 1:
             raise ValueError(f"a chunk holds rows of one domain, not of {sorted(domains)}")
         catalogue = self.catalogues[domains.pop()]
-        before, items = (np.array([target[column] for target in targets]) for column in (0, 1))
-        return fork_tensors(catalogue, before, items)
+        trie, prior, counted = catalogue.trie, catalogue.collaborative, not self.held_out
+        targets = [(b, row, k) for b, row in enumerate(rows) for k in self.targets(row)]
+        before, items = np.array([(b * width + row.starts[k] - 1, row.items[k]) for b, row, k in targets]).T
+        histories = [row.items[:k] for _, row, k in targets]
+        edges, target = gather_ranges(trie.path_ptr[items], trie.path_ptr[items + 1])
+        edges = trie.path[edges]  # (F,)
+        forks = trie.owner[edges]
+        distinct, fork = np.unique(forks, return_inverse=True)  # (K,), (F,)
+        entries, _ = gather_ranges(trie.ptr[distinct], trie.ptr[distinct + 1])
+        tokens, entry_token = np.unique(trie.token[entries], return_inverse=True)
+        ptr = np.concatenate([[0], np.cumsum(trie.ptr[distinct + 1] - trie.ptr[distinct])])  # (K + 1,)
+        return Forks(
+            positions=torch.from_numpy(before[target] + trie.depth[forks]),
+            fork=torch.from_numpy(fork),
+            ptr=torch.from_numpy(ptr),
+            tokens=torch.from_numpy(tokens),
+            entry_token=torch.from_numpy(entry_token),
+            entry_bias=torch.from_numpy(catalogue.bias[entries]),
+            chosen=torch.from_numpy(ptr[fork] + edges - trie.ptr[forks]),
+            children=np.diff(ptr)[fork],
+            logit_scale=catalogue.logit_scale,
+            target=torch.from_numpy(target),
+            own=None if prior is None else UserBias.of(prior, histories, items if counted else None, entries),
+        )
 
     def _contrast(self, rows: Sequence[Row]) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
         """Distinct texts of pass A (shortest first), each anchor's text, and who is a negative of whom."""
@@ -267,29 +282,6 @@ def item_chunk(texts: Sequence[np.ndarray], start: int, pad: int) -> ItemChunk:
     for m, text in enumerate(texts):
         ids[m, 1 : 1 + len(text)] = text
     return ItemChunk(torch.from_numpy(ids), torch.tensor([1 + len(t) for t in texts]))
-
-
-def fork_tensors(catalogue: EncodedCatalogue, before: np.ndarray, items: np.ndarray) -> Forks:
-    """The forks that `items` pass, where `before` (N,) is the flattened position of the state before each item."""
-    trie = catalogue.trie
-    edges, target = gather_ranges(trie.path_ptr[items], trie.path_ptr[items + 1])
-    edges = trie.path[edges]  # (F,)
-    forks = trie.owner[edges]
-    distinct, fork = np.unique(forks, return_inverse=True)  # (K,), (F,)
-    entries, _ = gather_ranges(trie.ptr[distinct], trie.ptr[distinct + 1])
-    tokens, entry_token = np.unique(trie.token[entries], return_inverse=True)
-    ptr = np.concatenate([[0], np.cumsum(trie.ptr[distinct + 1] - trie.ptr[distinct])])  # (K + 1,)
-    return Forks(
-        positions=torch.from_numpy(before[target] + trie.depth[forks]),
-        fork=torch.from_numpy(fork),
-        ptr=torch.from_numpy(ptr),
-        tokens=torch.from_numpy(tokens),
-        entry_token=torch.from_numpy(entry_token),
-        entry_bias=torch.from_numpy(catalogue.bias[entries]),
-        chosen=torch.from_numpy(ptr[fork] + edges - trie.ptr[forks]),
-        children=np.diff(ptr)[fork],
-        logit_scale=catalogue.logit_scale,
-    )
 
 
 def _parts(values: Sequence[Any], largest: int) -> list[Sequence[Any]]:

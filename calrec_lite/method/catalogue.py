@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from calrec_lite.data.domain import Catalogue
-from calrec_lite.errors import InputError
-from calrec_lite.text.encoding import Encoder, Tokens
+from calrec_lite.data.transitions import Transitions
+from calrec_lite.prior.collaborative import CollaborativePrior
+from calrec_lite.text.encoding import Encoder, Tokens, require_distinct
 from calrec_lite.text.template import Template
 from calrec_lite.text.trie import Trie
 
@@ -26,6 +27,7 @@ class EncodedCatalogue:
             items below it were trained on.
         counts: (N,) how often each item was trained on.
         logit_scale: what the LM head's logits are multiplied by before `bias` is added (`loss.logit_scale`).
+        collaborative: what a user's own transitions add to `bias`; None: nothing.
     """
 
     name: str
@@ -36,6 +38,7 @@ class EncodedCatalogue:
     bias: np.ndarray
     counts: np.ndarray
     logit_scale: float
+    collaborative: CollaborativePrior | None = None
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -50,6 +53,8 @@ def encode_catalogue(
     logit_scale: float = 1.0,
     progress: bool = False,
     labels: Sequence[str] | None = None,
+    collaborative: float = 0.0,
+    transitions: Transitions | None = None,
 ) -> EncodedCatalogue:
     """Tokenise a catalogue.
 
@@ -58,6 +63,7 @@ def encode_catalogue(
         prior, logit_scale: of their logarithm, and of the model's logits, in the catalogue softmax (`loss.prior`,
             `loss.logit_scale`).
         labels: of the items' texts, in order; None: all that any item has.
+        collaborative, transitions: weight in a user's prior (`loss.collaborative`), and of what; None: of nothing.
 
     Raises:
         InputError: where two items cannot be told apart by their ids.
@@ -65,15 +71,9 @@ def encode_catalogue(
     template = Template(encoder.text, catalogue.labels if labels is None else tuple(labels))
     texts = [template.item(f) for f in catalogue.fields]
     tokens = encoder.limit(encoder.items(texts, progress))
-    seen: dict[bytes, int] = {}
-    for i, t in enumerate(tokens):
-        first = seen.setdefault(t.tobytes(), i)
-        if first != i:
-            raise InputError(
-                f"domain `{name}`: the tokenizer cannot tell {texts[first]!r} from {texts[i]!r}; "
-                "add a field that differs to `fields`"
-            )
+    require_distinct(name, texts, tokens)
     trie = Trie.build(tokens)
     counts = np.zeros(len(tokens), np.int64) if counts is None else counts
     bias = (prior * np.log(trie.below(counts + 1.0))).astype(np.float32)
-    return EncodedCatalogue(name, catalogue.titles, texts, tokens, trie, bias, counts, logit_scale)
+    mixed = None if transitions is None else CollaborativePrior(trie, counts, transitions, collaborative, prior)
+    return EncodedCatalogue(name, catalogue.titles, texts, tokens, trie, bias, counts, logit_scale, mixed)

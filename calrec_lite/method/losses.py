@@ -77,8 +77,8 @@ def catalogue_nll(states: Tensor, head: Tensor, forks: Forks) -> Tensor:
     """(F,) -log P(child taken | children of the fork).
 
     Only the columns of tokens that are children somewhere in the chunk are computed; each fork then
-    gathers its own, so no mask over the vocabulary exists. The logits start from the items' popularity
-    (`loss.prior`; logit adjustment, Menon et al. 2021), so that the model learns how a user differs from it.
+    gathers its own, so no mask over the vocabulary exists. The logits start from the items' popularity and
+    the user's transitions (`prior`; logit adjustment, Menon et al. 2021): the model learns how a user differs.
     They are scaled down (`loss.logit_scale`): a language model predicts words far better than it can purchases.
 
     Args:
@@ -102,6 +102,8 @@ class _ForkLoss(_GradientInForward):
             token = forks.entry_token[entry]
             logits = (states[start:end] @ children.T).float()  # (S, U)
             entries = forks.logit_scale * logits[fork, token] + forks.entry_bias[entry]  # (E,)
+            if forks.own is not None:
+                entries += forks.own(forks.target[start:end][fork], entry)
             total = segment_logsumexp(entries, fork, end - start)
             nll[start:end] = total - entries[chosen]
             if grad is not None:

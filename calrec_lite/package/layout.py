@@ -11,6 +11,7 @@ import numpy as np
 from pydantic import Field, NonNegativeInt, ValidationError
 
 from calrec_lite.data.domain import Catalogue
+from calrec_lite.data.transitions import Transitions
 from calrec_lite.errors import InputError
 from calrec_lite.files import BESIDE_WEIGHTS, size_and_time
 from calrec_lite.method.catalogue import EncodedCatalogue, encode_catalogue
@@ -37,6 +38,7 @@ class PackageInfo(Section):
     recommend: Recommend
     prior: float = Field(description="weight of the items' log training counts in their logits")
     logit_scale: float = Field(1.0, description="of the LM head's logits, to which these are added")
+    collaborative: float = Field(0.0, description="weight of a user's transitions beside the counts in `prior`")
     seed: int
 
 
@@ -76,15 +78,28 @@ class Package:
         """The file of counts of which item followed which. Raises InputError if it is not there."""
         file = self.folder / TRANSITIONS
         if not file.is_file():
-            raise InputError(f"{file}: not there, and `recommend` in {NAME} needs it: export again, or set another one")
+            needed = f"`recommend` in {NAME} needs it: export again, or set another one"
+            if self.info.collaborative:
+                needed = "the model was trained with it: export again"
+            raise InputError(f"{file}: not there, and {needed}")
         return file
 
-    def catalogue(self, encoder: Encoder) -> EncodedCatalogue:
-        """The items, tokenised."""
+    def catalogue(self, encoder: Encoder, transitions: Transitions | None = None) -> EncodedCatalogue:
+        """The items, tokenised; `transitions` are those of the file, where items are to be scored."""
         items = Catalogue(self.ids, self.fields, self.aliases)
         info = self.info
         labels = info.labels  # not the labels found in the lines: a new label would change every item's text
-        return encode_catalogue(info.domain, items, encoder, self.counts, info.prior, info.logit_scale, labels=labels)
+        return encode_catalogue(
+            info.domain,
+            items,
+            encoder,
+            self.counts,
+            info.prior,
+            info.logit_scale,
+            labels=labels,
+            collaborative=info.collaborative,
+            transitions=transitions if info.collaborative else None,
+        )
 
 
 def write_info(folder: Path, info: PackageInfo) -> None:

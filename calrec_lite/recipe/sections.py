@@ -134,6 +134,9 @@ class Loss(Section):
     logit_scale: PositiveFloat = Field(
         0.2, description="with softmax: catalogue, the head's logits are multiplied by this before the prior is added"
     )
+    collaborative: Share = Field(
+        0.0, lt=1, description="of this prior, so much is not popularity, but what followed the user's latest items"
+    )
     vocabulary_weight: Annotated[float, Field(ge=0)] = Field(
         0.0,
         description="with softmax: catalogue, so much of the vocabulary loss (a mean over tokens) is added to L_NIG",
@@ -154,6 +157,11 @@ class Loss(Section):
     def effective_prior(self) -> float:
         """The prior as it acts: only the catalogue softmax knows the items."""
         return self.prior if self.softmax == "catalogue" else 0.0
+
+    @property
+    def effective_collaborative(self) -> float:
+        """The weight of a user's transitions as it acts: where there is a prior."""
+        return self.collaborative if self.effective_prior else 0.0
 
     @property
     def effective_logit_scale(self) -> float:

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from calrec_lite.data.transitions import Transitions
 from calrec_lite.decode.ranked import Ranked
 from calrec_lite.errors import InputError
 from calrec_lite.files import write_json
 from calrec_lite.recommend.readings import PARTS, Readings, added_up
-from calrec_lite.recommend.transitions import Transitions
 from calrec_lite.recommend.user_tower import History
 
 WEIGHTS_FILE = "weights.json"

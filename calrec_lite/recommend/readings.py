@@ -18,8 +18,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from calrec_lite.data.transitions import Transitions
 from calrec_lite.errors import InputError
-from calrec_lite.recommend.transitions import Transitions
 from calrec_lite.recommend.user_tower import History, UserTower
 from calrec_lite.recommend.whitening import Whitening
 from calrec_lite.recommend.words import Words

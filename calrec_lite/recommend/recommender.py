@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from calrec_lite.data.transitions import Transitions
 from calrec_lite.decode.ranked import Ranked
 from calrec_lite.errors import InputError, RunError
 from calrec_lite.files import atomic_path
@@ -28,7 +29,6 @@ from calrec_lite.recommend.fusion import Fusion, require_fitted
 from calrec_lite.recommend.ground import normalised
 from calrec_lite.recommend.strategies import Draw, Strategies, Users
 from calrec_lite.recommend.tables import like_table, read_table
-from calrec_lite.recommend.transitions import Transitions
 from calrec_lite.recommend.vectors import encode_items
 from calrec_lite.text.encoding import Encoder, Tokens
 
@@ -116,10 +116,10 @@ class Recommender:
         transitions, fusion, unknown = None, None, np.empty(0, np.int64)
         if options.fits:
             require_fitted(package.folder / FITTED, options.strategy)
-        if options.counts_transitions:
+        if options.counts_transitions or package.info.collaborative:
             transitions = Transitions.open(package.transitions_file(), package.aliases, len(package.ids))
         encoder = Encoder(load_tokenizer(package.folder), package.text)
-        catalogue = package.catalogue(encoder)
+        catalogue = package.catalogue(encoder, transitions)
         if options.fits:
             assert transitions is not None
             items = package.ids, catalogue.titles

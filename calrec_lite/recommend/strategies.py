@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from calrec_lite.data.transitions import Transitions
 from calrec_lite.decode.beam import beam_search
 from calrec_lite.decode.exact import catalogue_logprobs, item_logprobs
 from calrec_lite.decode.prompt_tree import PromptTree, padded
@@ -21,7 +22,6 @@ from calrec_lite.recommend.faiss_index import FaissIndex
 from calrec_lite.recommend.fusion import Fusion
 from calrec_lite.recommend.ground import Grounder
 from calrec_lite.recommend.rerank import Candidates
-from calrec_lite.recommend.transitions import Transitions
 from calrec_lite.recommend.vectors import ItemVectors
 from calrec_lite.text.encoding import Encoder, Tokens
 
@@ -91,9 +91,13 @@ class Strategies:
         return make[self.options.strategy](users, allowed, k)
 
     @torch.no_grad()
-    def logprobs(self, prompts: Sequence[Tokens]) -> np.ndarray:
-        """(U, N) exact log-probability of every item of a small catalogue: what `beam` is checked against."""
-        return catalogue_logprobs(self.prompt_tree(prompts), self.catalogue.trie, self._paths)
+    def logprobs(self, prompts: Sequence[Tokens], known: Sequence[np.ndarray]) -> np.ndarray:
+        """(U, N) exact log-probability of every item of a small catalogue: what `beam` is checked against.
+
+        Args:
+            prompts, known: as of `Users`.
+        """
+        return catalogue_logprobs(self.prompt_tree(prompts), self.catalogue.trie, self._paths.for_users(known))
 
     @torch.no_grad()
     def candidates(
@@ -115,12 +119,14 @@ class Strategies:
             items = [np.union1d(row, _top_positive(score, n)) for row, score in zip(near, scores)]
             followed = [np.log(score[row] + transitions.FLOOR) for row, score in zip(items, scores)]
             cosines = [self.index.cosine(user, row) for user, row in zip(tree.users, items)]
-        logp = self.likelihood(tree, items)
+        logp = self.likelihood(tree, users.known, items)
         return [Candidates(row, logp[u], cosines[u], followed[u], np.isin(row, near[u])) for u, row in enumerate(items)]
 
-    def likelihood(self, tree: PromptTree, items: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Exact log-probabilities of each user's `items` after the prompts of `tree`."""
-        return item_logprobs(tree, self.catalogue.trie, self._paths, items)
+    def likelihood(
+        self, tree: PromptTree, known: Sequence[np.ndarray], items: Sequence[np.ndarray]
+    ) -> list[np.ndarray]:
+        """Exact log-probabilities of each user's `items` after the prompts of `tree`; `known` as of `Users`."""
+        return item_logprobs(tree, self.catalogue.trie, self._paths.for_users(known), items)
 
     @property
     def towers(self) -> Towers:
@@ -160,12 +166,13 @@ class Strategies:
 
     def _fused(self, users: Users, allowed: np.ndarray, k: int) -> list[Ranked]:
         assert self.fusion is not None
-        likelihood = partial(self.likelihood, self.prompt_tree(users.prompts))
+        likelihood = partial(self.likelihood, self.prompt_tree(users.prompts), users.known)
         return self.fusion.rank(users.known, allowed, k, self.options.rerank, likelihood)
 
     def _beam(self, users: Users, allowed: np.ndarray, k: int) -> list[Ranked]:
         beams = max(self.options.beams, k)
-        return beam_search(self.prompt_tree(users.prompts), self.catalogue.trie, self._paths, beams, k, allowed)
+        tree, paths = self.prompt_tree(users.prompts), self._paths.for_users(users.known)
+        return beam_search(tree, self.catalogue.trie, paths, beams, k, allowed)
 
     def _sample(self, users: Users, allowed: np.ndarray, k: int) -> list[Ranked]:
         options = self.options

@@ -143,3 +143,15 @@ class Encoder:
             ends.append(at)
         pieces.append(np.array([self.end]))
         return Row(np.concatenate(pieces), np.array(starts), np.array(ends), np.asarray(items), domain, user)
+
+
+def require_distinct(name: str, texts: Sequence[str], tokens: Sequence[Tokens]) -> None:
+    """Raise InputError where two items of the domain `name` cannot be told apart by their ids."""
+    seen: dict[bytes, int] = {}
+    for i, t in enumerate(tokens):
+        first = seen.setdefault(t.tobytes(), i)
+        if first != i:
+            raise InputError(
+                f"domain `{name}`: the tokenizer cannot tell {texts[first]!r} from {texts[i]!r}; "
+                "add a field that differs to `fields`"
+            )

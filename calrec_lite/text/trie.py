@@ -23,6 +23,7 @@ class Trie:
         dest: (E,) fork, or ~item.
         depth: (F,) position within the item's tokens that the fork decides.
         path_ptr, path: (N + 1,), (P,) the edges each item takes.
+        order: (N,) the items by their tokens, so that those below an edge stand side by side.
     """
 
     root: np.ndarray
@@ -34,6 +35,7 @@ class Trie:
     depth: np.ndarray
     path_ptr: np.ndarray
     path: np.ndarray
+    order: np.ndarray
 
     @property
     def n_items(self) -> int:
@@ -56,6 +58,18 @@ class Trie:
     def passer(self) -> np.ndarray:
         """(P,) the item whose path each entry of `path` belongs to."""
         return np.repeat(np.arange(self.n_items), np.diff(self.path_ptr))
+
+    @cached_property
+    def place(self) -> np.ndarray:
+        """(N,) where each item stands in `order`."""
+        return np.argsort(self.order)
+
+    @cached_property
+    def spans(self) -> tuple[np.ndarray, np.ndarray]:
+        """(E,), (E,) where in `order` the items below each edge begin and end."""
+        begin = np.full(len(self.token), self.n_items)
+        np.minimum.at(begin, self.path, self.place[self.passer])
+        return begin, begin + np.bincount(self.path, minlength=len(self.token))
 
     def open_edges(self, allowed: np.ndarray) -> np.ndarray:
         """(U, E) whether any item below each edge is allowed; `allowed` (U, N)."""
@@ -111,7 +125,7 @@ class Trie:
             for fork in range(base - len(todo), base):
                 edges[fork] = [(i, a, b, d + base if d >= 0 else d) for i, a, b, d in edges[fork]]
             todo = nexts
-        return _flatten(plain, root_length, edges, depth, paths)
+        return _flatten(plain, root_length, edges, depth, paths, order)
 
 
 def _shared(a: list[int], b: list[int], start: int) -> int:
@@ -139,6 +153,7 @@ def _flatten(
     edges: list[list[tuple[int, int, int, int]]],
     depth: list[int],
     paths: list[list[tuple[int, int]]],
+    order: list[int],
 ) -> Trie:
     ptr = np.cumsum([0, *map(len, edges)])
     flat = [edge for fork in edges for edge in fork]
@@ -153,6 +168,7 @@ def _flatten(
         depth=np.array(depth, np.int64),
         path_ptr=np.cumsum([0, *map(len, paths)]),
         path=np.array([ptr[f] + e for path in paths for f, e in path], np.int64),
+        order=np.array(order, np.int64),
     )
 
 

@@ -12,6 +12,7 @@ from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenize
 
 from calrec_lite.data.domain import Catalogue, Sequences
 from calrec_lite.data.objects import catalogue_of, histories_of
+from calrec_lite.data.transitions import Transitions
 from calrec_lite.errors import InputError
 from calrec_lite.method.catalogue import encode_catalogue
 from calrec_lite.method.rows import Rows, history_rows, last_item_rows
@@ -26,7 +27,6 @@ from calrec_lite.model.base import (
 )
 from calrec_lite.model.merge import require_plain
 from calrec_lite.recipe import Base, Lora
-from calrec_lite.recommend.transitions import Transitions
 from calrec_lite.text.encoding import Encoder
 from calrec_lite.training.config import CALRecConfig
 
@@ -147,6 +147,8 @@ def open_data(
     if isinstance(train, Rows):
         if valid is not None and not isinstance(valid, Rows):
             raise InputError("eval_dataset: give rows, as train_dataset does, or histories in both")
+        if args.objective.effective_collaborative and any(p.catalogue.collaborative is None for p in train.parts):
+            raise InputError("objective.collaborative: these rows' catalogue has no transitions; see encode_catalogue")
         return Data(train, valid)
     if args.offload_checkpoints and (
         args.device.type == "cpu" or not args.gradient_checkpointing or args.compile_layers
@@ -157,7 +159,17 @@ def open_data(
     items, loss, encoder = catalogue_of(catalogue), args.objective, Encoder(tokenizer(), args.text)
     histories = histories_of(train, items, "train_dataset")
     counts = np.bincount(histories.items, minlength=len(items))
-    encoded = encode_catalogue(NAME, items, encoder, counts, loss.effective_prior, loss.effective_logit_scale)
+    weight = loss.effective_collaborative
+    encoded = encode_catalogue(
+        NAME,
+        items,
+        encoder,
+        counts,
+        loss.effective_prior,
+        loss.effective_logit_scale,
+        collaborative=weight,
+        transitions=Transitions.counted(histories.each(), counts) if weight else None,
+    )
     rows = Rows([history_rows(histories, encoded, encoder, loss)], encoder)
     if not len(rows):
         raise InputError("train_dataset: no history has two items, so there is no target to learn")

@@ -48,10 +48,11 @@ def save_trained(
         recommend=options,
         prior=loss.effective_prior,
         logit_scale=loss.effective_logit_scale,
+        collaborative=loss.effective_collaborative,
         seed=args.seed,
     )
     write_package(to, info, data.items, encoded.counts)
-    if options.transitions:
+    if options.transitions or loss.effective_collaborative:
         data.transitions().save(to / TRANSITIONS, data.items.ids)
     name = str(getattr(model.config, "_name_or_path", ""))
     write_short_card(to, name if name.count("/") == 1 and not Path(name).exists() else None)

@@ -127,7 +127,7 @@ class CALRecTrainer(Trainer):
         last_target_loss = args.objective.model_copy(
             update={"targets": "last", "alpha": 0.0, "beta": 0.0, "vocabulary_weight": 0.0}
         )
-        self.eval_collator = Collator(catalogues, last_target_loss, start, encoder.pad, size)
+        self.eval_collator = Collator(catalogues, last_target_loss, start, encoder.pad, size, held_out=True)
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, float] = dict.fromkeys(("targets", "tokens", "flops", "steps"), 0)
         self._flops = StepFlops(self.towers.decoder, self._peft_model.config)  # type: ignore[arg-type]

@@ -66,10 +66,13 @@ def everything(prompts: list[np.ndarray], catalogue: EncodedCatalogue) -> np.nda
 
 
 class Exact:
-    """(N,) log-probability of every item, each scored by itself in a forward of its whole text."""
+    """(N,) log-probability of every item, each scored by itself in a forward of its whole text.
+
+    `weights` (N,) are those of the items in the prior: their counts, unless a test sets others.
+    """
 
     def __init__(self, towers: Towers, catalogue: EncodedCatalogue) -> None:
-        self.towers, self.plain, self.counts = towers, [t.tolist() for t in catalogue.tokens], catalogue.counts
+        self.towers, self.plain, self.weights = towers, [t.tolist() for t in catalogue.tokens], catalogue.counts + 1.0
         self.logit_scale = catalogue.logit_scale
 
     @torch.no_grad()
@@ -86,9 +89,7 @@ class Exact:
 
     def _at_fork(self, logits: torch.Tensor, tokens: Sequence[int], d: int) -> float:
         children = sorted({t[d] for t in self.plain if t[:d] == tokens[:d]})
-        below = [
-            sum(n + 1 for t, n in zip(self.plain, self.counts) if t[: d + 1] == [*tokens[:d], c]) for c in children
-        ]
+        below = [sum(n for t, n in zip(self.plain, self.weights) if t[: d + 1] == [*tokens[:d], c]) for c in children]
         logp = (self.logit_scale * logits[children] + torch.tensor(below).log()).log_softmax(-1)
         return float(logp[children.index(tokens[d])])
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from calrec_lite.data.domain import Domain
+from calrec_lite.data.transitions import Transitions
 from calrec_lite.errors import InputError
 from calrec_lite.fitting.fit import fit_fusion, require_users, weigh
 from calrec_lite.fitting.weights import fit_weights
@@ -15,7 +16,6 @@ from calrec_lite.measure.cases import build_cases
 from calrec_lite.recipe import Fused, TowerSettings
 from calrec_lite.recommend.fusion import Fusion
 from calrec_lite.recommend.readings import PARTS
-from calrec_lite.recommend.transitions import Transitions
 from calrec_lite.recommend.whitening import Whitening
 from tests.conftest import make_domain
 

@@ -1,5 +1,6 @@
 """The step against a slow, plain re-implementation of docs/method.md, 3, 5 and 5b, and against itself cut apart."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,8 +21,19 @@ from calrec_lite.text.encoding import Encoder, Row
 from tests.method.conftest import FP32, adapted, collate, gradients
 
 
-def plain(model, rows: list[Row], encoder: Encoder, catalogue: EncodedCatalogue, loss: Loss) -> torch.Tensor:
-    """One row, one target, one negative at a time; no batches, no trie, no shared forward."""
+def plain(
+    model,
+    rows: list[Row],
+    encoder: Encoder,
+    catalogue: EncodedCatalogue,
+    loss: Loss,
+    prior: Callable[[int, int], np.ndarray] | None = None,
+) -> torch.Tensor:
+    """One row, one target, one negative at a time; no batches, no trie, no shared forward.
+
+    Args:
+        prior: row, and a target's place in it -> (N,) the items' weights in the catalogue softmax; None: their counts.
+    """
     causal = model.get_base_model()
 
     def run(ids):
@@ -43,19 +55,16 @@ def plain(model, rows: list[Row], encoder: Encoder, catalogue: EncodedCatalogue,
                     count += 1
             else:
                 own = catalogue.tokens[row.items[k]].tolist()
+                weights = catalogue.counts + 1 if prior is None else prior(r, k)
                 for d in range(len(own)):
                     children = sorted({t[d] for t in catalogue.tokens if t[:d].tolist() == own[:d]})
                     if len(children) > 1:
-                        prior = [
-                            sum(
-                                n + 1
-                                for t, n in zip(catalogue.tokens, catalogue.counts)
-                                if t[: d + 1].tolist() == [*own[:d], c]
-                            )
+                        below = [
+                            sum(n for t, n in zip(catalogue.tokens, weights) if t[: d + 1].tolist() == [*own[:d], c])
                             for c in children
                         ]
                         scores = catalogue.logit_scale * logits[start + d - 1][children]
-                        scores = scores + torch.tensor(prior, dtype=torch.float32).log()
+                        scores = scores + torch.tensor(below, dtype=torch.float32).log()
                         nll = nll - scores.log_softmax(-1)[children.index(own[d])]
                         count += 1
             _, alone = run([int(encoder.start[0]), *catalogue.tokens[row.items[k]].tolist()])

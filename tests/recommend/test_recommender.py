@@ -159,7 +159,7 @@ def test_rerank_is_the_exact_log_probability_of_the_closest_and_fusion_adds_the_
 ) -> None:
     prompts = [encoder.prompt([catalogue.tokens[i] for i in history]) for history in ([0, 1, 2], [5])]
     made = recommender(towers, encoder, catalogue, strategy="rerank", rerank=10, exclude_seen=False)
-    logp = made.strategies.logprobs(prompts)
+    logp = made.strategies.logprobs(prompts, [np.array([0, 1, 2]), np.array([5])])
     dense = recommender(towers, encoder, catalogue, strategy="dense", exclude_seen=False)
     closest = dense.recommend([["id0", "id1", "id2"], ["id5"]], 10)
     for weight in (0.0, 30.0):

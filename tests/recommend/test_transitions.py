@@ -1,4 +1,4 @@
-"""What followed what: its file, and its weight in `strategy: rerank`."""
+"""The weight of what followed what in `strategy: rerank`."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from calrec_lite.data.domain import Domain
-from calrec_lite.errors import InputError
+from calrec_lite.data.transitions import Transitions
 from calrec_lite.evaluate.tune import FUSION, TRANSITIONS, tune_fusion
 from calrec_lite.measure.cases import build_cases
 from calrec_lite.measure.metrics import ndcg_at, ranks_from_lists
@@ -14,7 +14,6 @@ from calrec_lite.method.catalogue import EncodedCatalogue
 from calrec_lite.method.towers import Towers
 from calrec_lite.recipe import Recommend
 from calrec_lite.recommend import Recommender
-from calrec_lite.recommend.transitions import Transitions
 from calrec_lite.text.encoding import Encoder
 
 
@@ -34,25 +33,6 @@ def recommender(
     ids = [f"id{i}" for i in range(len(catalogue))]
     chosen = Recommend(**{"strategy": "rerank", "rerank": 4, **options})
     return Recommender(towers, encoder, catalogue, ids, chosen, transitions=counted)
-
-
-def test_the_file_survives_items_added_moved_and_taken_out(
-    domain: Domain, counted: Transitions, tmp_path: Path
-) -> None:
-    ids = domain.catalogue.ids
-    counted.save(tmp_path / "t.parquet", ids)
-    history = [np.array([3, 4])]
-    whole = Transitions.open(tmp_path / "t.parquet", {name: i for i, name in enumerate(ids)}, len(ids))
-    np.testing.assert_allclose(whole.scores(history), counted.scores(history), rtol=1e-6)
-    kept = [*reversed(ids[:-3]), "new"]
-    index = {name: i for i, name in enumerate(kept)}
-    other = Transitions.open(tmp_path / "t.parquet", index, len(kept))
-    moved = other.scores([np.array([index[ids[3]], index[ids[4]]])])[0]
-    assert moved[index["new"]] == 0
-    np.testing.assert_allclose([moved[index[n]] for n in ids[:-3]], counted.scores(history)[0, :-3], rtol=1e-6)
-    (tmp_path / "t.parquet").write_bytes(b"no parquet")
-    with pytest.raises(InputError, match="t.parquet: not readable .*; export again"):
-        Transitions.open(tmp_path / "t.parquet", index, len(kept))
 
 
 def test_lists_weigh_log_probability_cosine_and_transitions_of_both_kinds_of_candidates(

@@ -56,3 +56,15 @@ def test_gather_ranges() -> None:
     members, owner = gather_ranges(np.array([5, 0, 7]), np.array([7, 0, 10]))
     assert members.tolist() == [5, 6, 7, 8, 9]
     assert owner.tolist() == [0, 0, 2, 2, 2]
+
+
+@settings(max_examples=100, deadline=None)
+@given(sequences)
+def test_items_below_an_edge_stand_side_by_side(items: list[np.ndarray]) -> None:
+    trie = Trie.build(items)
+    assert [items[i].tolist() for i in trie.order] == sorted(t.tolist() for t in items)
+    below: list[set[int]] = [set() for _ in trie.token]
+    for i in range(len(items)):
+        for e in trie.path[trie.path_ptr[i] : trie.path_ptr[i + 1]]:
+            below[e].add(i)
+    assert [set(trie.order[a:b].tolist()) for a, b in zip(*trie.spans)] == below

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calrec_lite.data.domain import Domain
+from calrec_lite.data.transitions import Transitions
 from calrec_lite.measure.metrics import CELLS
-from calrec_lite.recommend.transitions import Transitions
 
 Histories = Sequence[NDArray[np.int32]]
 
@@ -78,7 +78,7 @@ class BM25LastBaseline(PopularityBaseline):
 
 
 class TransitionsBaseline(PopularityBaseline):
-    """Items by how often they stood near the latest items of the history (`recommend.transitions`)."""
+    """Items by how often they stood near the latest items of the history (`data.transitions`)."""
 
     def __init__(self, domain: Domain, seed: int) -> None:
         super().__init__(domain, seed)

@@ -8,6 +8,7 @@ from safetensors.numpy import load_file
 from torch import from_numpy
 
 from calrec_lite.data.domain import Domain
+from calrec_lite.data.transitions import Transitions
 from calrec_lite.evaluate.baselines.cache import cached
 from calrec_lite.evaluate.baselines.counting import Histories
 from calrec_lite.evaluate.baselines.minilm import VECTORS_FILE, minilm_folder
@@ -16,7 +17,6 @@ from calrec_lite.measure.metrics import CELLS
 from calrec_lite.recipe import Recipe
 from calrec_lite.recommend.fusion import Fusion
 from calrec_lite.recommend.readings import PARTS
-from calrec_lite.recommend.transitions import Transitions
 
 FORMAT = 1  # raise it when the same settings come to give other lists
 COUNTS = ("transitions", "popularity")

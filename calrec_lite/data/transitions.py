@@ -8,7 +8,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from scipy import sparse
 
 from calrec_lite.data.domain import Domain
 from calrec_lite.errors import InputError
@@ -60,25 +59,48 @@ class Transitions:
         # Equal (row, column) pairs are summed: this is the counting.
         shape = len(counts), len(counts)
         before, after = _pairs(histories, 1)
-        followed = sparse.csr_array((np.ones(len(before), np.float32), (before, after)), shape=shape)
-        return cls(sparse.csr_array((values, (rows, columns)), shape=shape), followed)
+        return cls(
+            _sparse(values, rows, columns, shape), _sparse(np.ones(len(before), np.float32), before, after, shape)
+        )
 
     def scores(self, histories: Sequence[History]) -> NDArray[np.float32]:
         """(U, N) the score of every item; 0 where it never stood near an item of the history."""
+        return np.asarray(self.sparse_scores(histories).toarray(), dtype=np.float32)
+
+    def sparse_scores(self, histories: Sequence[History]) -> Any:
+        """(U, N) `scores` above 0, as a sparse array of rows."""
         recent = [history[-self.LAST :][::-1] for history in histories]  # latest first
         rows = np.repeat(np.arange(len(recent)), [len(history) for history in recent])
         columns = np.concatenate([np.empty(0, np.int64), *recent])
         age = np.concatenate([np.empty(0), *(np.arange(len(history)) for history in recent)])
         decay = (self.DECAY**age).astype(np.float32)
-        query = sparse.csr_array((decay, (rows, columns)), shape=(len(recent), self.weights.shape[0]))
-        return np.asarray((query @ self.weights).toarray(), dtype=np.float32)
+        return _sparse(decay, rows, columns, (len(recent), self.weights.shape[0])) @ self.weights
+
+    @classmethod
+    def event_scores(
+        cls, histories: Sequence[History], targets: NDArray[Any], counts: NDArray[np.int64]
+    ) -> NDArray[np.float64]:
+        """(U,) what each target's own event adds to its score after its history, if the event was counted: its pairs
+        with the latest three items. `counts` as `counted` had them."""
+        recent = np.full((len(histories), cls.LAST), -1)  # latest first
+        for row, history in zip(recent, histories, strict=True):
+            latest = history[-cls.LAST :][::-1]
+            row[: len(latest)] = latest
+        near = recent[:, : cls.WINDOW]
+        same = (near[:, :, None] == recent[:, None]) & (near[:, :, None] >= 0)  # (U, 3, 5): an item may come twice
+        pairs = 1 + cls.BACKWARD * (near == targets[:, None])  # of an item with itself there are both directions
+        return (same @ cls.DECAY ** np.arange(cls.LAST) * pairs).sum(1) * np.maximum(counts, 1)[targets] ** -cls.POWER
+
+    def in_order(self, order: NDArray[np.int64]) -> "Transitions":
+        """The same with scores in another order: column i is that of the item `order[i]`."""
+        return Transitions(self.weights[:, order], self.followed[:, order])
 
     def successors(self, histories: Sequence[History]) -> NDArray[np.float32]:
         """(U, N) how often each item came right after the history's last one."""
         last = [history[-1:] for history in histories]
         rows = np.repeat(np.arange(len(last)), [len(history) for history in last])
         columns = np.concatenate([np.empty(0, np.int64), *last])
-        query = sparse.csr_array((np.ones(len(rows), np.float32), (rows, columns)), shape=(len(last), len(self)))
+        query = _sparse(np.ones(len(rows), np.float32), rows, columns, (len(last), len(self)))
         return np.asarray((query @ self.followed).toarray(), dtype=np.float32)
 
     def __len__(self) -> int:
@@ -108,10 +130,16 @@ class Transitions:
         known = (rows >= 0) & (columns >= 0)
         at, shape = (rows[known], columns[known]), (n_items, n_items)
         weights, followed = (
-            sparse.csr_array((table[name].fill_null(0).to_numpy()[known], at), shape=shape)
-            for name in ("weight", "followed")
+            _sparse(table[name].fill_null(0).to_numpy()[known], *at, shape) for name in ("weight", "followed")
         )
         return cls(weights, followed)
+
+
+def _sparse(values: NDArray[Any], rows: NDArray[Any], columns: NDArray[Any], shape: tuple[int, int]) -> Any:
+    """A sparse array in which the values of equal places are summed."""
+    from scipy import sparse  # a tenth of a second, which those who only read recipes need not wait
+
+    return sparse.csr_array((values, (rows, columns)), shape=shape)
 
 
 def _pairs(histories: Iterable[History], window: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
