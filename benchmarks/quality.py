@@ -80,7 +80,7 @@ def recipe_of(name: str, data: Path, minutes: float | None) -> Recipe:
             "name": f"quality-{name}",
             "base": {"model": load_recipe("demo").base.model, "load_in_4bit": False},
             "domains": {name: spec},
-            "text": {**WORDING, "max_items": 8, "max_item_tokens": 32},
+            "text": {**WORDING, "max_items": 8, "max_item_tokens": 64},
             "stages": [{"name": "target", "domains": [name], "minutes": minutes or 1}],
             "loss": {"beta": 0.2, "tau": 0.1},
             "optim": {"batch_size": 16, "micro_batch_size": 8, "learning_rate": 6e-4, "save_every": 20},
@@ -160,7 +160,7 @@ class Quality:
         if source == "minilm":
             folder = minilm_folder(self.domain, self.recipe.evaluate.minilm)
             return from_numpy(load_file(folder / VECTORS_FILE)["vectors"])
-        return self._model(source).strategies.item_vectors.vectors
+        return self._model(source).strategies.text_vectors()
 
     def _model(self, source: str) -> Recommender:
         """The LLM by itself."""
@@ -179,7 +179,7 @@ class Quality:
         model, seen = self._model(source), self.recipe.recommend.exclude_seen
         fusion = fit_fusion(
             self.domain,
-            model.strategies.item_vectors.vectors,
+            model.strategies.text_vectors(),
             self.recipe.fused,
             self.seeds[0],
             seen,

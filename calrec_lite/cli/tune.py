@@ -13,8 +13,10 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path, file_okay=False))
-@click.option("--users", type=click.IntRange(min=1), default=500, show_default=True, help="Validation users.")
-def tune(run: Path, users: int) -> None:
+@click.option(
+    "--users", type=click.IntRange(min=1), help="Validation users; default: the recipe's, or 500."
+)
+def tune(run: Path, users: int | None) -> None:
     """Fit the weights of a trained RUN's lists anew, by validation users only.
 
     With `strategy: fused` or `fast` they are written into the run. With another strategy it says which
@@ -27,16 +29,16 @@ def tune(run: Path, users: int) -> None:
     if opened.recipe.recommend.fits:
         _fit_weights(opened, users)
     else:
-        _try_weights(opened, users)
+        _try_weights(opened, users or 500)
 
 
-def _fit_weights(run: "Run", users: int) -> None:
+def _fit_weights(run: "Run", users: int | None) -> None:
     from calrec_lite.evaluate.tables import markdown
     from calrec_lite.fitting.opening import refit
 
     fusion = refit(run, users)
-    weights, facts = fusion.fused or fusion.fast, fusion.facts
-    fit = facts["fused_fit" if fusion.fused else "fast_fit"]
+    strategy, facts = run.recipe.recommend.strategy, fusion.facts
+    weights, fit = fusion.weights(strategy), facts[f"{strategy}_fit"]
     rows = [
         [name, f"{weight:.3f}", "[{:.3f}, {:.3f}]".format(*fit["intervals"][name])] for name, weight in weights.items()
     ]

@@ -1,5 +1,6 @@
 """The model card: README.md with Hub metadata, rendered from facts on disk."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,10 @@ import yaml
 from calrec_lite import __version__
 from calrec_lite.errors import InputError
 from calrec_lite.evaluate.store import read_metrics
-from calrec_lite.evaluate.tables import table
+from calrec_lite.evaluate.tables import markdown, table
+from calrec_lite.fitting.opening import fitted_folder
 from calrec_lite.recipe import Recipe, resolved
+from calrec_lite.recommend.fusion import WEIGHTS_FILE
 from calrec_lite.run import Run
 
 
@@ -40,6 +43,7 @@ def render_card(run: Run, adapter: bool = False) -> str:
         f"the method of CALRec with calrec-lite {__version__}. "
         f"Licence of the base: {recipe.base.license or 'see there'}.",
         *([] if not recipe.export.catalogue else [_USE_ADAPTER.format(base=base) if adapter else _USE]),
+        *(["## Lists", _weights(run)] if recipe.recommend.fits and not adapter else []),
         "## Results",
         table(results) if results else "Not evaluated yet: run `calrec-lite evaluate` and export again.",
         "## Stages",
@@ -52,6 +56,20 @@ def render_card(run: Run, adapter: bool = False) -> str:
         f"```yaml\n{yaml.safe_dump(_public_recipe(recipe), sort_keys=False, allow_unicode=True)}```",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _weights(run: Run) -> str:
+    """How much each reading counts in the lists."""
+    facts = json.loads((fitted_folder(run, run.final()) / WEIGHTS_FILE).read_text(encoding="utf-8"))
+    strategy = run.recipe.recommend.strategy
+    intervals, users = facts[f"{strategy}_fit"]["intervals"], facts[f"{strategy}_fit"]["users"]
+    rows = [
+        [name, f"{weight:.3f}", "[{:.3f}, {:.3f}]".format(*intervals[name])] for name, weight in facts[strategy].items()
+    ]
+    return (
+        f"`{strategy}` adds up what several readings say of an item, each with its weight, fitted on {users:,} "
+        f"validation users:\n\n{markdown(['reading', 'weight', '95% interval'], rows)}"
+    )
 
 
 def base_name(recipe: Recipe) -> str:

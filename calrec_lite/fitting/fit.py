@@ -18,7 +18,7 @@ from calrec_lite.recipe import Fused
 from calrec_lite.recommend.fusion import LIKELIHOOD, Fusion, best_items
 from calrec_lite.recommend.readings import PARTS, Readings, added_up
 from calrec_lite.recommend.user_tower import History
-from calrec_lite.recommend.whitening import Whitening
+from calrec_lite.recommend.whitening import Whitening, whitened
 from calrec_lite.recommend.words import Words
 
 LEAST_USERS = 50  # for five weights: below, they would say more of the draw than of the readings
@@ -50,7 +50,7 @@ def fit_fusion(
     """Everything that `strategy: fast` and, with `likelihood`, `fused` need, fitted on the domain.
 
     Args:
-        vectors: (N, D) v_T of every item, as the model gives them.
+        vectors: (N, L, D) of every item's text, by each of some layers; or (N, D).
         seed: of the tower and of the draw of users.
         parts: that get a weight.
         likelihood: histories, and each one's items -> their log-probabilities.
@@ -60,8 +60,9 @@ def fit_fusion(
         InputError: too few users have a validation case.
     """
     require_users(domain)
-    whitening = Whitening.of(vectors.float().cpu())
-    text = whitening(vectors.float().cpu())
+    vectors = vectors.float().cpu()
+    whitening = Whitening.of_layers(vectors)
+    text = whitened(vectors, whitening)
     cases = build_cases(domain, "validation", settings.tower.valid_users, seed)
     tower, trained = fit_tower(domain, text, settings.tower, cases, seed, exclude_seen)
     readings = Readings(

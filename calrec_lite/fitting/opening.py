@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ def fitted(run: Run, folder: Path, alone: Recommender, options: Recommend) -> Fu
     if earlier := _earlier(run, place, identity, options):
         return earlier
     print(f"fitting user tower and weights of lists to {place.name}")
-    vectors = alone.strategies.item_vectors.vectors
+    vectors = alone.strategies.text_vectors()
     fusion = fit_fusion(
         domain,
         vectors,
@@ -94,7 +95,10 @@ def is_fitted(run: Run, folder: Path) -> bool:
 
 
 def refit(run: Run, users: int | None) -> Fusion:
-    """Weights of the final model's lists fitted anew, on `users` validation users, and written into the run.
+    """Weights of the final model's lists fitted anew, and written into the run.
+
+    Args:
+        users: of validation, for all weights; None: as many as the recipe says.
 
     Raises:
         InputError: the run is not trained to the end, or too few users have a validation case.
@@ -104,11 +108,16 @@ def refit(run: Run, users: int | None) -> Fusion:
     recommender = open_recommender(run, folder)
     fusion = recommender.strategies.fusion
     assert fusion is not None
-    settings = recipe.fused.model_copy(update={"users": users, **({"likelihood_users": users} if users else {})})
+    numbers = {"users": users, "likelihood_users": users} if users else {}
+    settings = recipe.fused.model_copy(update=numbers)
     score = likelihood_of(recommender) if options.strategy == "fused" else None
     facts = {key: value for key, value in fusion.facts.items() if key == "tower"}
     asked = settings, recipe.training_seed, options.exclude_seen, PARTS, score, options.rerank, facts
-    fusion = weigh(fusion.readings, domain, *asked)
+    anew = weigh(fusion.readings, domain, *asked)
+    if anew.fused is None and fusion.fused is not None:  # the recipe makes lists by `fast` now; the others stay
+        facts = {**anew.facts, "fused_fit": fusion.facts["fused_fit"]}
+        anew = replace(anew, fused=fusion.fused, facts=facts)
+    fusion = anew
     fusion.save_weights(fitted_folder(run, folder))
     return fusion
 

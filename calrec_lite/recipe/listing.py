@@ -58,7 +58,7 @@ class TowerSettings(Section):
     """The light user tower, trained over the finished model's item vectors (docs/method.md, 8)."""
 
     dim: PositiveInt = 128
-    layers: PositiveInt = 2
+    layers: PositiveInt = 1
     heads: PositiveInt = 2
     length: PositiveInt = Field(20, description="latest items of a history that it reads; more where they are long")
     dropout: Share = 0.5

@@ -81,7 +81,7 @@ class Fusion:
         return scores
 
     def with_items(self, added: np.ndarray, vectors: Tensor) -> "Fusion":
-        """The same with text for items that had none: v_T (M, D) of the items `added` (M,)."""
+        """The same with text for items that had none: (M, L, D) vectors of the items `added` (M,)."""
         return replace(self, readings=self.readings.with_items(added, vectors))
 
     def one_part(self, name: str) -> "Fusion":
@@ -110,6 +110,12 @@ class Fusion:
         fast, fused, facts = _read_weights(folder)
         readings, missing = Readings.open(folder, ids, titles, transitions, counts)
         return cls(readings, fast, fused, facts), missing
+
+    def weights(self, strategy: str) -> Mapping[str, float]:
+        """Those of `fused` or `fast`."""
+        weights = self.fused if strategy == "fused" else self.fast
+        assert weights is not None
+        return weights
 
     @cached_property
     def described(self) -> str:

@@ -21,7 +21,7 @@ from torch import Tensor
 from calrec_lite.data.transitions import Transitions
 from calrec_lite.errors import InputError
 from calrec_lite.recommend.user_tower import History, UserTower
-from calrec_lite.recommend.whitening import Whitening
+from calrec_lite.recommend.whitening import Whitening, whitened
 from calrec_lite.recommend.words import Words
 
 PARTS = ("tower", "text", "words", "transitions", "successors", "popularity")
@@ -38,7 +38,7 @@ class Readings:
 
     Attributes:
         text: (N, W) whitened text vectors of unit length.
-        whitening: how they were made of v_T, for items that are added later.
+        whitening: how they were made of each layer's vectors, for items that are added later.
         tower: trained over them.
         transitions: counts of what followed what.
         words: of the titles.
@@ -46,7 +46,7 @@ class Readings:
     """
 
     text: Tensor
-    whitening: Whitening
+    whitening: tuple[Whitening, ...]
     tower: UserTower
     transitions: Transitions
     words: Words
@@ -90,7 +90,11 @@ class Readings:
             columns[name] = pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
         pq.write_table(pa.table(columns), folder / ITEMS_FILE, compression="zstd")
         state = {name: value.contiguous() for name, value in self.tower.state_dict().items() if name != MEMORY}
-        whitening = {"whitening.mean": self.whitening.mean, "whitening.matrix": self.whitening.matrix.contiguous()}
+        whitening = {
+            f"whitening.{layer}.{name}": values.contiguous()
+            for layer, one in enumerate(self.whitening)
+            for name, values in (("mean", one.mean), ("matrix", one.matrix))
+        }
         settings = {name: str(value) for name, value in self.tower.settings.items()}
         save_file({**state, **whitening}, folder / TOWER_FILE, settings)
 
@@ -110,7 +114,11 @@ class Readings:
             with safe_open(folder / TOWER_FILE, "pt") as file:
                 settings: dict[str, Any] = {name: int(value) for name, value in (file.metadata() or {}).items()}
                 state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-            whitening = Whitening(state.pop("whitening.mean"), state.pop("whitening.matrix"))
+            layers = range(sum(name.startswith("whitening.") for name in state) // 2)
+            whitening = tuple(
+                Whitening(state.pop(f"whitening.{layer}.mean"), state.pop(f"whitening.{layer}.matrix"))
+                for layer in layers
+            )
             rows = np.array([known.get(item, -1) for item in ids], np.int64)
             text, memory = (_placed(values, rows) for values in stored)
             tower = UserTower(text, **settings)
@@ -121,9 +129,9 @@ class Readings:
         return cls(text, whitening, tower.eval(), transitions, Words(titles), counts), np.flatnonzero(rows < 0)
 
     def with_items(self, added: np.ndarray, vectors: Tensor) -> "Readings":
-        """The same with text for items that had none: v_T (M, D) of the items `added` (M,)."""
+        """The same with text for items that had none: (M, L, D) vectors of the items `added` (M,)."""
         text = self.text.clone()
-        text[added] = self.whitening(vectors.float().cpu())
+        text[added] = whitened(vectors.float().cpu(), self.whitening)
         settings: dict[str, Any] = {**self.tower.settings}
         tower = UserTower(text, **settings)
         tower.load_state_dict(self.tower.state_dict())

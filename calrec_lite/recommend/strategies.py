@@ -22,7 +22,7 @@ from calrec_lite.recommend.faiss_index import FaissIndex
 from calrec_lite.recommend.fusion import Fusion
 from calrec_lite.recommend.ground import Grounder
 from calrec_lite.recommend.rerank import Candidates
-from calrec_lite.recommend.vectors import ItemVectors
+from calrec_lite.recommend.vectors import ItemVectors, text_vectors
 from calrec_lite.text.encoding import Encoder, Tokens
 
 Draw = Callable[[Sequence[Tokens]], list[list[Sample]]]
@@ -151,6 +151,11 @@ class Strategies:
         """v_T of every item."""
         start = int(self.encoder.start[0])
         return ItemVectors.of(self.towers, self.catalogue.tokens, start, self.encoder.pad, progress=True)
+
+    def text_vectors(self) -> Tensor:
+        """(N, 2, D) what fused lists are fitted to (`vectors.text_vectors`)."""
+        start = int(self.encoder.start[0])
+        return text_vectors(self.towers, self.catalogue.tokens, start, self.encoder.pad, progress=True)
 
     @cached_property
     def index(self) -> ItemVectors | FaissIndex:

@@ -32,7 +32,7 @@ class UserTower(nn.Module):
         self,
         items: Tensor,
         dim: int = 128,
-        layers: int = 2,
+        layers: int = 1,
         heads: int = 2,
         length: int = 20,
         dropout: float = 0.5,

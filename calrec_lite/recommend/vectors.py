@@ -2,9 +2,10 @@
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +16,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from calrec_lite.files import atomic_path, cache_folder
-from calrec_lite.method.batch import item_chunk
+from calrec_lite.method.batch import ItemChunk, item_chunk
 from calrec_lite.method.towers import Towers
 
 CHUNK_TOKENS = 4096  # of item texts encoded at once
 CHUNK_ITEMS = 1 << 18  # items compared at once
 MODELS = 16  # whose vectors are kept, the latest used
+EARLY = 7  # the layer at so much of the depth: 4 of 30
 SAMPLED = 4096  # elements of each weight that enter the model's fingerprint
 
 
@@ -66,17 +68,8 @@ class ItemVectors:
             start, pad: ids of the first token and of padding.
             progress: show a bar while encoding.
         """
-        file = cache_folder() / "vectors" / f"{model_fingerprint(towers)}.safetensors"
-        known, stored = _read(file)
-        names = [hashlib.sha256(np.array([start, *t], np.int64).tobytes()).digest()[:16] for t in tokens]
-        new = [i for i, name in enumerate(names) if name not in known]
-        if new:
-            fresh = encode_items(towers, [tokens[i] for i in new], start, pad, progress).cpu()
-            stored = torch.cat([stored, fresh]) if len(known) else fresh
-            known |= {names[i]: at for at, i in enumerate(new, len(known))}
-            _write(file, known, stored)
-        rows = torch.tensor([known[name] for name in names])
-        return cls(stored[rows].to(towers.head.device), len(new))
+        vectors, new = _cached("vectors", towers, tokens, start, partial(encode_items, pad=pad, progress=progress))
+        return cls(vectors.to(towers.head.device), new)
 
     def search(self, users: Tensor, allowed: np.ndarray, n: int) -> tuple[Tensor, Tensor]:
         """The `n` allowed items closest to each user, best first: indices and cosines, both (U, n).
@@ -102,21 +95,73 @@ class ItemVectors:
         return (self.vectors[torch.from_numpy(items).to(user.device)] @ user).cpu().numpy()
 
 
-@torch.no_grad()
+def text_vectors(towers: Towers, tokens: Sequence[np.ndarray], start: int, pad: int, progress: bool = False) -> Tensor:
+    """(N, 2, D) unit vectors of item texts by `encode_texts`; arguments and cache as of `ItemVectors.of`."""
+    return _cached("texts", towers, tokens, start, partial(encode_texts, pad=pad, progress=progress))[0]
+
+
 def encode_items(towers: Towers, tokens: Sequence[np.ndarray], start: int, pad: int, progress: bool = False) -> Tensor:
     """(N, D) v_T of item texts, those of similar length together."""
+    return _encode(towers, tokens, start, pad, progress, towers.items)
+
+
+def encode_texts(towers: Towers, tokens: Sequence[np.ndarray], start: int, pad: int, progress: bool = False) -> Tensor:
+    """(N, 2, D) unit vectors of item texts: v_T, and the same mean of an early layer's states.
+
+    The early layer knows the words, the last one what they are about: for whitened vectors both together are better
+    than either (docs/method.md, 8).
+    """
+
+    def both(chunk: ItemChunk) -> Tensor:
+        with torch.autocast(chunk.ids.device.type, torch.bfloat16, enabled=towers.autocast):
+            states = towers.decoder(input_ids=chunk.ids, use_cache=False, output_hidden_states=True).hidden_states
+        early = max(1, round((len(states) - 1) / EARLY))
+        return torch.stack([towers.pooled(states[layer], chunk.ends) for layer in (-1, early)], 1)
+
+    return _encode(towers, tokens, start, pad, progress, both)
+
+
+@torch.no_grad()
+def _encode(
+    towers: Towers,
+    tokens: Sequence[np.ndarray],
+    start: int,
+    pad: int,
+    progress: bool,
+    vectors_of: Callable[[ItemChunk], Tensor],
+) -> Tensor:
+    """(N, ...) of all texts from those of a chunk, (M, ...)."""
     order = sorted(range(len(tokens)), key=lambda i: len(tokens[i]))
     device = towers.head.device
-    vectors = torch.zeros(len(tokens), towers.head.shape[1], device=device)
+    vectors = torch.empty(0)
     at = 0
     with tqdm(total=len(order), desc="item vectors", unit="item", leave=False, disable=not progress) as bar:
         while at < len(order):
             size = max(1, CHUNK_TOKENS // (1 + len(tokens[order[min(at + 64, len(order) - 1)]])))
             part = order[at : at + size]
-            vectors[part] = towers.items(item_chunk([tokens[i] for i in part], start, pad).to(device))
+            encoded = vectors_of(item_chunk([tokens[i] for i in part], start, pad).to(device))
+            if not at:
+                vectors = encoded.new_zeros(len(tokens), *encoded.shape[1:])
+            vectors[part] = encoded
             at += size
             bar.update(len(part))
     return vectors
+
+
+def _cached(
+    kind: str, towers: Towers, tokens: Sequence[np.ndarray], start: int, encode: Callable[..., Tensor]
+) -> tuple[Tensor, int]:
+    """(N, ...) vectors on the CPU, computed where they are not in the cache's folder `kind`; and how many were."""
+    file = cache_folder() / kind / f"{model_fingerprint(towers)}.safetensors"
+    known, stored = _read(file)
+    names = [hashlib.sha256(np.array([start, *t], np.int64).tobytes()).digest()[:16] for t in tokens]
+    new = [i for i, name in enumerate(names) if name not in known]
+    if new:
+        fresh = encode(towers, [tokens[i] for i in new], start).cpu()
+        stored = torch.cat([stored, fresh]) if len(known) else fresh
+        known |= {names[i]: at for at, i in enumerate(new, len(known))}
+        _write(file, known, stored)
+    return stored[torch.tensor([known[name] for name in names])], len(new)
 
 
 def _read(file: Path) -> tuple[dict[bytes, int], Tensor]:

@@ -1,5 +1,6 @@
 """Text vectors of a catalogue made comparable: centred, and all directions of the same variance."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -37,6 +38,19 @@ class Whitening:
         matrix = directions[kept].T / deviation[kept] * len(vectors) ** 0.5
         return cls(mean.float(), matrix.float())
 
+    @classmethod
+    def of_layers(cls, vectors: Tensor) -> "tuple[Whitening, ...]":
+        """One for each layer of (N, L, D), or one for (N, D)."""
+        vectors = vectors if vectors.dim() == 3 else vectors.unsqueeze(1)
+        return tuple(cls.of(layer) for layer in vectors.unbind(1))
+
     def __call__(self, vectors: Tensor) -> Tensor:
         """(N, W) unit vectors of (N, D)."""
         return F.normalize((vectors - self.mean) @ self.matrix, dim=-1)
+
+
+def whitened(vectors: Tensor, whitenings: Sequence[Whitening]) -> Tensor:
+    """(N, W) unit vectors of (N, L, D) or (N, D): each layer's, one after the other, so that cosines are their mean."""
+    vectors = vectors if vectors.dim() == 3 else vectors.unsqueeze(1)
+    layers = [whitening(layer) for whitening, layer in zip(whitenings, vectors.unbind(1), strict=True)]
+    return torch.cat(layers, 1) / len(layers) ** 0.5

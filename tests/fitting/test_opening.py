@@ -72,7 +72,7 @@ def assert_same(one: Fusion, other: Fusion) -> None:
     assert one.fast == other.fast
     assert one.fused == other.fused
     assert torch.equal(one.readings.text, other.readings.text)
-    assert torch.equal(one.readings.whitening.matrix, other.readings.whitening.matrix)
+    assert torch.equal(one.readings.whitening[0].matrix, other.readings.whitening[0].matrix)
     other_state = other.readings.tower.state_dict()
     assert all(torch.equal(value, other_state[name]) for name, value in one.readings.tower.state_dict().items())
 
