@@ -13,7 +13,6 @@ import argparse
 import json
 import subprocess
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from functools import cached_property, partial
 from itertools import product
 from pathlib import Path
@@ -55,12 +54,10 @@ AMAZON = {
     "beauty": "amazon14_beauty",
     "games": "amazon18_games",
 }
-TIMED = ("beauty", "games")  # the other files tell order only
 OTHERS = {"ml100k": "movies", "journey": "groceries"}  # domains of the demo
 LONG = {"length": 50}  # of the tower, where histories are long
 WIDE = {"hidden": 128, "batch_size": 1024}  # the best on validation where it was tuned: benchmarks/sasrec.py
-BASELINES = ("popularity", "bm25_last", "transitions", "minilm", "sasrec")
-SINGLE = ("popularity", "bm25_last", "transitions", "minilm", "sasrec")  # of which the best is to be beaten
+BASELINES = ("popularity", "bm25_last", "transitions", "minilm", "sasrec")  # of which the best is to be beaten
 READINGS = ("fast", "tower", "text")
 METRICS = ("ndcg@10", "recall@1", "recall@10")
 
@@ -73,8 +70,6 @@ def recipe_of(name: str, data: Path, minutes: float | None) -> Recipe:
         spec |= {"max_users": None}
     else:
         spec = domain(data, AMAZON[name])
-        if name in TIMED:
-            spec["columns"] = {**spec["columns"], "time": "ts"}
     return check_recipe(
         {
             "name": f"quality-{name}",
@@ -215,7 +210,7 @@ class Quality:
             name.rpartition("_")[0] if name.rpartition("_")[2].isdigit() else name for name in measured["systems"]
         )
         systems = {name: self._summary(name) for name in names}
-        best = {metric: max(SINGLE, key=lambda n: systems[n][metric]["value"]) for metric in METRICS}
+        best = {metric: max(BASELINES, key=lambda n: systems[n][metric]["value"]) for metric in METRICS}
         final = self.models[-1]
         return {
             "domain": measured["domain"],
@@ -293,7 +288,7 @@ class _FusedRanker:
             model.ids,
             options,
             transitions=fusion.readings.transitions,
-            fusion=replace(fusion),
+            fusion=fusion,
         )
 
     def rank(self, histories: Any, k: int, exclude_seen: bool) -> Any:

@@ -13,9 +13,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path, file_okay=False))
-@click.option(
-    "--users", type=click.IntRange(min=1), help="Validation users; default: the recipe's, or 500."
-)
+@click.option("--users", type=click.IntRange(min=1), help="Validation users; default: the recipe's, or 500.")
 def tune(run: Path, users: int | None) -> None:
     """Fit the weights of a trained RUN's lists anew, by validation users only.
 
