@@ -64,6 +64,7 @@ def recipe_values(data: Path, handover: str, steps: int) -> dict[str, Any]:
             {"name": "target", "domains": ["scientific"], "max_steps": steps, "handover": handover},
         ],
         "optim": {"batch_size": 8, "micro_batch_size": 8, "learning_rate": 6e-4, "valid_users": USERS},
+        "recommend": {"strategy": "beam"},
         "evaluate": {"domain": "scientific", "users": USERS},
     }
 

@@ -61,6 +61,7 @@ def recipe_values(data: Path, steps: int) -> dict[str, Any]:
         "stages": [{"name": "target", "domains": ["scientific"], "max_steps": steps}],
         "loss": {"alpha": 0.1, "beta": 0.2, "tau": 0.1},
         "optim": {"batch_size": 16, "micro_batch_size": 8, "learning_rate": 6e-4, "save_every": 25},
+        "recommend": {"strategy": "beam"},
     }
 
 

@@ -12,12 +12,13 @@ from calrec_lite.claim import claimed
 from calrec_lite.data.domain import Domain
 from calrec_lite.errors import InputError
 from calrec_lite.evaluate.baselines import BASELINE_NAMES, build_baseline
-from calrec_lite.evaluate.baselines.fast import FusionRanker
+from calrec_lite.evaluate.baselines.fast import FAST, FusionRanker
 from calrec_lite.evaluate.baselines.sasrec import require_cornac
 from calrec_lite.evaluate.protocol import Protocol, Ranker, evaluate_system
 from calrec_lite.evaluate.store import read_metrics, write_results
 from calrec_lite.files import atomic_path, copy_matching, size_and_time, write_json
-from calrec_lite.fitting.opening import fitted_folder, open_recommender
+from calrec_lite.fitting.fit import require_users
+from calrec_lite.fitting.opening import fitted_folder, is_fitted, open_recommender
 from calrec_lite.measure.cases import build_cases
 from calrec_lite.model.base import Placement, placement
 from calrec_lite.model.device import described_device
@@ -51,6 +52,11 @@ def evaluate_run(run: Run, trained: bool = True, folder: Path | None = None) -> 
     if trained:
         run.final()
     domain = run.domain(recipe.target)
+    if recipe.recommend.fits or FAST.keys() & set(recipe.evaluate.baselines):
+        require_users(domain)
+    if trained and recipe.recommend.fits and not is_fitted(run, run.final()):
+        open_recommender(run, run.final())  # its weights are part of what is measured
+        free_memory()
     protocol = Protocol.of(recipe)
     cases = build_cases(domain, protocol.split, protocol.users, protocol.seed)
     print(described_device(run.dtype, run.weights))
@@ -122,6 +128,8 @@ def _identity(run: Run, domain: Domain, protocol: dict[str, Any], trained: bool)
         "domain": domain.fingerprint,
         "protocol": protocol,
         "evaluate": run.recipe.evaluate.model_dump(mode="json"),
+        "fused": run.recipe.fused.model_dump(mode="json"),
+        "seed": run.recipe.training_seed,
         "weights": [[file.parent.parent.name, file.name, *size_and_time(file)] for file in weight_files],
     }
 

@@ -71,13 +71,16 @@ def _describe(folder: Path, run: Run, adapter: bool = False) -> None:
     """calrec.json, the catalogue, the transitions where lists need them, and the card."""
     recipe = run.recipe
     domain = run.domain(recipe.target)
+    options = recipe.recommend
+    if options.fits and not (folder / FITTED).is_dir():  # without its items: the model's own lists
+        options = options.model_copy(update={"strategy": "beam"})
     info = PackageInfo(
         domain=domain.name,
         fingerprint=domain.fingerprint,
         labels=list(domain.catalogue.labels),
         dtype=run.dtype.dtype,
         text=recipe.text,
-        recommend=recipe.recommend,
+        recommend=options,
         prior=recipe.loss.effective_prior,
         logit_scale=recipe.loss.effective_logit_scale,
         collaborative=recipe.loss.effective_collaborative,

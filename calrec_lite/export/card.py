@@ -43,7 +43,7 @@ def render_card(run: Run, adapter: bool = False) -> str:
         f"the method of CALRec with calrec-lite {__version__}. "
         f"Licence of the base: {recipe.base.license or 'see there'}.",
         *([] if not recipe.export.catalogue else [_USE_ADAPTER.format(base=base) if adapter else _USE]),
-        *(["## Lists", _weights(run)] if recipe.recommend.fits and not adapter else []),
+        *(["## Lists", _weights(run)] if recipe.recommend.fits and recipe.export.catalogue and not adapter else []),
         "## Results",
         table(results) if results else "Not evaluated yet: run `calrec-lite evaluate` and export again.",
         "## Stages",

@@ -89,8 +89,13 @@ def weigh(
     facts = {**facts, "fast_fit": _facts(fast, fusion, cases, exclude_seen)}
     if likelihood is None:
         return Fusion(readings, fast.weights, None, facts)
-    some = cases.part(settings.likelihood_users, seed)
-    fused = _fit_fused(fusion, _reachable(some, exclude_seen), likelihood, candidates, exclude_seen)
+    reached = _reached(fusion, _reachable(cases, exclude_seen), candidates, exclude_seen)
+    if len(reached.users) < LEAST_REACHED:  # long training may lie behind: lists by the rest are better than none
+        print(f"the likelihood has no weight: of {len(reached.users)} users alone the next item is a candidate for it")
+        nothing = {"users": len(reached.users), "intervals": {**fast.intervals, LIKELIHOOD: (0.0, 0.0)}}
+        return Fusion(readings, fast.weights, {**fast.weights, LIKELIHOOD: 0.0}, {**facts, "fused_fit": nothing})
+    some = reached.part(settings.likelihood_users, seed)
+    fused = _fit_fused(fusion, some, likelihood, candidates, exclude_seen)
     interval = {"users": fused.users, "intervals": fused.intervals}
     return Fusion(readings, fast.weights, fused.weights, {**facts, "fused_fit": interval})
 
@@ -136,6 +141,17 @@ def _fit_fast(readings: Readings, cases: Cases, names: Sequence[str], exclude_se
     return _fit(values, places)
 
 
+def _reached(fusion: Fusion, cases: Cases, candidates: int, exclude_seen: bool) -> Cases:
+    """The cases whose target is among the best items by `fast`."""
+    found = [
+        part.start + u
+        for part, allowed in _in_parts(cases, exclude_seen)
+        for u, items in enumerate(fusion.best(cases.histories[part], allowed, candidates))
+        if cases.targets[part.start + u] in items
+    ]
+    return cases.of(np.array(found, np.int64))
+
+
 def _fit_fused(fusion: Fusion, cases: Cases, likelihood: LikelihoodOf, candidates: int, exclude_seen: bool) -> Fitted:
     """Among the best items by `fast`."""
     values: list[dict[str, Tensor]] = []
@@ -171,7 +187,7 @@ def _fit(values: Sequence[Mapping[str, Tensor]], places: Sequence[int]) -> Fitte
     if len(values) < LEAST_REACHED:
         raise InputError(
             f"weights of fused lists: of {len(values)} validation users alone the next item is among the candidates; "
-            "raise fused.likelihood_users or recommend.rerank, or set recommend.strategy to another, such as beam"
+            "raise fused.users, or set recommend.strategy to another, such as beam"
         )
     names = list(values[0])
     sizes = torch.tensor([len(v[names[0]]) for v in values])

@@ -11,7 +11,7 @@ import torch
 
 from calrec_lite.data.transitions import Transitions
 from calrec_lite.errors import InputError
-from calrec_lite.files import atomic_path, write_json
+from calrec_lite.files import atomic_path, size_and_time, write_json
 from calrec_lite.fitting.fit import LikelihoodOf, fit_fusion, weigh
 from calrec_lite.method.towers import Towers
 from calrec_lite.model.base import Placement, load_model, placement
@@ -20,7 +20,6 @@ from calrec_lite.recommend.fusion import Fusion, require_fitted
 from calrec_lite.recommend.readings import PARTS
 from calrec_lite.recommend.recommender import Recommender, batches, lists_in_memory
 from calrec_lite.recommend.user_tower import History
-from calrec_lite.recommend.vectors import model_fingerprint
 from calrec_lite.run import Run
 
 IDENTITY_FILE = "fitted_to.json"  # in a folder of fitted readings: to what
@@ -61,7 +60,7 @@ def fitted(run: Run, folder: Path, alone: Recommender, options: Recommend) -> Fu
     """
     recipe, domain = run.recipe, run.domain(run.recipe.target)
     place = fitted_folder(run, folder)
-    identity = {"model": model_fingerprint(alone.strategies.towers), **_asked(run, options)}
+    identity = _asked(run, folder, options)
     if earlier := _earlier(run, place, identity, options):
         return earlier
     print(f"fitting user tower and weights of lists to {place.name}")
@@ -91,7 +90,7 @@ def fitted(run: Run, folder: Path, alone: Recommender, options: Recommend) -> Fu
 def is_fitted(run: Run, folder: Path) -> bool:
     """Whether the run holds what its recipe's lists need of the model in `folder`, by this recipe; loads no model."""
     options = run.recipe.recommend
-    return _earlier(run, fitted_folder(run, folder), _asked(run, options), options) is not None
+    return _earlier(run, fitted_folder(run, folder), _asked(run, folder, options), options) is not None
 
 
 def refit(run: Run, users: int | None) -> Fusion:
@@ -128,10 +127,11 @@ def fitted_folder(run: Run, folder: Path) -> Path:
     return run.folder / "fitted" / stages.get(folder, "base")
 
 
-def _asked(run: Run, options: Recommend) -> dict[str, Any]:
-    """All that decides what is fitted to a model."""
+def _asked(run: Run, folder: Path, options: Recommend) -> dict[str, Any]:
+    """All that decides what is fitted to the model in `folder`."""
     recipe = run.recipe
     return {
+        "weights": [[file.name, *size_and_time(file)] for file in sorted(folder.glob("*.safetensors"))],
         "domain": run.domain(recipe.target).fingerprint,
         "fused": recipe.fused.model_dump(mode="json"),
         "parts": list(PARTS),  # of an earlier version there may be fewer

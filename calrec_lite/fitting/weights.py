@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 PENALTY = 1e-3  # of squared weights, of parts scaled to a standard deviation of 1: only parts that are alike feel it
+CONSTANT = 1e-4  # deviation of a part that says nothing of these candidates: its weight is 0
 STEPS = 100
 
 
@@ -30,10 +31,11 @@ def fit_weights(parts: Mapping[str, Tensor], target: Tensor, open_: Tensor) -> F
         open_: (U, C) which candidates there are.
     """
     values = torch.stack(list(parts.values())).double()  # (P, U, C)
-    mean = (values * open_).sum((1, 2)) / open_.sum()
-    variance = ((values - mean[:, None, None]) ** 2 * open_).sum((1, 2)) / open_.sum()
-    deviation = variance.sqrt().clamp(min=1e-6)
-    scaled = values / deviation[:, None, None]
+    mean = (values * open_).sum(2, keepdim=True) / open_.sum(1)[None, :, None]  # a user's: only differences count
+    variance = ((values - mean) ** 2 * open_).sum((1, 2)) / open_.sum()
+    varies = variance.sqrt() > CONSTANT
+    deviation = torch.where(varies, variance.sqrt(), 1.0)
+    scaled = (values - mean) / deviation[:, None, None] * varies[:, None, None]
 
     def loss(weights: Tensor) -> Tensor:
         scores = torch.einsum("p,puc->uc", weights, scaled).masked_fill(~open_, -torch.inf)
@@ -53,7 +55,7 @@ def fit_weights(parts: Mapping[str, Tensor], target: Tensor, open_: Tensor) -> F
     curvature = torch.autograd.functional.hessian(loss, weights.detach()) * len(target)
     error = torch.linalg.inv(curvature).diagonal().clamp(min=0).sqrt()
     low, high = ((weights.detach() + sign * 1.96 * error) / deviation for sign in (-1, 1))
-    found = (weights.detach() / deviation).tolist()
+    found = torch.where(varies, weights.detach() / deviation, 0.0).tolist()
     return Fitted(
         dict(zip(parts, found)),
         {name: (float(a), float(b)) for name, a, b in zip(parts, low, high)},

@@ -12,7 +12,7 @@ class Recommend(Section):
 
     strategy: Literal["fused", "fast", "beam", "sample", "dense", "rerank"] = Field(
         "fused",
-        description="fused: user tower, text, transitions, popularity, and the LLM's likelihood of the best of them; "
+        description="fused: all readings (docs/method.md, 8), and the LLM's likelihood of the best items by them; "
         "fast: the same without the LLM; the others by the LLM alone",
     )
     k: PositiveInt = 10
@@ -85,4 +85,6 @@ class Fused(Section):
 
     tower: TowerSettings = TowerSettings()
     users: PositiveInt | None = Field(5000, description="for the weights; null: all")
-    likelihood_users: PositiveInt = Field(300, description="for the weights with the LLM's likelihood among them")
+    likelihood_users: PositiveInt = Field(
+        300, description="of those whose next item is a candidate, for the weights with the LLM's likelihood"
+    )

@@ -77,7 +77,8 @@ class Fusion:
         """(U, N) without the likelihood."""
         scores = added_up(parts, self.fast)
         unread = [u for u, history in enumerate(histories) if not len(history)]
-        scores[unread] = added_up(parts, UNREAD)[unread]
+        if unread:
+            scores[unread] = added_up({name: parts[name][unread] for name in UNREAD}, UNREAD)
         return scores
 
     def with_items(self, added: np.ndarray, vectors: Tensor) -> "Fusion":

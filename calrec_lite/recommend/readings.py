@@ -151,8 +151,10 @@ def _recent(text: Tensor, history: History) -> Tensor:
 
 def added_up(parts: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
     """(U, N) the weighted sum of the parts that have a weight."""
-    scores = [weight * parts[name] for name, weight in weights.items()]
-    return torch.stack(scores).sum(0)
+    scores = torch.zeros_like(next(iter(parts.values())))
+    for name, weight in weights.items():
+        scores.add_(parts[name], alpha=weight)
+    return scores
 
 
 def _matrix(column: pa.ChunkedArray) -> Tensor:

@@ -29,7 +29,7 @@ from calrec_lite.recommend.fusion import Fusion, require_fitted
 from calrec_lite.recommend.ground import normalised
 from calrec_lite.recommend.strategies import Draw, Strategies, Users
 from calrec_lite.recommend.tables import like_table, read_table
-from calrec_lite.recommend.vectors import encode_texts
+from calrec_lite.recommend.vectors import text_vectors
 from calrec_lite.text.encoding import Encoder, Tokens
 
 Names = Sequence[str]  # titles or item ids
@@ -132,7 +132,7 @@ class Recommender:
             towers = Towers(load_model(package.folder, base, where=target_device))
         if fusion is not None and towers is not None and len(unknown):
             added = [catalogue.tokens[i] for i in unknown]
-            fusion = fusion.with_items(unknown, encode_texts(towers, added, int(encoder.start[0]), encoder.pad))
+            fusion = fusion.with_items(unknown, text_vectors(towers, added, int(encoder.start[0]), encoder.pad))
         return cls(
             towers,
             encoder,

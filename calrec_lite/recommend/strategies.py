@@ -74,6 +74,7 @@ class Strategies:
         self.options, self.seed, self.draw = options, seed, draw or self._sample_texts
         self.transitions, self.fusion = transitions, fusion
 
+    @torch.no_grad()
     def rank(self, users: Users, allowed: np.ndarray, k: int) -> list[Ranked]:
         """The best `k` allowed items of each user, or all of them where fewer are allowed.
 

@@ -31,11 +31,13 @@ class Whitening:
         """Fitted on vectors (N, D)."""
         vectors = vectors.double()
         mean = vectors.mean(0)
-        _, deviation, directions = torch.linalg.svd(vectors - mean, full_matrices=False)
-        kept = (deviation > LEAST * deviation[0]).nonzero()[:, 0][: min(MOST, len(vectors) // 2)]
+        centred = vectors - mean
+        variance, directions = torch.linalg.eigh(centred.T @ centred / len(vectors))  # ascending; columns
+        deviation, directions = variance.clamp(min=0).sqrt().flip(0), directions.flip(1)
+        kept = ((deviation > LEAST * deviation[0]) & (deviation > 0)).nonzero()[:, 0][: min(MOST, len(vectors) // 2)]
         if not len(kept):  # a single item, or all alike
             return cls(mean.float(), vectors.new_zeros(vectors.shape[1], 1).float())
-        matrix = directions[kept].T / deviation[kept] * len(vectors) ** 0.5
+        matrix = directions[:, kept] / deviation[kept]
         return cls(mean.float(), matrix.float())
 
     @classmethod

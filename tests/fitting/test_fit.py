@@ -146,6 +146,17 @@ def test_weights_are_those_of_the_model_that_made_the_choices() -> None:
         assert fitted.weights[name] == pytest.approx(weight, rel=0.1)
 
 
+def test_a_part_that_says_nothing_of_the_candidates_has_no_weight() -> None:
+    """One that is constant, and one that differs between users alone."""
+    rng = np.random.default_rng(0)
+    a = torch.from_numpy(rng.normal(0, 1, (200, 10)))
+    between = torch.arange(200.0).double()[:, None].expand(-1, 10)
+    parts = {"a": a, "constant": torch.full_like(a, -2.3), "between": between}
+    fitted = fit_weights(parts, a.argmax(1), torch.ones(200, 10, dtype=torch.bool))
+    assert fitted.weights["constant"] == fitted.weights["between"] == 0
+    assert fitted.weights["a"] > 1
+
+
 def test_whitened_vectors_have_no_common_part_and_no_long_direction() -> None:
     raw = torch.randn(500, 8, generator=torch.Generator().manual_seed(0)) * torch.tensor([100.0, *[1.0] * 7]) + 50
     whitening = Whitening.of(raw)

@@ -75,6 +75,7 @@ def run(gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
         "text": {"max_items": 8},
         "stages": [{"name": "movies", "domains": ["movies"], "max_steps": 4}],
         "loss": {"logit_scale": 1.0},  # from far above popularity, so that 4 steps show
+        "recommend": {"strategy": "beam"},
         "optim": {"batch_size": 4, "micro_batch_size": 2, "log_every": 1, "valid_users": 16, "warmup": 0.0},
     }
     return Run.start(check_recipe(recipe), tmp_path_factory.mktemp("runs"))
