@@ -94,10 +94,12 @@ def weigh(
         print(f"the likelihood has no weight: of {len(reached.users)} users alone the next item is a candidate for it")
         nothing = {"users": len(reached.users), "intervals": {**fast.intervals, LIKELIHOOD: (0.0, 0.0)}}
         return Fusion(readings, fast.weights, {**fast.weights, LIKELIHOOD: 0.0}, {**facts, "fused_fit": nothing})
-    some = reached.part(settings.likelihood_users, seed)
-    fused = _fit_fused(fusion, some, likelihood, candidates, exclude_seen)
-    interval = {"users": fused.users, "intervals": fused.intervals}
-    return Fusion(readings, fast.weights, fused.weights, {**facts, "fused_fit": interval})
+    fitted = _fit_likelihood(
+        fusion, reached.part(settings.likelihood_users, seed), likelihood, candidates, exclude_seen
+    )
+    weight = max(0.0, fitted.weights[LIKELIHOOD])  # a likelihood below zero would be noise
+    fit = {"users": fitted.users, "intervals": {**fast.intervals, **fitted.intervals}}
+    return Fusion(readings, fast.weights, {**fast.weights, LIKELIHOOD: weight}, {**facts, "fused_fit": fit})
 
 
 def _facts(fitted: Fitted, fusion: Fusion, cases: Cases, exclude_seen: bool) -> dict[str, Any]:
@@ -152,25 +154,32 @@ def _reached(fusion: Fusion, cases: Cases, candidates: int, exclude_seen: bool) 
     return cases.of(np.array(found, np.int64))
 
 
-def _fit_fused(fusion: Fusion, cases: Cases, likelihood: LikelihoodOf, candidates: int, exclude_seen: bool) -> Fitted:
-    """Among the best items by `fast`."""
+def _fit_likelihood(
+    fusion: Fusion, cases: Cases, likelihood: LikelihoodOf, candidates: int, exclude_seen: bool
+) -> Fitted:
+    """The weight of the likelihood beside those of `fast`, among the best items by `fast`.
+
+    One number, as the likelihood of few users is known: weights fitted anew for all parts were worse than none.
+    """
     values: list[dict[str, Tensor]] = []
     places: list[int] = []
     pools: list[np.ndarray] = []
-    histories: list[History] = []
     for part, allowed in _in_parts(cases, exclude_seen):
-        parts = fusion.readings.parts(cases.histories[part])
-        best = best_items(added_up(parts, fusion.fast), allowed, candidates)
-        for u, target in enumerate(cases.targets[part].tolist()):
-            if (place := _place(best[u], target)) is not None:
-                values.append({name: parts[name][u, best[u]] for name in fusion.fast})
-                places.append(place)
-                pools.append(best[u].numpy())
-                histories.append(cases.histories[part][u])
-    logp = likelihood(histories, pools)
-    for user_values, user_logp in zip(values, logp, strict=True):
-        user_values[LIKELIHOOD] = torch.from_numpy(np.asarray(user_logp, dtype=np.float32))
-    return _fit(values, places)
+        scores = added_up(fusion.readings.parts(cases.histories[part]), fusion.fast)
+        for u, items in enumerate(best_items(scores, allowed, candidates)):
+            values.append({"fast": scores[u, items]})
+            places.append(int((items == cases.targets[part.start + u]).nonzero()))
+            pools.append(items.numpy())
+    for user_values, logp in zip(values, likelihood(cases.histories, pools), strict=True):
+        user_values[LIKELIHOOD] = torch.from_numpy(np.asarray(logp, dtype=np.float32))
+    fitted = _fit(values, places)
+    scale = max(fitted.weights["fast"], 1e-3)  # lists are the same for all weights times a number
+    interval = fitted.intervals[LIKELIHOOD]
+    return Fitted(
+        {LIKELIHOOD: fitted.weights[LIKELIHOOD] / scale},
+        {LIKELIHOOD: (interval[0] / scale, interval[1] / scale)},
+        fitted.users,
+    )
 
 
 def _place(pool: Tensor, target: int) -> int | None:
