@@ -24,7 +24,7 @@ from calrec_lite.measure.metrics import summarise
 from calrec_lite.method.batch import Collator
 from calrec_lite.method.rows import Rows, StepSampler, validation_rows
 from calrec_lite.method.towers import Towers
-from calrec_lite.recipe import Loss
+from calrec_lite.recipe import Loss, Recommend
 from calrec_lite.recommend import Recommender
 from calrec_lite.training.trainer import validation_loss
 
@@ -97,14 +97,14 @@ class Student:
 
 def measured(student: Student, users: int) -> dict[str, Any]:
     """Validation loss over the catalogue's items and lists for test users; as it was trained, the loss alone."""
-    bench, run = student.bench, student.bench.run
+    bench = student.bench
     model = student.system.trainer.model
     towers = Towers(model)
     facts: dict[str, Any] = {"nats_per_item": nats(towers, bench, LOSSES["F"], users)}
     if student.name != "F":
         facts["as_trained"] = {"nats_per_item": nats(towers, bench, Loss(softmax="vocabulary"), users)}
     cases, ids = build_cases(bench.domain, "test", users, SEED), bench.domain.catalogue.ids
-    recommender = Recommender(towers, bench.encoder, bench.catalogue(LOSSES["F"]), ids, run.recipe.recommend)
+    recommender = Recommender(towers, bench.encoder, bench.catalogue(LOSSES["F"]), ids, Recommend(strategy="beam"))
     ranks = evaluate_system(recommender, cases, Protocol(users=users)).ranks
     model.train()
     return {**facts, "ndcg@10": summarise(ranks, 2000, SEED)["ndcg@10"], "users": users, **student.state}

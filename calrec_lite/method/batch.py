@@ -160,9 +160,9 @@ class Collator:
 
     def __call__(self, rows: Sequence[Row]) -> StepBatch:
         rows = sorted(rows, key=lambda row: -len(row.tokens))  # longest first: if memory runs out, it does so early
-        longest = _padded(len(rows[0].tokens), MULTIPLE)
+        longest = self._width(len(rows[0].tokens))
         micro = self.micro_batch_size
-        token_budget = micro * max(longest, _padded(self.row_tokens or 1, MULTIPLE))
+        token_budget = micro * max(longest, self._width(self.row_tokens or 1))
         chunks = [self._chunk(part) for part in _parts(rows, token_budget // longest)]
         texts, anchor_item, negatives = self._contrast(rows)
         width = _padded(1 + max(map(len, texts), default=0), 8)
@@ -199,6 +199,9 @@ class Collator:
     def micro_batch_size(self, rows: int) -> None:
         self._micro_batch_size.fill_(rows)
 
+    def _width(self, length: int) -> int:
+        return _padded(length, MULTIPLE)
+
     def targets(self, row: Row) -> np.ndarray:
         """Positions (in items) of the row that are targets."""
         return np.arange(1, len(row.items))[-1 if self.loss.targets == "last" else 0 :]
@@ -209,7 +212,7 @@ class Collator:
         return targets[-(self.loss.contrast_per_row or 0) :] if self.loss.contrastive else targets[:0]
 
     def _chunk(self, rows: Sequence[Row]) -> Chunk:
-        width = _padded(max(len(r.tokens) for r in rows), MULTIPLE)
+        width = self._width(max(len(r.tokens) for r in rows))
         ids = np.full((len(rows), width), self.pad, np.int64)
         positions, labels, anchors = [], [], []
         for b, row in enumerate(rows):

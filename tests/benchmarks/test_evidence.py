@@ -109,6 +109,7 @@ def test_the_file_on_a_tiny_model(
                 {"name": "joint", "domains": ["shop", "other"], "max_steps": 1},
                 {"name": "target", "domains": ["shop"], "max_steps": 1},
             ],
+            "recommend": {"strategy": "beam"},
             "evaluate": {
                 "baselines": ["transitions", "sasrec"],
                 "bootstrap": 50,

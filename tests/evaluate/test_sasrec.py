@@ -188,6 +188,7 @@ def test_a_run_is_refused_before_anything_is_measured(
         "base": {"model": str(tiny_folder), "dtype": "float32", "load_in_4bit": False},
         "domains": {"shop": ring_domains(data)["shop"]},
         "stages": [{"name": "s", "domains": ["shop"], "max_steps": 1}],
+        "recommend": {"strategy": "beam"},
         "evaluate": {"base": False, "baselines": ["popularity", "sasrec"], "sasrec": {"hidden": 8, "epochs": 1}},
     }
     run = Run.start(check_recipe(values), tmp_path / "runs")

@@ -92,13 +92,20 @@ def test_fast_needs_no_llm(fused_export: Path, changed: Path) -> None:
         opened(changed, "fused")
 
 
-def test_the_likelihood_orders_the_best_by_fast(fused_run: Run, fused_export: Path) -> None:
+def with_likelihood(folder: Path) -> None:
+    """Give it a weight: that of a random model, as it was fitted, may be 0."""
+    weights = json.loads((folder / "fitted" / "weights.json").read_text())
+    edit(folder / "fitted" / "weights.json", fused={**weights["fused"], "likelihood": 1.0})
+
+
+def test_the_likelihood_orders_the_best_by_fast(fused_run: Run, changed: Path) -> None:
     """Those are 12 by the recipe, so that both strategies have the same 12; a longer list is made of more."""
+    with_likelihood(changed)
     cases = build_cases(fused_run.domain("shop"), "test", None, 0)
-    fast, fused = (opened(fused_export, strategy).rank(cases.histories, 12, True) for strategy in STRATEGIES)
+    fast, fused = (opened(changed, strategy).rank(cases.histories, 12, True) for strategy in STRATEGIES)
     assert np.array_equal(np.sort(fast, 1), np.sort(fused, 1))
     assert not np.array_equal(fast, fused)
-    longer = opened(fused_export, "fused").rank(cases.histories, 15, True)  # than recommend.rerank
+    longer = opened(changed, "fused").rank(cases.histories, 15, True)  # than recommend.rerank
     assert all(len(set(row) - {-1}) == 15 for row in longer.tolist())
 
 
@@ -161,9 +168,10 @@ def test_after_an_unknown_history_popularity_decides(changed: Path) -> None:
     assert most[0] > most[-1]
 
 
-def test_an_unknown_title_is_read_by_the_likelihood(fused_export: Path) -> None:
+def test_an_unknown_title_is_read_by_the_likelihood(changed: Path) -> None:
+    with_likelihood(changed)
     fast, fused = (
-        [[(i.item, i.score) for i in own] for own in opened(fused_export, s).recommend([["red steel lamp"], []], k=12)]
+        [[(i.item, i.score) for i in own] for own in opened(changed, s).recommend([["red steel lamp"], []], k=12)]
         for s in STRATEGIES
     )
     assert fast[0] == fast[1]
