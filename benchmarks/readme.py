@@ -109,7 +109,7 @@ def quality() -> str:
         for s in f["systems"].values()
         for key in ("ndcg@10",)
     )
-    seeds = ", ".join(map(str, next(iter(measured.values()))["seeds"]))
+    seeds = "; ".join(f"{n}: {', '.join(map(str, facts['seeds']))}" for n, facts in measured.items())
     notes = (
         "All test users, the full catalogue, seen items masked; rows with a user tower are means over seeds "
         f"({seeds}); 95% intervals of N@10 are within {widest:.3f}."
