@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from amazon import WORDING, domain
+from amazon import TARGETS, WORDING, domain
 from safetensors.numpy import load_file
 from sasrec import about
 from torch import Tensor, from_numpy
@@ -29,13 +29,14 @@ from torch import Tensor, from_numpy
 from calrec_lite.cli.options import quiet_libraries
 from calrec_lite.data.domain import Domain
 from calrec_lite.evaluate.baselines import build_baseline
-from calrec_lite.evaluate.baselines.fast import FusionRanker
+from calrec_lite.evaluate.baselines.fast import by_counts
 from calrec_lite.evaluate.baselines.minilm import VECTORS_FILE, minilm_folder
 from calrec_lite.evaluate.compare import Evaluation
 from calrec_lite.evaluate.protocol import Protocol, Ranker, evaluate_system
 from calrec_lite.evaluate.store import read_metrics, write_results
 from calrec_lite.files import write_json
-from calrec_lite.fitting.fit import fit_fusion, weigh
+from calrec_lite.fitting.fit import fit_fusion
+from calrec_lite.fitting.lists import FusionRanker
 from calrec_lite.fitting.opening import likelihood_of, open_recommender
 from calrec_lite.measure.cases import Cases, build_cases
 from calrec_lite.measure.metrics import Ranks, paired_bootstrap, summarise
@@ -48,12 +49,7 @@ from calrec_lite.run import Run
 from calrec_lite.training.stage import train_run
 
 ROOT = Path(__file__).parents[1]
-AMAZON = {
-    "scientific": "amazon18_scientific",
-    "office": "amazon14_office",
-    "beauty": "amazon14_beauty",
-    "games": "amazon18_games",
-}
+AMAZON = {**TARGETS, "beauty": "amazon14_beauty", "games": "amazon18_games"}
 OTHERS = {"ml100k": "movies", "journey": "groceries"}  # domains of the demo
 LONG = {"length": 50}  # of the tower, where histories are long
 WIDE = {"hidden": 128, "batch_size": 1024}  # the best on validation where it was tuned: benchmarks/sasrec.py
@@ -83,7 +79,7 @@ def recipe_of(name: str, data: Path, minutes: float | None) -> Recipe:
             "fused": {"tower": LONG if long else {}},
             "evaluate": {
                 "users": None,
-                "sasrec": {"valid_users": None, **(WIDE if name in ("scientific", "office") else {})},
+                "sasrec": {"valid_users": None, **(WIDE if name in TARGETS else {})},
             },
         }
     )
@@ -108,7 +104,6 @@ class Quality:
         self.cases = build_cases(self.domain, "test", None, recipe.seed)
         self.folder = self.run.folder / "quality"
         self.models = ("untouched", *(["finetuned"] if minutes else []))
-        self.facts: dict[str, Any] = {}
 
     def measure(self) -> None:
         """Every system that is not measured yet."""
@@ -123,7 +118,7 @@ class Quality:
                 ranker = FusionRanker(fusion if reading == "fast" else fusion.one_part(reading))
                 self._measured(name, lambda ranker=ranker: ranker, self.cases)
             if source == "minilm" and seed == self.seeds[0]:
-                self._measured("counts_fast", partial(self._counts, fusion, seed), self.cases)
+                self._measured("counts_fast", partial(by_counts, fusion, self.domain, self.recipe, seed), self.cases)
         if self.likelihood:
             some = self.cases.part(self.likelihood, self.recipe.seed)
             for source in self.models:
@@ -146,10 +141,6 @@ class Quality:
         self.folder.mkdir(exist_ok=True)
         write_json(file, {"weights": dict(fusion.fast), **fusion.facts})
         return fusion
-
-    def _counts(self, fusion: Fusion, seed: int) -> FusionRanker:
-        seen, parts = self.recipe.recommend.exclude_seen, ("transitions", "popularity")
-        return FusionRanker(weigh(fusion.readings, self.domain, self.recipe.fused, seed, seen, parts, None, 100, {}))
 
     def _vectors(self, source: str) -> Tensor:
         if source == "minilm":
@@ -183,7 +174,10 @@ class Quality:
             self.recipe.recommend.rerank,
         )
         write_json(self.folder / f"fused_{source}.json", {"weights": dict(fusion.fused or {}), **fusion.facts})
-        return _FusedRanker(fusion, model, self.recipe.recommend.rerank)
+        options = self.recipe.recommend.model_copy(update={"strategy": "fused"})
+        own, counts = model.strategies, fusion.readings.transitions
+        items = model.encoder, model.catalogue, model.ids
+        return Recommender(own.model, *items, options, transitions=counts, fusion=fusion)
 
     def ranks(self, name: str) -> Ranks:
         """(U,) of one system, (S, U) of one measured with every seed."""
@@ -273,26 +267,6 @@ class Quality:
             f"{b} - {a}": paired_bootstrap(*map(self.ranks, (a, b)), self.protocol.bootstrap, self.protocol.seed)
             for a, b in pairs
         }
-
-
-class _FusedRanker:
-    """Fused lists with the model's likelihood."""
-
-    def __init__(self, fusion: Fusion, model: Recommender, candidates: int) -> None:
-        options = model.options.model_copy(update={"strategy": "fused", "rerank": candidates})
-        own = model.strategies
-        self.lists = Recommender(
-            own.model,
-            model.encoder,
-            model.catalogue,
-            model.ids,
-            options,
-            transitions=fusion.readings.transitions,
-            fusion=fusion,
-        )
-
-    def rank(self, histories: Any, k: int, exclude_seen: bool) -> Any:
-        return self.lists.rank(histories, k, exclude_seen)
 
 
 def main() -> None:

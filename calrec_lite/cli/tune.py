@@ -31,16 +31,13 @@ def tune(run: Path, users: int | None) -> None:
 
 
 def _fit_weights(run: "Run", users: int | None) -> None:
-    from calrec_lite.evaluate.tables import markdown
+    from calrec_lite.evaluate.tables import weights_table
     from calrec_lite.fitting.opening import refit
 
     fusion = refit(run, users)
     strategy, facts = run.recipe.recommend.strategy, fusion.facts
     weights, fit = fusion.weights(strategy), facts[f"{strategy}_fit"]
-    rows = [
-        [name, f"{weight:.3f}", "[{:.3f}, {:.3f}]".format(*fit["intervals"][name])] for name, weight in weights.items()
-    ]
-    click.echo(markdown(["part", "weight", "95% interval"], rows))
+    click.echo(weights_table(weights, fit["intervals"]))
     click.echo(
         f"\n{fit['users']:,} validation users, whose next item is among the candidates; without the likelihood N@10 is "
         f"{facts['fast_fit']['valid_ndcg']:.4f} on validation. Written into the run; next: "

@@ -69,12 +69,7 @@ class Transitions:
 
     def sparse_scores(self, histories: Sequence[History]) -> Any:
         """(U, N) `scores` above 0, as a sparse array of rows."""
-        recent = [history[-self.LAST :][::-1] for history in histories]  # latest first
-        rows = np.repeat(np.arange(len(recent)), [len(history) for history in recent])
-        columns = np.concatenate([np.empty(0, np.int64), *recent])
-        age = np.concatenate([np.empty(0), *(np.arange(len(history)) for history in recent)])
-        decay = (self.DECAY**age).astype(np.float32)
-        return _sparse(decay, rows, columns, (len(recent), self.weights.shape[0])) @ self.weights
+        return recent_items(histories, self.LAST, self.DECAY, len(self)) @ self.weights
 
     @classmethod
     def event_scores(
@@ -97,11 +92,8 @@ class Transitions:
 
     def successors(self, histories: Sequence[History]) -> NDArray[np.float32]:
         """(U, N) how often each item came right after the history's last one."""
-        last = [history[-1:] for history in histories]
-        rows = np.repeat(np.arange(len(last)), [len(history) for history in last])
-        columns = np.concatenate([np.empty(0, np.int64), *last])
-        query = _sparse(np.ones(len(rows), np.float32), rows, columns, (len(last), len(self)))
-        return np.asarray((query @ self.followed).toarray(), dtype=np.float32)
+        last = recent_items(histories, 1, self.DECAY, len(self))  # its age is 0, whatever the decay
+        return np.asarray((last @ self.followed).toarray(), dtype=np.float32)
 
     def __len__(self) -> int:
         return int(self.weights.shape[0])
@@ -133,6 +125,15 @@ class Transitions:
             _sparse(table[name].fill_null(0).to_numpy()[known], *at, shape) for name in ("weight", "followed")
         )
         return cls(weights, followed)
+
+
+def recent_items(histories: Sequence[History], last: int, decay: float, n_items: int) -> Any:
+    """(U, N) sparse: decay^age of the latest `last` items of each history, summed where an item comes twice."""
+    recent = [history[-last:][::-1] for history in histories]  # latest first
+    rows = np.repeat(np.arange(len(recent)), [len(history) for history in recent])
+    columns = np.concatenate([np.empty(0, np.int64), *recent])
+    age = np.concatenate([np.empty(0), *(np.arange(len(history)) for history in recent)])
+    return _sparse((decay**age).astype(np.float32), rows, columns, (len(recent), n_items))
 
 
 def _sparse(values: NDArray[Any], rows: NDArray[Any], columns: NDArray[Any], shape: tuple[int, int]) -> Any:

@@ -12,12 +12,13 @@ from calrec_lite.claim import claimed
 from calrec_lite.data.domain import Domain
 from calrec_lite.errors import InputError
 from calrec_lite.evaluate.baselines import BASELINE_NAMES, build_baseline
-from calrec_lite.evaluate.baselines.fast import FAST, FusionRanker
+from calrec_lite.evaluate.baselines.fast import FAST
 from calrec_lite.evaluate.baselines.sasrec import require_cornac
 from calrec_lite.evaluate.protocol import Protocol, Ranker, evaluate_system
 from calrec_lite.evaluate.store import read_metrics, write_results
 from calrec_lite.files import atomic_path, copy_matching, size_and_time, write_json
 from calrec_lite.fitting.fit import require_users
+from calrec_lite.fitting.lists import FusionRanker
 from calrec_lite.fitting.opening import fitted_folder, is_fitted, open_recommender
 from calrec_lite.measure.cases import build_cases
 from calrec_lite.model.base import Placement, placement

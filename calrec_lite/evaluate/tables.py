@@ -1,6 +1,6 @@
 """An evaluation as a Markdown table, with its protocol in the caption."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from calrec_lite.evaluate.protocol import SAME
@@ -80,6 +80,12 @@ def markdown(head: list[str], rows: list[list[str]]) -> str:
         for row in [head, *rows]
     ]
     return "\n".join(f"| {' | '.join(line)} |" for line in [lines[0], rule, *lines[1:]])
+
+
+def weights_table(weights: Mapping[str, float], intervals: Mapping[str, Sequence[float]]) -> str:
+    """How much each reading counts in fused lists, with its interval."""
+    rows = [[name, f"{weight:.3f}", "[{:.3f}, {:.3f}]".format(*intervals[name])] for name, weight in weights.items()]
+    return markdown(["reading", "weight", "95% interval"], rows)
 
 
 def interval_cell(interval: Mapping[str, float]) -> str:

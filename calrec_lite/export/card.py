@@ -10,7 +10,7 @@ import yaml
 from calrec_lite import __version__
 from calrec_lite.errors import InputError
 from calrec_lite.evaluate.store import read_metrics
-from calrec_lite.evaluate.tables import markdown, table
+from calrec_lite.evaluate.tables import table, weights_table
 from calrec_lite.fitting.opening import fitted_folder
 from calrec_lite.recipe import Recipe, resolved
 from calrec_lite.recommend.fusion import WEIGHTS_FILE
@@ -62,13 +62,10 @@ def _weights(run: Run) -> str:
     """How much each reading counts in the lists."""
     facts = json.loads((fitted_folder(run, run.final()) / WEIGHTS_FILE).read_text(encoding="utf-8"))
     strategy = run.recipe.recommend.strategy
-    intervals, users = facts[f"{strategy}_fit"]["intervals"], facts[f"{strategy}_fit"]["users"]
-    rows = [
-        [name, f"{weight:.3f}", "[{:.3f}, {:.3f}]".format(*intervals[name])] for name, weight in facts[strategy].items()
-    ]
+    fit = facts[f"{strategy}_fit"]
     return (
-        f"`{strategy}` adds up what several readings say of an item, each with its weight, fitted on {users:,} "
-        f"validation users:\n\n{markdown(['reading', 'weight', '95% interval'], rows)}"
+        f"`{strategy}` adds up what several readings say of an item, each with its weight, fitted on {fit['users']:,} "
+        f"validation users:\n\n{weights_table(facts[strategy], fit['intervals'])}"
     )
 
 

@@ -1,6 +1,6 @@
 """From item vectors to fused lists: whitening, user tower, weights (docs/method.md, 8)."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,10 +10,11 @@ from torch import Tensor
 from calrec_lite.data.domain import Domain
 from calrec_lite.data.transitions import Transitions
 from calrec_lite.errors import InputError
+from calrec_lite.fitting.lists import FusionRanker, in_parts
 from calrec_lite.fitting.tower import fit_tower
 from calrec_lite.fitting.weights import Fitted, fit_weights
 from calrec_lite.measure.cases import Cases, build_cases
-from calrec_lite.measure.metrics import CELLS, ndcg_at, ranks_from_lists
+from calrec_lite.measure.metrics import ndcg_at, ranks_from_lists
 from calrec_lite.recipe import Fused
 from calrec_lite.recommend.fusion import LIKELIHOOD, Fusion, best_items
 from calrec_lite.recommend.readings import PARTS, Readings, added_up
@@ -21,7 +22,7 @@ from calrec_lite.recommend.user_tower import History
 from calrec_lite.recommend.whitening import Whitening, whitened
 from calrec_lite.recommend.words import Words
 
-LEAST_USERS = 50  # for five weights: below, they would say more of the draw than of the readings
+LEAST_USERS = 50  # for so many weights: below, they would say more of the draw than of the readings
 LEAST_REACHED = 10  # of those whose target is among the candidates
 EACH = 100  # candidates by each part alone, when weights are fitted
 LikelihoodOf = Callable[[Sequence[History], Sequence[np.ndarray]], list[np.ndarray]]
@@ -104,10 +105,7 @@ def weigh(
 
 def _facts(fitted: Fitted, fusion: Fusion, cases: Cases, exclude_seen: bool) -> dict[str, Any]:
     """What a person may want to know of a fit: users, intervals, NDCG@10 of the lists on validation."""
-    lists = np.full((len(cases.users), 10), -1)
-    for part, allowed in _in_parts(cases, exclude_seen):
-        for row, items in zip(lists[part], fusion.best(cases.histories[part], allowed, 10), strict=True):
-            row[: len(items)] = items
+    lists = FusionRanker(fusion).rank(cases.histories, 10, exclude_seen)
     ndcg = float(ndcg_at(ranks_from_lists(lists, cases.targets), 10).mean())
     return {"users": fitted.users, "intervals": fitted.intervals, "valid_ndcg": ndcg}
 
@@ -117,22 +115,11 @@ def _reachable(cases: Cases, exclude_seen: bool) -> Cases:
     return cases.of(np.flatnonzero(~cases.repeats)) if exclude_seen else cases
 
 
-def _in_parts(cases: Cases, exclude_seen: bool) -> Iterator[tuple[slice, np.ndarray]]:
-    """A few users at a time, and which items (u, N) they may be given."""
-    size = max(1, CELLS // cases.items)
-    for start in range(0, len(cases.users), size):
-        part = slice(start, min(start + size, len(cases.users)))
-        allowed = np.ones((part.stop - part.start, cases.items), np.bool_)
-        for row, history in zip(allowed, cases.histories[part], strict=True):
-            row[history] = not exclude_seen
-        yield part, allowed
-
-
 def _fit_fast(readings: Readings, cases: Cases, names: Sequence[str], exclude_seen: bool) -> Fitted:
     """Among the EACH best items by each part."""
     values: list[dict[str, Tensor]] = []
     places: list[int] = []
-    for part, allowed in _in_parts(cases, exclude_seen):
+    for part, allowed in in_parts(cases.histories, cases.items, exclude_seen):
         parts = readings.parts(cases.histories[part])
         by_part = [best_items(parts[name], allowed, EACH) for name in names]
         for u, target in enumerate(cases.targets[part].tolist()):
@@ -147,7 +134,7 @@ def _reached(fusion: Fusion, cases: Cases, candidates: int, exclude_seen: bool) 
     """The cases whose target is among the best items by `fast`."""
     found = [
         part.start + u
-        for part, allowed in _in_parts(cases, exclude_seen)
+        for part, allowed in in_parts(cases.histories, cases.items, exclude_seen)
         for u, items in enumerate(fusion.best(cases.histories[part], allowed, candidates))
         if cases.targets[part.start + u] in items
     ]
@@ -164,7 +151,7 @@ def _fit_likelihood(
     values: list[dict[str, Tensor]] = []
     places: list[int] = []
     pools: list[np.ndarray] = []
-    for part, allowed in _in_parts(cases, exclude_seen):
+    for part, allowed in in_parts(cases.histories, cases.items, exclude_seen):
         scores = added_up(fusion.readings.parts(cases.histories[part]), fusion.fast)
         for u, items in enumerate(best_items(scores, allowed, candidates)):
             values.append({"fast": scores[u, items]})

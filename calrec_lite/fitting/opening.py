@@ -116,9 +116,8 @@ def refit(run: Run, users: int | None) -> Fusion:
     if anew.fused is None and fusion.fused is not None:  # the recipe makes lists by `fast` now; the others stay
         facts = {**anew.facts, "fused_fit": fusion.facts["fused_fit"]}
         anew = replace(anew, fused=fusion.fused, facts=facts)
-    fusion = anew
-    fusion.save_weights(fitted_folder(run, folder))
-    return fusion
+    anew.save_weights(fitted_folder(run, folder))
+    return anew
 
 
 def fitted_folder(run: Run, folder: Path) -> Path:

@@ -7,6 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
+from calrec_lite.data.transitions import recent_items
+
 LATEST = 5  # items of a history whose titles count
 DECAY = 0.3  # of an item's weight with each later item
 
@@ -45,10 +47,5 @@ class Words:
 
     def scores(self, histories: Sequence[NDArray[np.integer]]) -> NDArray[np.float32]:
         """(U, N) of every item after each history; 0 where no word is shared."""
-        latest = [history[-LATEST:][::-1] for history in histories]
-        rows = np.repeat(np.arange(len(latest)), [len(items) for items in latest])
-        columns = np.concatenate([np.empty(0, np.int64), *latest])
-        ages = np.concatenate([np.empty(0), *(np.arange(len(items)) for items in latest)])
-        weights = (DECAY**ages).astype(np.float32)
-        users = sparse.csr_array((weights, (rows, columns)), shape=(len(latest), self._queries.shape[0]))
+        users = recent_items(histories, LATEST, DECAY, self._queries.shape[0])
         return np.asarray((users @ self._queries @ self._by_word).toarray(), dtype=np.float32)

@@ -13,9 +13,10 @@ import calrec_lite.evaluate.baselines.fast as fast_module
 from calrec_lite.data.domain import Domain
 from calrec_lite.errors import InputError
 from calrec_lite.evaluate.baselines import build_baseline
-from calrec_lite.evaluate.baselines.fast import COUNTS, FAST, FusionRanker
+from calrec_lite.evaluate.baselines.fast import COUNTS, FAST
 from calrec_lite.evaluate.baselines.minilm import minilm_folder
 from calrec_lite.evaluate.protocol import Protocol, SystemResult, evaluate_system
+from calrec_lite.fitting.lists import FusionRanker
 from calrec_lite.measure.cases import Cases, build_cases
 from calrec_lite.recipe import Recipe
 from calrec_lite.recipe.file import check_recipe

@@ -2,45 +2,21 @@
 
 from collections.abc import Callable
 
-import numpy as np
-from numpy.typing import NDArray
 from safetensors.numpy import load_file
 from torch import from_numpy
 
 from calrec_lite.data.domain import Domain
 from calrec_lite.data.transitions import Transitions
 from calrec_lite.evaluate.baselines.cache import cached
-from calrec_lite.evaluate.baselines.counting import Histories
 from calrec_lite.evaluate.baselines.minilm import VECTORS_FILE, minilm_folder
 from calrec_lite.fitting.fit import EACH, fit_fusion, weigh
-from calrec_lite.measure.metrics import CELLS
+from calrec_lite.fitting.lists import FusionRanker
 from calrec_lite.recipe import Recipe
 from calrec_lite.recommend.fusion import Fusion
 from calrec_lite.recommend.readings import PARTS
 
 FORMAT = 1  # raise it when the same settings come to give other lists
 COUNTS = ("transitions", "popularity")
-
-
-class FusionRanker:
-    """Lists by weighed readings, many users at a time."""
-
-    def __init__(self, fusion: Fusion) -> None:
-        self.fusion = fusion
-
-    def rank(self, histories: Histories, k: int, exclude_seen: bool) -> NDArray[np.int32]:
-        """The best k items for each history (see `protocol.Ranker`), (U, k)."""
-        n_items = len(self.fusion.readings.counts)
-        lists = np.full((len(histories), k), -1, np.int32)
-        step = max(1, CELLS // n_items)
-        for start in range(0, len(histories), step):
-            part = histories[start : start + step]
-            allowed = np.ones((len(part), n_items), np.bool_)
-            for row, history in zip(allowed, part, strict=True):
-                row[history] = not exclude_seen
-            for row, items in zip(lists[start : start + step], self.fusion.best(part, allowed, k), strict=True):
-                row[: len(items)] = items
-        return lists
 
 
 def minilm_fast(domain: Domain, recipe: Recipe) -> FusionRanker:
@@ -60,9 +36,13 @@ def minilm_text(domain: Domain, recipe: Recipe) -> FusionRanker:
 
 def counts_fast(domain: Domain, recipe: Recipe) -> FusionRanker:
     """Transitions and popularity, weighed: fused lists without text and tower."""
-    exclude_seen, seed = recipe.recommend.exclude_seen, recipe.training_seed
-    readings = _fitted(domain, recipe).readings
-    return FusionRanker(weigh(readings, domain, recipe.fused, seed, exclude_seen, COUNTS, None, EACH, {}))
+    return by_counts(_fitted(domain, recipe), domain, recipe, recipe.training_seed)
+
+
+def by_counts(fusion: Fusion, domain: Domain, recipe: Recipe, seed: int) -> FusionRanker:
+    """Lists by the counts among the readings of `fusion`, weighed anew."""
+    exclude_seen = recipe.recommend.exclude_seen
+    return FusionRanker(weigh(fusion.readings, domain, recipe.fused, seed, exclude_seen, COUNTS, None, EACH, {}))
 
 
 FAST: dict[str, Callable[[Domain, Recipe], FusionRanker]] = {
