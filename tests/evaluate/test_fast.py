@@ -10,6 +10,7 @@ import torch
 from safetensors.numpy import load_file
 
 import calrec_lite.evaluate.baselines.fast as fast_module
+import calrec_lite.fitting.lists as lists_module
 from calrec_lite.data.domain import Domain
 from calrec_lite.errors import InputError
 from calrec_lite.evaluate.baselines import build_baseline
@@ -174,7 +175,7 @@ def test_many_users_are_ranked_a_few_at_a_time(
     made = ranker("minilm_fast", ring, recipe())
     histories = cases_of(ring).histories
     lists = made.rank(histories, 10, True)
-    monkeypatch.setattr(fast_module, "CELLS", 7 * ITEMS)
+    monkeypatch.setattr(lists_module, "CELLS", 7 * ITEMS)
     assert np.array_equal(made.rank(histories, 10, True), lists)
 
 
