@@ -13,7 +13,7 @@ import argparse
 import json
 import subprocess
 from collections.abc import Callable, Iterable, Sequence
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -28,22 +28,22 @@ from torch import Tensor, from_numpy
 
 from calrec_lite.cli.options import quiet_libraries
 from calrec_lite.data.domain import Domain
+from calrec_lite.data.transitions import Transitions
 from calrec_lite.evaluate.baselines import build_baseline
-from calrec_lite.evaluate.baselines.fast import by_counts
+from calrec_lite.evaluate.baselines.fast import COUNTS, by_parts
 from calrec_lite.evaluate.baselines.minilm import VECTORS_FILE, minilm_folder
 from calrec_lite.evaluate.compare import Evaluation
 from calrec_lite.evaluate.protocol import Protocol, Ranker, evaluate_system
 from calrec_lite.evaluate.store import read_metrics, write_results
-from calrec_lite.files import write_json
+from calrec_lite.files import atomic_path, write_json
 from calrec_lite.fitting.fit import fit_fusion
-from calrec_lite.fitting.lists import FusionRanker
 from calrec_lite.fitting.opening import likelihood_of, open_recommender
 from calrec_lite.measure.cases import Cases, build_cases
 from calrec_lite.measure.metrics import Ranks, paired_bootstrap, summarise
 from calrec_lite.recipe import Recipe
 from calrec_lite.recipe.file import check_recipe, load_recipe
 from calrec_lite.recommend.fusion import Fusion
-from calrec_lite.recommend.readings import PARTS
+from calrec_lite.recommend.readings import PARTS, READINGS
 from calrec_lite.recommend.recommender import Recommender
 from calrec_lite.run import Run
 from calrec_lite.training.stage import train_run
@@ -54,7 +54,6 @@ OTHERS = {"ml100k": "movies", "journey": "groceries"}  # domains of the demo
 LONG = {"length": 50}  # of the tower, where histories are long
 WIDE = {"hidden": 128, "batch_size": 1024}  # the best on validation where it was tuned: benchmarks/sasrec.py
 BASELINES = ("popularity", "bm25_last", "transitions", "minilm", "sasrec")  # of which the best is to be beaten
-READINGS = ("fast", "tower", "text")
 METRICS = ("ndcg@10", "recall@1", "recall@10")
 
 
@@ -110,15 +109,14 @@ class Quality:
         for name in BASELINES:
             self._measured(name, partial(build_baseline, name, self.domain, self.recipe), self.cases)
         for source, seed in product(("minilm", *self.models), self.seeds):
-            names = [f"{source}_{reading}_{seed}" for reading in READINGS]
-            if all(map(self._known, names)):
+            lists = {f"{source}_{reading}_{seed}": parts for reading, parts in READINGS.items()}
+            if seed == self.seeds[0]:
+                lists |= {f"{source}_cosine": ("text",)} | ({"counts_fast": COUNTS} if source == "minilm" else {})
+            if all(map(self._known, lists)):
                 continue
             fusion = self._fitted(source, seed)
-            for reading, name in zip(READINGS, names):
-                ranker = FusionRanker(fusion if reading == "fast" else fusion.one_part(reading))
-                self._measured(name, lambda ranker=ranker: ranker, self.cases)
-            if source == "minilm" and seed == self.seeds[0]:
-                self._measured("counts_fast", partial(by_counts, fusion, self.domain, self.recipe, seed), self.cases)
+            for name, parts in lists.items():
+                self._measured(name, partial(by_parts, fusion, self.domain, self.recipe, seed, parts), self.cases)
         if self.likelihood:
             some = self.cases.part(self.likelihood, self.recipe.seed)
             for source in self.models:
@@ -135,12 +133,16 @@ class Quality:
             write_results(self.folder, self.domain, self.protocol, self.cases, one, {})
 
     def _fitted(self, source: str, seed: int) -> Fusion:
-        seen = self.recipe.recommend.exclude_seen
-        fusion = fit_fusion(self.domain, self._vectors(source), self.recipe.fused, seed, seen)
-        file = self.folder / f"fitted_{source}_{seed}.json"
-        self.folder.mkdir(exist_ok=True)
-        write_json(file, {"weights": dict(fusion.fast), **fusion.facts})
-        return fusion
+        """Readings and weights, kept: they take minutes, lists by some of them seconds."""
+        folder, catalogue = self.folder / f"fitted_{source}_{seed}", self.domain.catalogue
+        if not folder.exists():
+            seen = self.recipe.recommend.exclude_seen
+            fusion = fit_fusion(self.domain, self._vectors(source), self.recipe.fused, seed, seen)
+            with atomic_path(folder) as temporary:
+                temporary.mkdir()
+                fusion.save(temporary, catalogue.ids)
+        counts = Transitions.of(self.domain), self.domain.train_counts()
+        return Fusion.open(folder, catalogue.ids, catalogue.titles, *counts)[0]
 
     def _vectors(self, source: str) -> Tensor:
         if source == "minilm":
@@ -221,15 +223,17 @@ class Quality:
             "trained": self.run.stage_metrics(),
         }
 
+    @cache  # noqa: B019 - one object a process
     def _summary(self, name: str) -> dict[str, Any]:
         return dict(summarise(self.ranks(name), self.protocol.bootstrap, self.protocol.seed))
 
     def _pairs(self, final: str, best: dict[str, str]) -> Iterable[tuple[str, str, str, str]]:
         yield "fused_ndcg_vs_best", f"{final}_fast", best["ndcg@10"], "ndcg@10"
         yield "fused_recall1_vs_best", f"{final}_fast", best["recall@1"], "recall@1"
-        yield "vectors_ndcg_vs_best", f"{final}_tower", best["ndcg@10"], "ndcg@10"
-        text = max(("minilm", "bm25_last", "minilm_text"), key=lambda n: self._summary(n)["ndcg@10"]["value"])
+        yield "vectors_ndcg_vs_best", f"{final}_vectors", best["ndcg@10"], "ndcg@10"
+        text = max(("minilm", "bm25_last", "minilm_cosine"), key=lambda n: self._summary(n)["ndcg@10"]["value"])
         yield "text_only_ndcg_vs_best_text", f"{final}_text", text, "ndcg@10"
+        yield "llm_vs_minilm_in_text", f"{final}_text", "minilm_text", "ndcg@10"
         yield "llm_vs_minilm_in_fused", f"{final}_fast", "minilm_fast", "ndcg@10"
         yield "fused_vs_counts", f"{final}_fast", "counts_fast", "ndcg@10"
         if final == "finetuned":
@@ -261,7 +265,7 @@ class Quality:
     def _differences(self, final: str, best: str) -> dict[str, Any]:
         """Own lists minus others, paired by user."""
         pairs = [(best, f"{final}_fast"), ("minilm_fast", f"{final}_fast"), ("counts_fast", f"{final}_fast")]
-        pairs += [(best, f"{final}_tower"), ("minilm_text", f"{final}_text")]
+        pairs += [(best, f"{final}_vectors"), ("minilm_text", f"{final}_text")]
         pairs += [("untouched_fast", "finetuned_fast")] * (final == "finetuned")
         return {
             f"{b} - {a}": paired_bootstrap(*map(self.ranks, (a, b)), self.protocol.bootstrap, self.protocol.seed)

@@ -12,19 +12,21 @@ from calrec_lite.claim import claimed
 from calrec_lite.data.domain import Domain
 from calrec_lite.errors import InputError
 from calrec_lite.evaluate.baselines import BASELINE_NAMES, build_baseline
-from calrec_lite.evaluate.baselines.fast import FAST
+from calrec_lite.evaluate.baselines.fast import FAST, by_parts
 from calrec_lite.evaluate.baselines.sasrec import require_cornac
 from calrec_lite.evaluate.protocol import Protocol, Ranker, evaluate_system
 from calrec_lite.evaluate.store import read_metrics, write_results
 from calrec_lite.files import atomic_path, copy_matching, size_and_time, write_json
 from calrec_lite.fitting.fit import require_users
 from calrec_lite.fitting.lists import FusionRanker
-from calrec_lite.fitting.opening import fitted_folder, is_fitted, open_recommender
+from calrec_lite.fitting.opening import fitted_folder, is_fitted, kept_fusion, open_recommender
 from calrec_lite.measure.cases import build_cases
 from calrec_lite.model.base import Placement, placement
 from calrec_lite.model.device import described_device
 from calrec_lite.model.memory import free_memory
+from calrec_lite.recipe import Recipe
 from calrec_lite.recommend.fusion import WEIGHTS_FILE
+from calrec_lite.recommend.readings import READINGS
 from calrec_lite.run import Run
 
 RESULTS = ("metrics.json", "rankings.parquet")
@@ -73,7 +75,7 @@ def evaluate_run(run: Run, trained: bool = True, folder: Path | None = None) -> 
             if name in results.get("systems", {}):
                 print(f"{name}: measured already")
                 continue
-            system_cases = cases if name in BASELINE_NAMES else cases.part(protocol.model_users, protocol.seed)
+            system_cases = cases.part(protocol.model_users, protocol.seed) if _needs_llm(name, recipe) else cases
             print(f"evaluating {name} on {len(system_cases.users):,} users")
             system = evaluate_system(make_ranker(), system_cases, protocol)
             free_memory()  # before the next one is loaded
@@ -108,6 +110,14 @@ def _ranker_factories(run: Run, trained: bool, placed: Placement) -> dict[str, C
     return factories
 
 
+def _needs_llm(name: str, recipe: Recipe) -> bool:
+    """Whether a list of this system takes a run of the LLM, so that it is measured on `evaluate.model_users` alone."""
+    if name in BASELINE_NAMES:
+        return False
+    reading = name.partition("_")[2] or recipe.recommend.strategy
+    return reading not in READINGS
+
+
 def _one_reading(run: Run, folder: Path, reading: str, placed: Placement) -> Ranker:
     """One of the things that a model's lists are made of, alone."""
     options = run.recipe.recommend
@@ -115,9 +125,12 @@ def _one_reading(run: Run, folder: Path, reading: str, placed: Placement) -> Ran
         options = options.model_copy(update={"strategy": "beam"})
         return open_recommender(run, folder, placed=placed, options=options)
     fast = options.model_copy(update={"strategy": "fast"})
-    fusion = open_recommender(run, folder, placed=placed, options=fast).strategies.fusion
+    # Fitted for another reading already, mostly: then no model is loaded.
+    fusion = kept_fusion(run, folder, fast) or open_recommender(run, folder, False, placed, fast).strategies.fusion
     assert fusion is not None
-    return FusionRanker(fusion if reading == "fast" else fusion.one_part(reading))
+    if reading == "fast":
+        return FusionRanker(fusion)
+    return by_parts(fusion, run.domain(run.recipe.target), run.recipe, run.recipe.training_seed, READINGS[reading])
 
 
 def _identity(run: Run, domain: Domain, protocol: dict[str, Any], trained: bool) -> dict[str, Any]:

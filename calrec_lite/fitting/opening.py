@@ -60,8 +60,7 @@ def fitted(run: Run, folder: Path, alone: Recommender, options: Recommend) -> Fu
     """
     recipe, domain = run.recipe, run.domain(run.recipe.target)
     place = fitted_folder(run, folder)
-    identity = _asked(run, folder, options)
-    if earlier := _earlier(run, place, identity, options):
+    if earlier := kept_fusion(run, folder, options):
         return earlier
     print(f"fitting user tower and weights of lists to {place.name}")
     vectors = alone.strategies.text_vectors()
@@ -79,7 +78,7 @@ def fitted(run: Run, folder: Path, alone: Recommender, options: Recommend) -> Fu
     with atomic_path(place) as temporary:
         temporary.mkdir()
         fusion.save(temporary, domain.catalogue.ids)
-        write_json(temporary / IDENTITY_FILE, identity)
+        write_json(temporary / IDENTITY_FILE, _asked(run, folder, options))
     print(f"weights: {fusion.described}")
     # Vectors are kept in 16 bits: lists are the same now and whenever it is opened again.
     return Fusion.open(
@@ -89,8 +88,27 @@ def fitted(run: Run, folder: Path, alone: Recommender, options: Recommend) -> Fu
 
 def is_fitted(run: Run, folder: Path) -> bool:
     """Whether the run holds what its recipe's lists need of the model in `folder`, by this recipe; loads no model."""
-    options = run.recipe.recommend
-    return _earlier(run, fitted_folder(run, folder), _asked(run, folder, options), options) is not None
+    return kept_fusion(run, folder, run.recipe.recommend) is not None
+
+
+def kept_fusion(run: Run, folder: Path, options: Recommend) -> Fusion | None:
+    """What the run holds for such lists of the model in `folder`; None where it is not there, damaged, or of another.
+
+    Loads no model.
+    """
+    place = fitted_folder(run, folder)
+    asked = json.loads(json.dumps(_asked(run, folder, options)))
+    try:
+        stored = json.loads((place / IDENTITY_FILE).read_text(encoding="utf-8"))
+        if {key: stored[key] for key in asked} != asked:
+            return None
+        require_fitted(place, options.strategy)
+        domain = run.domain(run.recipe.target)
+        return Fusion.open(
+            place, domain.catalogue.ids, domain.catalogue.titles, Transitions.of(domain), domain.train_counts()
+        )[0]
+    except (OSError, ValueError, KeyError, TypeError, InputError):
+        return None
 
 
 def refit(run: Run, users: int | None) -> Fusion:
@@ -137,21 +155,6 @@ def _asked(run: Run, folder: Path, options: Recommend) -> dict[str, Any]:
         "recommend": options.model_dump(mode="json", include={"exclude_seen", "rerank", "score"}),
         "seed": recipe.training_seed,
     }
-
-
-def _earlier(run: Run, place: Path, identity: dict[str, Any], options: Recommend) -> Fusion | None:
-    """What lies in `place`, if it was fitted to all of `identity` and has the weights that the strategy needs."""
-    try:
-        stored = json.loads((place / IDENTITY_FILE).read_text(encoding="utf-8"))
-        if {key: stored[key] for key in identity} != json.loads(json.dumps(identity)):
-            return None
-        require_fitted(place, options.strategy)
-        domain = run.domain(run.recipe.target)
-        return Fusion.open(
-            place, domain.catalogue.ids, domain.catalogue.titles, Transitions.of(domain), domain.train_counts()
-        )[0]
-    except (OSError, ValueError, KeyError, TypeError, InputError):  # not there, or damaged: fitted anew
-        return None
 
 
 def likelihood_of(recommender: Recommender) -> LikelihoodOf:

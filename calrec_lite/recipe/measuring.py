@@ -85,7 +85,7 @@ Baseline = Literal[
     "minilm",
     "sasrec",
     "minilm_fast",
-    "minilm_tower",
+    "minilm_vectors",
     "minilm_text",
     "counts_fast",
 ]
@@ -98,7 +98,7 @@ class Evaluate(Section):
     split: Literal["test", "validation"] = "test"
     users: PositiveInt | None = Field(2000, description="drawn by the seed; null: all")
     model_users: PositiveInt | None = Field(
-        None, description="of those, so many for the base and the stages, whose lists take long on a CPU; null: all"
+        None, description="of those, so many for lists that the LLM makes, which take long on a CPU; null: all"
     )
     bootstrap: PositiveInt = 2000
     mrr_cut: PositiveInt = Field(10, description="MRR counts targets up to this rank")
@@ -108,14 +108,14 @@ class Evaluate(Section):
     )
     base: bool = Field(True, description="evaluate the untouched base too")
     every_stage: bool = True
-    readings: list[Literal["fast", "tower", "text", "beam"]] = Field(
-        ["fast", "tower", "text", "beam"],
+    readings: list[Literal["fast", "vectors", "text", "beam"]] = Field(
+        ["fast", "vectors", "text", "beam"],
         description="with strategy fused or fast: what lists of the base and the last stage are made of, each alone",
     )
     baselines: list[Baseline] = Field(
         ["popularity", "last_item", "bm25_last", "transitions"],
         description="minilm and sasrec (extra `[sasrec]`) take minutes on a CPU, once for each domain and settings; "
-        "minilm_fast, minilm_tower, minilm_text: MiniLM in the LLM's place; counts_fast: transitions and popularity",
+        "minilm_fast, minilm_vectors, minilm_text: MiniLM in the LLM's place; counts_fast: transitions and popularity",
     )
     sasrec: SASRecSettings = SASRecSettings()
     minilm: MiniLMSettings = MiniLMSettings()

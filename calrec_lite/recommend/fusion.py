@@ -85,10 +85,6 @@ class Fusion:
         """The same with text for items that had none: (M, L, D) vectors of the items `added` (M,)."""
         return replace(self, readings=self.readings.with_items(added, vectors))
 
-    def one_part(self, name: str) -> "Fusion":
-        """Lists by one of the parts alone."""
-        return Fusion(self.readings, {name: 1.0})
-
     def save(self, folder: Path, ids: Sequence[str]) -> None:
         """Write everything but the transitions into `folder`."""
         self.readings.save(folder, ids)

@@ -24,8 +24,13 @@ from calrec_lite.recommend.user_tower import History, UserTower
 from calrec_lite.recommend.whitening import Whitening, whitened
 from calrec_lite.recommend.words import Words
 
-PARTS = ("tower", "text", "words", "transitions", "successors", "popularity")
-DECAY = 0.6  # of an item's weight in a user's text vector, with each later item
+PARTS = ("tower", "recent", "text", "words", "transitions", "successors", "popularity")
+READINGS = {  # parts that are lists of their own
+    "fast": PARTS,
+    "vectors": ("tower", "recent", "text"),  # no counts
+    "text": ("text", "words"),  # no purchase was ever seen, but by the weights: items that are new are found, too
+}
+DECAY = 0.6  # of an item's weight in the user vectors of `text` and `recent`, with each later item
 LATEST = 20  # items of a history in it: older ones weigh less than a ten-thousandth
 ITEMS_FILE = "items.parquet"
 TOWER_FILE = "tower.safetensors"
@@ -67,14 +72,16 @@ class Readings:
         """Part -> (U, N) its score of every item after each history; after an empty one popularity alone decides."""
         scores = torch.from_numpy(self.transitions.scores(histories))
         tower = self._popularity.repeat(len(histories), 1)
-        text = torch.zeros(len(histories), len(self.text))
+        text, recent = torch.zeros(2, len(histories), len(self.text))
         some = [u for u, history in enumerate(histories) if len(history)]
         if some:
             with_items = [histories[u] for u in some]
             tower[some] = self.tower.scores(with_items, self._tower_items)
-            text[some] = recent_text(self.text, with_items)
+            text[some] = recent_items(self.text, with_items)
+            recent[some] = recent_items(self._tower_items, with_items)
         return {
             "tower": tower,
+            "recent": recent,
             "text": text,
             "words": torch.from_numpy(self.words.scores(histories)),
             "transitions": torch.log(scores + Transitions.FLOOR),
@@ -138,15 +145,15 @@ class Readings:
         return Readings(text, self.whitening, tower.eval(), self.transitions, self.words, self.counts)
 
 
-def recent_text(text: Tensor, histories: Sequence[History]) -> Tensor:
+def recent_items(vectors: Tensor, histories: Sequence[History]) -> Tensor:
     """(U, N) cosines of all items (N, W) with each history's latest items, the later the more; none may be empty."""
-    users = torch.stack([_recent(text, history) for history in histories])
-    return torch.nn.functional.normalize(users, dim=-1) @ text.T
+    users = torch.stack([_recent(vectors, history) for history in histories])
+    return torch.nn.functional.normalize(users, dim=-1) @ vectors.T
 
 
-def _recent(text: Tensor, history: History) -> Tensor:
+def _recent(vectors: Tensor, history: History) -> Tensor:
     latest = history[-LATEST:][::-1].astype(np.int64)
-    return torch.from_numpy(DECAY ** np.arange(len(latest), dtype=np.float32)) @ text[torch.from_numpy(latest)]
+    return torch.from_numpy(DECAY ** np.arange(len(latest), dtype=np.float32)) @ vectors[torch.from_numpy(latest)]
 
 
 def added_up(parts: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:

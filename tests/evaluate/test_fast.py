@@ -21,7 +21,8 @@ from calrec_lite.fitting.lists import FusionRanker
 from calrec_lite.measure.cases import Cases, build_cases
 from calrec_lite.recipe import Recipe
 from calrec_lite.recipe.file import check_recipe
-from calrec_lite.recommend.readings import PARTS, recent_text
+from calrec_lite.recommend.fusion import Fusion
+from calrec_lite.recommend.readings import PARTS, recent_items
 from calrec_lite.recommend.whitening import Whitening
 from tests.conftest import make_domain as ring_of
 
@@ -81,7 +82,7 @@ def test_each_makes_lists_by_the_protocol(ring: Domain, recipe: MakeRecipe, excl
     results = {name: measured(name, ring, made) for name in FAST}
     ndcg = {name: result.metrics["ndcg@10"]["value"] for name, result in results.items()}
     assert ndcg["minilm_fast"] > 0.9
-    assert ndcg["minilm_tower"] > ndcg["minilm_text"] + 0.2
+    assert ndcg["minilm_vectors"] > ndcg["minilm_text"] + 0.2
     assert ndcg["counts_fast"] > 0.9
     assert ndcg["minilm_text"] < 0.5  # a random encoder's titles know nothing of a ring
     histories = cases_of(ring).histories
@@ -90,30 +91,44 @@ def test_each_makes_lists_by_the_protocol(ring: Domain, recipe: MakeRecipe, excl
     assert len({result.lists.tobytes() for result in results.values()}) == len(FAST)
 
 
-def test_text_is_whitened_vectors_and_recency(ring: Domain, recipe: MakeRecipe) -> None:
+def test_text_is_whitened_vectors_by_recency_and_words(ring: Domain, recipe: MakeRecipe) -> None:
     made = recipe()
     vectors = torch.from_numpy(load_file(minilm_folder(ring, made.evaluate.minilm) / "vectors.safetensors")["vectors"])
     text = Whitening.of(vectors)(vectors)
     histories = cases_of(ring).histories
-    scores = recent_text(text, histories).numpy()
+    scores = recent_items(text, histories).numpy()
     for row, history in zip(scores, histories):
         row[history] = -np.inf
-    lists = ranker("minilm_text", ring, made).rank(histories, 10, True)
+    by_text = ranker("minilm_text", ring, made).fusion
+    assert set(by_text.fast) == {"text", "words"}
+    lists = FusionRanker(Fusion(by_text.readings, {"text": 1.0})).rank(histories, 10, True)
     kept_in_16_bits = np.take_along_axis(scores, lists.astype(np.int64), 1)
     np.testing.assert_allclose(kept_in_16_bits, np.sort(scores, 1)[:, ::-1][:, :10], atol=2e-3)
 
 
-def test_the_tower_alone_and_all_readings_are_of_one_fit(ring: Domain, recipe: MakeRecipe) -> None:
+def test_vectors_and_all_readings_are_of_one_fit(ring: Domain, recipe: MakeRecipe) -> None:
     made = recipe()
-    fast, tower = ranker("minilm_fast", ring, made).fusion, ranker("minilm_tower", ring, made).fusion
+    fast, vectors = ranker("minilm_fast", ring, made).fusion, ranker("minilm_vectors", ring, made).fusion
     assert set(fast.fast) == {*PARTS}
-    assert tower.fast == {"tower": 1.0}
+    assert set(vectors.fast) == {"tower", "recent", "text"}
     histories = cases_of(ring).histories[:20]
-    scores = fast.readings.tower.scores(histories).numpy()
+    parts = fast.readings.parts(histories)
+    scores = sum((weight * parts[name] for name, weight in vectors.fast.items()), torch.zeros(())).numpy()
     for row, history in zip(scores, histories):
         row[history] = -np.inf
     wanted = np.argsort(-scores, 1, kind="stable")[:, :5]
-    assert np.array_equal(ranker("minilm_tower", ring, made).rank(histories, 5, True), wanted)
+    assert np.array_equal(ranker("minilm_vectors", ring, made).rank(histories, 5, True), wanted)
+
+
+def test_recent_is_the_towers_items_by_recency(ring: Domain, recipe: MakeRecipe) -> None:
+    readings = ranker("minilm_fast", ring, recipe()).fusion.readings
+    history = cases_of(ring).histories[0]
+    with torch.no_grad():
+        items = readings.tower.items()
+    ages = torch.arange(len(history) - 1, -1, -1.0)
+    user = (0.6**ages) @ items[torch.from_numpy(history.astype(np.int64))]
+    cosines = torch.nn.functional.cosine_similarity(user[None], items)
+    assert torch.allclose(readings.parts([history])["recent"][0], cosines, atol=1e-5)
 
 
 def test_counts_know_nothing_of_texts(ring: Domain, recipe: MakeRecipe) -> None:
@@ -151,7 +166,7 @@ def test_what_was_fitted_is_kept(
         (ring, recipe().model_copy(update={"seed": 1})),
     ]
     for n, (domain, made) in enumerate(others, 2):
-        ranker("minilm_tower", domain, made)
+        ranker("minilm_vectors", domain, made)
         assert len(fits) == n
     kept = [path for path in (own_cache / "baselines").iterdir() if path.name.startswith("minilm_fast-")]
     assert len(kept) == 5

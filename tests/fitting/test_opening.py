@@ -2,9 +2,11 @@
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -14,6 +16,7 @@ import torch
 import calrec_lite.evaluate.evaluate_run as evaluate_module
 import calrec_lite.fitting.opening as opening_module
 from calrec_lite.errors import InputError
+from calrec_lite.evaluate.baselines.fast import by_parts
 from calrec_lite.evaluate.evaluate_run import evaluate_run
 from calrec_lite.export.bundle import export_run
 from calrec_lite.fitting.opening import is_fitted, open_recommender, refit
@@ -26,7 +29,7 @@ from calrec_lite.training.stage import train_run
 from tests.fitting.conftest import FITTED_FILES, ITEMS, fused_values, write_ring
 
 Copied = Callable[..., Run]
-READINGS = ("fast", "tower", "text", "beam")
+READINGS = ("fast", "vectors", "text", "beam")
 
 
 @pytest.fixture(autouse=True)
@@ -271,7 +274,8 @@ def test_every_system_and_each_reading_is_measured(copied: Copied) -> None:
     fusion, domain = opened(run), run.domain("shop")
     places = {item: n for n, item in enumerate(domain.catalogue.ids)}
     users = {name: u for u, name in enumerate(domain.sequences.users)}
-    for system, made in (("final_fast", fusion), ("final_tower", fusion.one_part("tower"))):
+    vectors = by_parts(fusion, domain, run.recipe, run.recipe.training_seed, ("tower", "recent", "text")).fusion
+    for system, made in (("final_fast", fusion), ("final_vectors", vectors)):
         for user, own in lists[system].items():
             history = domain.sequences.items[slice(*domain.sequences.offsets[users[user] :][:2])][:-1]
             allowed = np.ones((1, ITEMS), np.bool_)
@@ -280,6 +284,25 @@ def test_every_system_and_each_reading_is_measured(copied: Copied) -> None:
     # A likelihood of a random model may have no weight: `base` and `final` are then by `fast`.
     assert len({json.dumps(own) for own in lists.values()}) >= len(systems) - 2, "two systems made the same lists"
     assert systems["final_fast"]["ndcg@10"]["value"] > systems["popularity"]["ndcg@10"]["value"]
+
+
+def test_only_lists_by_the_llm_are_of_fewer_users_and_load_it(copied: Copied, monkeypatch: pytest.MonkeyPatch) -> None:
+    loads: list[Path] = []
+    load_model = opening_module.load_model
+
+    def counting(folder: Path, *rest: Any) -> Any:
+        loads.append(folder)
+        return load_model(folder, *rest)
+
+    monkeypatch.setattr(opening_module, "load_model", counting)
+    run = copied(evaluate={"users": None, "model_users": 20})
+    evaluate_run(run)
+    rows = pq.read_table(run.evaluation / "rankings.parquet").to_pylist()
+    users = Counter(row["system"] for row in rows)
+    few = {f"{model}{reading}" for model in ("base", "final") for reading in ("", "_beam")}
+    assert {name for name, count in users.items() if count == 20} == few
+    assert len(set(users.values())) == 2
+    assert len(loads) == len(few)
 
 
 def test_what_is_the_recipes_own_way_is_not_measured_again(copied: Copied) -> None:

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from calrec_lite.fitting.tower import _candidates
-from calrec_lite.recommend.readings import recent_text
+from calrec_lite.recommend.readings import recent_items
 from calrec_lite.recommend.user_tower import UserTower
 
 N, LENGTH = 40, 6
@@ -103,7 +103,7 @@ def test_before_training_it_ranks_by_text_and_recency() -> None:
     tower = UserTower(text_vectors(), dim=16).eval()
     rng = np.random.default_rng(0)
     histories = [rng.permutation(N)[: rng.integers(1, 9)].astype(np.int32) for _ in range(200)]
-    by_text = recent_text(text_vectors(), histories)
+    by_text = recent_items(text_vectors(), histories)
     near = tower.scores(histories)
     agree = np.mean([np.corrcoef(a, b)[0, 1] for a, b in zip(near.numpy(), by_text.numpy())])
     assert agree > 0.97

@@ -1,6 +1,7 @@
 """Lists by readings without an LLM, beside which its worth is seen: another encoder in its place, or counts alone."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from safetensors.numpy import load_file
 from torch import from_numpy
@@ -13,10 +14,16 @@ from calrec_lite.fitting.fit import EACH, fit_fusion, weigh
 from calrec_lite.fitting.lists import FusionRanker
 from calrec_lite.recipe import Recipe
 from calrec_lite.recommend.fusion import Fusion
-from calrec_lite.recommend.readings import PARTS
+from calrec_lite.recommend.readings import PARTS, READINGS
 
 FORMAT = 1  # raise it when the same settings come to give other lists
 COUNTS = ("transitions", "popularity")
+
+
+def by_parts(fusion: Fusion, domain: Domain, recipe: Recipe, seed: int, parts: Sequence[str]) -> FusionRanker:
+    """Lists by some parts of `fusion`, weighed anew on validation users."""
+    exclude_seen = recipe.recommend.exclude_seen
+    return FusionRanker(weigh(fusion.readings, domain, recipe.fused, seed, exclude_seen, parts, None, EACH, {}))
 
 
 def minilm_fast(domain: Domain, recipe: Recipe) -> FusionRanker:
@@ -24,32 +31,15 @@ def minilm_fast(domain: Domain, recipe: Recipe) -> FusionRanker:
     return FusionRanker(_fitted(domain, recipe))
 
 
-def minilm_tower(domain: Domain, recipe: Recipe) -> FusionRanker:
-    """The user tower over MiniLM's vectors alone."""
-    return FusionRanker(_fitted(domain, recipe).one_part("tower"))
-
-
-def minilm_text(domain: Domain, recipe: Recipe) -> FusionRanker:
-    """MiniLM's whitened vectors and recency, without any training."""
-    return FusionRanker(_fitted(domain, recipe).one_part("text"))
-
-
-def counts_fast(domain: Domain, recipe: Recipe) -> FusionRanker:
-    """Transitions and popularity, weighed: fused lists without text and tower."""
-    return by_counts(_fitted(domain, recipe), domain, recipe, recipe.training_seed)
-
-
-def by_counts(fusion: Fusion, domain: Domain, recipe: Recipe, seed: int) -> FusionRanker:
-    """Lists by the counts among the readings of `fusion`, weighed anew."""
-    exclude_seen = recipe.recommend.exclude_seen
-    return FusionRanker(weigh(fusion.readings, domain, recipe.fused, seed, exclude_seen, COUNTS, None, EACH, {}))
+def _minilm_by(parts: Sequence[str], domain: Domain, recipe: Recipe) -> FusionRanker:
+    return by_parts(_fitted(domain, recipe), domain, recipe, recipe.training_seed, parts)
 
 
 FAST: dict[str, Callable[[Domain, Recipe], FusionRanker]] = {
     "minilm_fast": minilm_fast,
-    "minilm_tower": minilm_tower,
-    "minilm_text": minilm_text,
-    "counts_fast": counts_fast,
+    "minilm_vectors": partial(_minilm_by, READINGS["vectors"]),
+    "minilm_text": partial(_minilm_by, READINGS["text"]),
+    "counts_fast": partial(_minilm_by, COUNTS),
 }
 
 
