@@ -23,9 +23,10 @@ from transformers import (
 from calrec_lite.errors import InputError, RunError
 from calrec_lite.method.batch import ITEMS_AT_ONCE, Collator, StepBatch
 from calrec_lite.method.rows import Rows, StepSampler
-from calrec_lite.method.step import RngState, StepLoss, rng_state, set_rng_state, two_tower_step
+from calrec_lite.method.step import StepLoss, two_tower_step
 from calrec_lite.method.towers import Towers
 from calrec_lite.model.memory import out_of_memory, peak_bytes
+from calrec_lite.model.random_states import RngState, rng_state, set_rng_state
 from calrec_lite.recommend.recommender import Recommender
 from calrec_lite.text.encoding import Row
 from calrec_lite.training.clock import Clock
