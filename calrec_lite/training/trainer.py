@@ -25,6 +25,7 @@ from calrec_lite.method.batch import ITEMS_AT_ONCE, Collator, StepBatch
 from calrec_lite.method.rows import Rows, StepSampler
 from calrec_lite.method.step import RngState, StepLoss, rng_state, set_rng_state, two_tower_step
 from calrec_lite.method.towers import Towers
+from calrec_lite.model.base import require_positions
 from calrec_lite.model.memory import out_of_memory, peak_bytes
 from calrec_lite.recommend.recommender import Recommender
 from calrec_lite.text.encoding import Row
@@ -116,6 +117,10 @@ class CALRecTrainer(Trainer):
         self.add_callback(Intervals())
         if not args.disable_tqdm:
             self.add_callback(StageProgress())
+        for data in (rows, valid):
+            if data:
+                around = len(encoder.start) + 1 + len(encoder.first)  # what `length` leaves out
+                require_positions(self._peft_model, int(data.length.max(initial=0)) + around)
         self.towers = Towers(self._peft_model, args.offload_checkpoints)
         if args.compile_layers:
             self.towers.compile()
