@@ -70,6 +70,7 @@ def _from_hub(base: Base) -> Path:
 def _unpack_gguf(path: Path, name: str) -> Path:
     folder = cache_folder() / "bases" / f"{path.stem}-{file_sha256(path)[:16]}"
     if (folder / "config.json").is_file():
+        require_whole(folder)
         return folder
     print(f"unpacking {name.partition('#')[0]} to bf16, once")
     source: dict[str, Any] = {"gguf_file": path.name, "local_files_only": True}

@@ -19,7 +19,8 @@ from tqdm import tqdm
 
 from calrec_lite.errors import InputError
 from calrec_lite.files import BESIDE_WEIGHTS, atomic_path, copy_matching
-from calrec_lite.model.whole import REMEDY, read_config, read_object, refused, require_plain_folder, require_whole
+from calrec_lite.model.whole import REMEDY, read_config, refused, require_plain_folder, require_whole
+from calrec_lite.stored import read_object
 
 NEVER_QUANTISED = re.compile(r"embed|lm_head|norm")  # what transformers leaves unquantised in a 4-bit model
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
@@ -97,7 +98,7 @@ def shards(base: Path) -> list[Path]:
     index = base / "model.safetensors.index.json"
     names = {"model.safetensors"}
     if index.is_file() and not (base / "model.safetensors").is_file():  # of both, transformers takes the one file
-        places = read_object(index).get("weight_map")
+        places = read_object(index, REMEDY).get("weight_map")
         names = set(map(str, places.values())) if isinstance(places, dict) else set()
         if not names or any(Path(name).name != name for name in names):
             raise InputError(f"{index}: its `weight_map` does not give each tensor a file beside it; {REMEDY}")

@@ -1,7 +1,6 @@
 """Whether a model folder is whole: its weights all there, of the right shape, numbers, and nothing beside them that
 would be loaded too (docs/architecture.md)."""
 
-import json
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from transformers.utils import logging as transformers_logging
 
 from calrec_lite.errors import InputError, RunError
 from calrec_lite.model.memory import out_of_memory
+from calrec_lite.stored import read_object
 
 REMEDY = "take the folder once more from where it came, or write it anew"
 SAFELY: dict[str, Any] = {"use_safetensors": True, "local_files_only": True}  # no pickles, no network
@@ -104,18 +104,7 @@ def require_plain_folder(folder: Path) -> None:
 
 def read_config(folder: Path) -> dict[str, Any]:
     """config.json of a model folder. Raises InputError where it is no JSON object."""
-    return read_object(folder / "config.json")
-
-
-def read_object(file: Path) -> dict[str, Any]:
-    """A JSON object of a model folder. Raises InputError where the file holds none."""
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{file}: cannot be read ({one_line(error)})") from None
-    if not isinstance(value, dict):
-        raise InputError(f"{file}: holds no JSON object; {REMEDY}")
-    return value
+    return read_object(folder / "config.json", REMEDY)
 
 
 @contextmanager
