@@ -343,13 +343,14 @@ class Run:
         return status
 
     def log_entries(self) -> list[dict[str, Any]]:
-        """What training has logged, oldest first; a line that a kill cut off is left out."""
+        """What training has logged, oldest first; a line that a kill cut off, or that is none, is left out."""
         entries = []
-        for line in self.log.read_text(encoding="utf-8").splitlines() if self.log.is_file() else []:
+        for line in self.log.read_text("utf-8", "replace").splitlines() if self.log.is_file() else []:
             try:
-                entries.append(json.loads(line))
+                entry = json.loads(line)
             except ValueError:
                 continue
+            entries += [entry] if isinstance(entry, dict) and "stage" in entry else []
         return entries
 
     def stage_metrics(self) -> dict[str, Any]:

@@ -123,16 +123,28 @@ def _read_deltas(adapter: Path) -> dict[str, Delta]:
     if extra:
         raise InputError(f"{adapter}: holds weights that are no LoRA ({extra[0]}); they cannot be merged")
     deltas = {}
-    for name in names:
-        a, b = tensors[f"{name}.lora_A.weight"], tensors[f"{name}.lora_B.weight"]
-        magnitude = tensors.get(f"{name}.lora_magnitude_vector")
-        layer = name.removeprefix("base_model.model.")
-        deltas[f"{layer}.weight"] = Delta(a, b, _scaling(config, layer, a.shape[0]), magnitude)
+    with refused(f"{adapter}: not a LoRA adapter"):
+        for name in names:
+            layer = name.removeprefix("base_model.model.")
+            deltas[f"{layer}.weight"] = _delta(tensors, name, config)
     if bad := [n for n, t in tensors.items() if not bool(t.isfinite().all())]:
         raise InputError(f"{adapter}: {bad[0]} holds what is no number (NaN or infinite): train it again")
     if not deltas or not any(bool(d.b.any()) for d in deltas.values()):
         raise InputError(f"{adapter}: does nothing (every lora_B is zero): was it trained?")
     return deltas
+
+
+def _delta(tensors: dict[str, Tensor], name: str, config: LoraConfig) -> Delta:
+    """A layer's adapter. Raises ValueError or KeyError where its parts do not belong together."""
+    a, b = tensors[f"{name}.lora_A.weight"], tensors[f"{name}.lora_B.weight"]
+    magnitude = tensors.get(f"{name}.lora_magnitude_vector")
+    fits = a.ndim == b.ndim == 2 and a.shape[0] == b.shape[1] > 0
+    if not fits or (magnitude is not None and magnitude.shape != b.shape[:1]):
+        raise ValueError(f"the parts of {name} do not fit each other")
+    scaling = _scaling(config, name.removeprefix("base_model.model."), a.shape[0])
+    if not math.isfinite(scaling):
+        raise ValueError(f"lora_alpha is {scaling}")
+    return Delta(a, b, scaling, magnitude)
 
 
 def require_plain(config: LoraConfig, name: str) -> None:

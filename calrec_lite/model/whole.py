@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import constants
 from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
@@ -109,10 +110,11 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 @contextmanager
 def refused(message: str) -> Iterator[None]:
-    """Make one line, which begins with `message`, of whatever a library raises over foreign files.
+    """Make one line, which begins with `message`, of whatever a library raises over local files; the Hub is not asked.
 
     transformers, tokenizers, PEFT and safetensors check little of what they read: damage shows as errors of any class.
     """
+    offline, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True  # `local_files_only` does not reach everywhere
     try:
         yield
     except (InputError, RunError):
@@ -121,6 +123,8 @@ def refused(message: str) -> Iterator[None]:
         if out_of_memory(error):
             raise
         raise InputError(f"{message}: {one_line(error)}") from None
+    finally:
+        constants.HF_HUB_OFFLINE = offline
 
 
 def one_line(error: BaseException) -> str:

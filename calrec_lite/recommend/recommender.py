@@ -201,6 +201,7 @@ class Recommender:
         k = self.options.k if k is None else k
         if k < 1:
             raise InputError(f"k: {k}; ask for 1 item or more")
+        k = min(k, len(self.catalogue))
         for history in (histories, *histories):
             _refuse_text(history, "histories")
         histories = [[self._text_of(name) for name in history] for history in histories]

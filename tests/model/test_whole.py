@@ -223,6 +223,33 @@ def test_an_adapter_is_carried_on_whole_or_not_at_all(
         load_adapter_weights(add_adapter(load_model(tiny_folder, FLOAT32), FLOAT32), tmp_path / "adapter")
 
 
+@pytest.mark.parametrize(
+    ("change", "config"),
+    [
+        (lambda s: s.pop(next(k for k in s if "lora_B" in k)), {}),
+        (lambda s: s.update({next(iter(s)): torch.zeros(3)}), {}),
+        (lambda s: s.update({next(iter(s)): torch.zeros(9, 64)}), {}),
+        (lambda s: next(iter(s.values())).fill_(float("nan")), {}),
+        (lambda s: None, {"lora_alpha": float("inf")}),
+        (lambda s: None, {"alpha_pattern": {"([": 3}}),
+        (lambda s: None, {"r": "many", "target_modules": 5, "peft_type": "ODD"}),
+    ],
+)
+def test_an_adapter_whose_parts_do_not_fit_is_not_merged(
+    tiny_folder: Path, tmp_path: Path, change: Callable[..., Any], config: dict[str, Any]
+) -> None:
+    adapter = tmp_path / "adapter"
+    save_adapter(tiny_folder, adapter)
+    state = load_file(adapter / "adapter_model.safetensors")
+    change(state)
+    save_file(state, adapter / "adapter_model.safetensors")
+    stored = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps({**stored, **config}))
+    with pytest.raises(InputError, match=f"{adapter}: ") as caught:
+        merge_adapter(tiny_folder, adapter, tmp_path / "to", progress=False)
+    assert "\n" not in str(caught.value)
+
+
 def test_rows_beyond_a_bases_own_length_are_refused() -> None:
     shape = {"vocab_size": 50, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
     model = LlamaForCausalLM(LlamaConfig(**shape, num_attention_heads=2, max_position_embeddings=32))

@@ -130,3 +130,10 @@ def test_a_checkpoint_that_changed_is_not_gone_on_with(
         InputError, match=f"its content is not what was written; remove {checkpoint}, and training goes on"
     ):
         train_run(run)
+
+
+def test_lines_of_a_log_that_are_none_are_left_out(run: Run) -> None:
+    entries = run.log_entries()
+    with run.log.open("ab") as file:
+        file.write(b'5\n{"step": 3}\n\xff\n{"stage": "1-jo')
+    assert run.log_entries() == entries
