@@ -38,7 +38,9 @@ def require_whole(folder: Path, trust_remote_code: bool = False, encoder: bool =
     require_plain_folder(folder)
     with refused(f"{folder} cannot be loaded"), _no_report():
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
-        if config.is_encoder_decoder and not encoder:
+        if config.is_encoder_decoder and encoder:
+            return  # its encoder alone is taken, which its own class knows
+        if config.is_encoder_decoder:
             raise InputError(f"{folder} is an encoder-decoder; a causal language model is needed")
         loaded: Any = (AutoModel if encoder else AutoModelForCausalLM).from_pretrained(
             folder,
@@ -149,12 +151,14 @@ def _finite(tensor: Tensor) -> bool:
     return bool(tensor.sum(dtype=torch.float32).isfinite()) or bool(tensor.isfinite().all())
 
 
-def _all_items(config: Any) -> Iterator[tuple[str, Any]]:
-    """Keys and values, also of configs within the config."""
-    for key, value in config.items():
-        yield key, value
+def _all_items(config: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Keys and values, also of configs within the config, however deep."""
+    open_values: list[Any] = [config]
+    while open_values:
+        value = open_values.pop()
         if isinstance(value, dict):
-            yield from _all_items(value)
+            yield from value.items()
+        open_values += value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
 
 
 @contextmanager
