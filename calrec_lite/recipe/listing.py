@@ -6,6 +6,9 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from calrec_lite.recipe.section import Section, Share
 
+Few = Annotated[int, Field(ge=1, le=100_000)]  # what a user gets, or has decoded at once
+Weight = Annotated[float, Field(ge=0, le=1e6)]
+
 
 class Recommend(Section):
     """How lists are made."""
@@ -15,32 +18,32 @@ class Recommend(Section):
         description="fused: all readings (docs/method.md, 8), and the LLM's likelihood of the best items by them; "
         "fast: the same without the LLM; the others by the LLM alone",
     )
-    k: PositiveInt = 10
+    k: Few = 10
     exclude_seen: bool = Field(True, description="never recommend what is in the history")
     score: Literal["catalogue", "vocabulary"] = Field(
         "catalogue", description="beam, rerank: probabilities among the items, or of their texts among all texts"
     )
-    beams: PositiveInt = 20
-    samples: PositiveInt = Field(32, description="sample: texts drawn per user [S]")
-    temperature: PositiveFloat = Field(0.5, description="sample [S]")
-    eps: PositiveFloat = Field(1 / 5000, description="sample: of the quasi-round-robin [S]")
+    beams: Few = 20
+    samples: Few = Field(32, description="sample: texts drawn per user [S]")
+    temperature: PositiveFloat = Field(0.5, ge=1e-3, le=1e3, description="sample [S]")
+    eps: PositiveFloat = Field(1 / 5000, le=1, description="sample: of the quasi-round-robin [S]")
     order: Literal["likelihood", "paper"] = Field(
         "likelihood", description="sample: exact matches first, or BM25 only [S]"
     )
-    rerank: PositiveInt = Field(
+    rerank: Few = Field(
         100, description="rerank: items closest to v_U, fused: best items by `fast`, that are scored exactly"
     )
-    fusion: Annotated[float, Field(ge=0)] = Field(
+    fusion: Weight = Field(
         0.0, description="rerank: this much of the cosine is added to the log-probability; see `calrec-lite tune`"
     )
-    transitions: Annotated[float, Field(ge=0)] = Field(
+    transitions: Weight = Field(
         0.0,
         description="rerank: this much of the log of what followed the last items in training is added, and the items "
         "it puts first become candidates too; see `calrec-lite tune`",
     )
     index: Literal["exact", "faiss"] = Field("exact", description="dense, rerank: faiss beyond some million items")
     batch_tokens: PositiveInt = Field(
-        4096, description="prompt tokens decoded together (memory); a shorter prompt counts as one of 64"
+        4096, le=1 << 24, description="prompt tokens decoded together (memory); a shorter prompt counts as one of 64"
     )
 
     @property

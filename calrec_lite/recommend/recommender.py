@@ -19,7 +19,7 @@ from calrec_lite.errors import InputError, RunError
 from calrec_lite.files import atomic_path
 from calrec_lite.method.catalogue import EncodedCatalogue
 from calrec_lite.method.towers import Towers
-from calrec_lite.model.base import load_model, load_tokenizer
+from calrec_lite.model.base import load_model, load_tokenizer, positions
 from calrec_lite.model.device import AskedDType, dtype_here
 from calrec_lite.package.hub import push_folder
 from calrec_lite.package.layout import FITTED, open_package, with_strategy
@@ -78,6 +78,8 @@ class Recommender:
         save: Save | None = None,
         fusion: Fusion | None = None,
     ) -> None:
+        if towers is not None:  # a prompt and an item after it have to fit the model's own length
+            encoder = encoder.within(positions(towers.decoder.config) - max(map(len, catalogue.tokens), default=0))
         self.encoder, self.catalogue, self.ids = encoder, catalogue, ids
         self.aliases = aliases or {}
         self._save = save
@@ -199,6 +201,7 @@ class Recommender:
         k = self.options.k if k is None else k
         if k < 1:
             raise InputError(f"k: {k}; ask for 1 item or more")
+        k = min(k, len(self.catalogue))
         for history in (histories, *histories):
             _refuse_text(history, "histories")
         histories = [[self._text_of(name) for name in history] for history in histories]

@@ -62,6 +62,12 @@ class Encoder:
         self.next = self._ids(f"{text.next} x{END_OF_ITEM}{text.next}", len(text.next) + 3)
         self.newline = int(self._ids(f"{text.next} x{END_OF_ITEM}", len(text.next) + 2)[-1])
 
+    def within(self, tokens: int) -> "Encoder":
+        """This one where its prompts have so few tokens at most, else one that drops more of the oldest items."""
+        if self.text.max_history_tokens <= tokens:
+            return self
+        return Encoder(self.tokenizer, self.text.model_copy(update={"max_history_tokens": tokens}))
+
     def _ids(self, text: str, start: int = 0) -> Tokens:
         encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         return np.array(

@@ -7,8 +7,12 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from calrec_lite.cli import main
 from calrec_lite.errors import InputError
@@ -305,6 +309,7 @@ DAMAGES = [
     ("fast", {"fast": {"text": "much"}}, "not the weights of readings"),
     ("fast", {"fast": {"text": [1.0]}}, "not the weights of readings"),
     ("fast", {"fast": {"text": float("inf")}}, "not the weights of readings"),
+    ("fast", {"fast": {"text": 1e308}}, "not the weights of readings"),
 ]
 
 
@@ -338,3 +343,28 @@ def test_damaged_files_are_named(changed: Path, name: str, strategy: str, damage
 def test_fast_where_only_fast_was_fitted(changed: Path) -> None:
     edit(changed / "fitted" / "weights.json", fused=None)
     assert len(opened(changed, "fast").recommend([[]], k=5)[0]) == 5
+
+
+@pytest.mark.parametrize("change", ["no number", "endless layers"])
+def test_numbers_of_fitted_readings_that_are_none_are_refused(changed: Path, change: str) -> None:
+    file = changed / "fitted" / "tower.safetensors"
+    with safe_open(file, "pt") as stored:
+        settings, state = stored.metadata(), {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+    if change == "no number":
+        state["norm.weight"][0] = float("nan")
+    else:
+        settings["layers"] = str(10**9)
+    save_file(state, file, settings)
+    with pytest.raises(InputError, match="not readable as fitted readings"):
+        Recommender.from_pretrained(changed, strategy="fast")
+
+
+def test_counts_of_an_export_that_are_none_are_refused(changed: Path) -> None:
+    table = pq.read_table(changed / "transitions.parquet")
+    counts = pa.array([float("nan")] * len(table), table["weight"].type)
+    pq.write_table(
+        table.set_column(table.column_names.index("weight"), table.schema.field("weight"), counts),
+        changed / "transitions.parquet",
+    )
+    with pytest.raises(InputError, match="holds counts that are none"):
+        Recommender.from_pretrained(changed, strategy="fast")

@@ -19,6 +19,7 @@ from calrec_lite.files import size_and_time
 from calrec_lite.measure.cases import build_cases
 from calrec_lite.measure.metrics import ndcg_at, ranks_in_chunks
 from calrec_lite.model.device import device
+from calrec_lite.model.whole import refused, require_whole
 from calrec_lite.recipe import MiniLMSettings
 from calrec_lite.sources import fetch_folder, snapshot
 
@@ -103,9 +104,12 @@ def _encode(catalogue: Catalogue, model: str) -> NDArray[np.float32]:
     """
     from sentence_transformers import SentenceTransformer  # takes seconds to import
 
-    encoder = SentenceTransformer(
-        str(_encoder_folder(model)), device=str(device()), model_kwargs={"dtype": torch.float32}, local_files_only=True
-    )
+    folder = _encoder_folder(model)
+    if (folder / "config.json").is_file():  # else its modules lie in folders of their own
+        require_whole(folder, encoder=True)
+    with refused(f"evaluate.minilm.model: {folder} cannot be loaded"):
+        options = {"dtype": torch.float32, "use_safetensors": True}
+        encoder = SentenceTransformer(str(folder), device=str(device()), model_kwargs=options, local_files_only=True)
     texts = [", ".join(f"{label}: {value}" for label, value in item.items()) for item in catalogue.fields]
     vectors = encoder.encode(texts, batch_size=BATCH, normalize_embeddings=True, show_progress_bar=False)
     return np.asarray(vectors, dtype=np.float32)
