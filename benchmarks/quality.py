@@ -53,14 +53,15 @@ AMAZON = {**TARGETS, "beauty": "amazon14_beauty", "games": "amazon18_games"}
 OTHERS = {"ml100k": "movies", "journey": "groceries"}  # domains of the demo
 LONG = {"length": 50}  # of the tower, where histories are long
 WIDE = {"hidden": 128, "batch_size": 1024}  # the best on validation where it was tuned: benchmarks/sasrec.py
+DRAWN = {"negatives": 2000, "valid_users": 5000}  # of SASRec and of the tower, over 17,000 items for 50,000 users
 BASELINES = ("popularity", "bm25_last", "transitions", "minilm", "sasrec")  # of which the best is to be beaten
 METRICS = ("ndcg@10", "recall@1", "recall@10")
 
 
 def recipe_of(name: str, data: Path, minutes: float | None) -> Recipe:
     """One domain, SmolLM2-135M, one stage; on titles, as the evidence has them."""
-    long = name in OTHERS
-    if long:
+    tower = LONG if name in OTHERS else DRAWN if name == "games" else {}
+    if name in OTHERS:
         spec = load_recipe("demo").domains[OTHERS[name]].model_dump(mode="json")
         spec |= {"max_users": None}
     else:
@@ -75,10 +76,10 @@ def recipe_of(name: str, data: Path, minutes: float | None) -> Recipe:
             "loss": {"beta": 0.2, "tau": 0.1},
             "optim": {"batch_size": 16, "micro_batch_size": 8, "learning_rate": 6e-4, "save_every": 20},
             "recommend": {"strategy": "fast", "rerank": 50},
-            "fused": {"tower": LONG if long else {}},
+            "fused": {"tower": tower},
             "evaluate": {
                 "users": None,
-                "sasrec": {"valid_users": None, **(WIDE if name in TARGETS else {})},
+                "sasrec": {"valid_users": None} | (WIDE if name in TARGETS else DRAWN if name == "games" else {}),
             },
         }
     )
@@ -184,7 +185,7 @@ class Quality:
     def ranks(self, name: str) -> Ranks:
         """(U,) of one system, (S, U) of one measured with every seed."""
         evaluation = Evaluation.open(self.folder)
-        own = [s for s in evaluation.results["systems"] if s == name or s.rpartition("_")[0] == name]
+        own = [system for system in evaluation.results["systems"] if _without_seed(system) == name]
         return np.stack([evaluation.ranks(system)[1] for system in own])
 
     def all_ranks(self) -> pa.Table:
@@ -202,9 +203,7 @@ class Quality:
     def results(self) -> dict[str, Any]:
         """What the file says: every system over its seeds, differences and ratios."""
         measured = read_metrics(self.folder)
-        names = dict.fromkeys(
-            name.rpartition("_")[0] if name.rpartition("_")[2].isdigit() else name for name in measured["systems"]
-        )
+        names = dict.fromkeys(map(_without_seed, measured["systems"]))
         systems = {name: self._summary(name) for name in names}
         best = {metric: max(BASELINES, key=lambda n: systems[n][metric]["value"]) for metric in METRICS}
         final = self.models[-1]
@@ -271,6 +270,11 @@ class Quality:
             f"{b} - {a}": paired_bootstrap(*map(self.ranks, (a, b)), self.protocol.bootstrap, self.protocol.seed)
             for a, b in pairs
         }
+
+
+def _without_seed(system: str) -> str:
+    name, _, seed = system.rpartition("_")
+    return name if seed.isdigit() else system
 
 
 def main() -> None:

@@ -122,20 +122,22 @@ def segment_logsumexp(values: Tensor, segment: Tensor, n: int) -> Tensor:
     return values.new_zeros(n).index_add(0, segment, (values - maximum[segment]).exp()).log() + maximum
 
 
-def contrastive_loss(anchors: Tensor, texts: Tensor, negatives: Tensor, tau: float, direction: str) -> Tensor:
-    """Mean InfoNCE over the step's targets, in nats.
+def contrastive_loss(
+    anchors: Tensor, texts: Tensor, negatives: Tensor, tau: float, direction: str, first: int = 0
+) -> Tensor:
+    """Mean InfoNCE over all of the step's targets, in nats; of `user_to_item` what some of them add to it.
 
     Args:
-        anchors: (A, D) unit vectors v_U or v_T|U.
-        texts: (A, D) unit vectors v_T of the same targets.
-        negatives: (A, A) whether text j is a negative of anchor i; the diagonal is always the positive.
+        anchors: (S, D) unit vectors v_U or v_T|U of the targets `first : first + S`; of all A but for `user_to_item`.
+        texts: (A, D) unit vectors v_T of all targets.
+        negatives: (S, A) whether text j is a negative of anchor i; an anchor's own is always the positive.
         direction: softmax over texts (`user_to_item`), over anchors (`item_to_user`), or the mean of both.
     """
-    candidates = negatives | torch.eye(len(anchors), dtype=torch.bool, device=anchors.device)
-    logits = (anchors @ texts.T / tau).masked_fill(~candidates, -torch.inf)  # (A, A)
-    labels = torch.arange(len(anchors), device=anchors.device)
+    labels = torch.arange(first, first + len(anchors), device=anchors.device)
+    candidates = negatives | (labels.unsqueeze(1) == torch.arange(len(texts), device=anchors.device))
+    logits = (anchors @ texts.T / tau).masked_fill(~candidates, -torch.inf)  # (S, A)
     if direction == "user_to_item":
-        return F.cross_entropy(logits, labels)
+        return F.cross_entropy(logits, labels, reduction="sum") / len(texts)
     if direction == "item_to_user":
         return F.cross_entropy(logits.T, labels)
     return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2

@@ -1,11 +1,11 @@
 """The two-tower step: one gradient of the objective, however it is cut into micro-batches (docs/method.md, 3).
 
-Where a whole step fits in memory, or its activations are offloaded to RAM, it is plain autograd. Otherwise:
-the contrastive terms need every chunk's vectors at once, so the vectors are first computed without a graph, the
-gradient of the contrastive terms with respect to them is taken, and each chunk is then run again with its own
-graph (GradCache, Gao et al. 2021). Memory is that of one chunk, so the last chunk of rows keeps its graph from
-the first pass; the price is one more forward of all others, without the LM head. Random states are recorded in
-the first pass and replayed in the second, so that dropout is the same in both.
+Where a whole step fits in memory it is plain autograd. Otherwise the item vectors are computed first, without a
+graph. With `direction: user_to_item` an anchor's contrastive terms need them and no other anchor, so each chunk of
+rows is run once, and the item texts once more, with the gradient at their vectors that all chunks have added up. The
+other directions need every anchor's vectors at once: rows, too, are run without a graph first, and again with it
+(GradCache, Gao et al. 2021), unless `offload` keeps all their graphs. Memory is that of one chunk. Random states are
+recorded in the first pass and replayed in the second, so that dropout is the same in both.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,11 +19,11 @@ from calrec_lite.method.batch import Chunk, ItemChunk, StepBatch
 from calrec_lite.method.losses import contrastive_loss
 from calrec_lite.method.towers import RowStates, Towers
 from calrec_lite.model.memory import trim_heap
+from calrec_lite.model.random_states import RngState, rng_state, set_rng_state
 from calrec_lite.recipe import Loss
 
 Backward = Callable[[Tensor], None]
 Part = TypeVar("Part", Chunk, ItemChunk)
-RngState = tuple[Tensor, Tensor | None, torch.device]
 
 
 @dataclass
@@ -45,29 +45,17 @@ def two_tower_step(towers: Towers, batch: StepBatch, loss: Loss, backward: Backw
     """
     contrast = bool(len(batch.anchor_item))
     weight = (1 - loss.alpha - loss.beta if contrast else 1.0) / batch.supervised
-    if not contrast:
-        return _nll_only(towers, batch, loss, weight, backward)
-    if batch.at_once or (towers.offload and backward):
-        return _whole(towers, batch, loss, weight, backward)
-    return _cached(towers, batch, loss, weight, backward)
-
-
-def _nll_only(towers: Towers, batch: StepBatch, loss: Loss, weight: float, backward: Backward | None) -> StepLoss:
-    """No contrastive terms: each chunk's graph is complete in itself."""
-    nll = torch.zeros((), device=batch.anchor_item.device)
-    zero = nll.clone()
-    for chunk in _one_by_one(batch.chunks) if len(batch.chunks) > 1 else batch.chunks:
-        chunk_nll = towers.rows(chunk).nll
-        if backward:
-            backward(weight * chunk_nll)
-        nll = nll + chunk_nll.detach()
-    return _report(nll, zero, zero, weight, batch, loss)
+    if contrast and (batch.at_once or loss.direction != "user_to_item"):
+        run = _whole if batch.at_once or (towers.offload and backward) else _cached
+    else:
+        run = _rows_once
+    return run(towers, batch, loss, weight, backward)
 
 
 def _whole(towers: Towers, batch: StepBatch, loss: Loss, weight: float, backward: Backward | None) -> StepLoss:
     """One graph of all chunks."""
-    rows = [towers.rows(chunk) for chunk in batch.chunks]
     texts = torch.cat([towers.items(part) for part in batch.items])
+    rows = [towers.rows(chunk) for chunk in batch.chunks]
     tt, ut = _contrastive(torch.cat([r.user for r in rows]), torch.cat([r.target for r in rows]), texts, batch, loss)
     nll = torch.stack([r.nll for r in rows]).sum()
     if backward:
@@ -75,16 +63,35 @@ def _whole(towers: Towers, batch: StepBatch, loss: Loss, weight: float, backward
     return _report(nll, tt, ut, weight, batch, loss)
 
 
+def _rows_once(towers: Towers, batch: StepBatch, loss: Loss, weight: float, backward: Backward | None) -> StepLoss:
+    texts, item_rng = _texts(towers, batch)
+    nll, tt, ut = torch.zeros(3, device=batch.anchor_item.device)
+    first = 0
+    for chunk in _one_by_one(batch.chunks):
+        states = towers.rows(chunk)
+        user, target = (vectors.detach().requires_grad_() for vectors in (states.user, states.target))
+        if len(user):
+            with torch.enable_grad():
+                own_tt, own_ut = _contrastive(user, target, texts, batch, loss, slice(first, first + len(user)))
+                if backward:
+                    (loss.alpha * own_tt + loss.beta * own_ut).backward()
+            tt, ut, first = tt + own_tt.detach(), ut + own_ut.detach(), first + len(user)
+        if backward:
+            backward(_surrogate(states, _grad(user), _grad(target), weight))
+        nll = nll + states.nll.detach()
+        del states  # its graph has to be gone before the next one is built
+    if backward:
+        _replay_items(towers, batch, backward, item_rng, texts)
+    return _report(nll, tt, ut, weight, batch, loss)
+
+
 def _cached(towers: Towers, batch: StepBatch, loss: Loss, weight: float, backward: Backward | None) -> StepLoss:
-    *replayed, last_chunk = batch.chunks
+    texts, item_rng = _texts(towers, batch)
     with torch.no_grad():  # the likelihood is computed where it is needed: with its graph
-        rows, row_rng = _outputs_and_rng(lambda c: towers.rows(c, likelihood=backward is None), replayed)
-        items, item_rng = _outputs_and_rng(towers.items, batch.items)
-    last_states = towers.rows(last_chunk)
-    user = torch.cat([r.user for r in rows] + [last_states.user.detach()]).requires_grad_()
-    target = torch.cat([r.target for r in rows] + [last_states.target.detach()]).requires_grad_()
-    texts = torch.cat(items).requires_grad_()
-    nll = torch.stack([r.nll for r in rows] + [last_states.nll]).sum().detach()
+        rows, row_rng = _outputs_and_rng(lambda c: towers.rows(c, likelihood=backward is None), batch.chunks)
+    user = torch.cat([r.user for r in rows]).requires_grad_()
+    target = torch.cat([r.target for r in rows]).requires_grad_()
+    nll = torch.stack([r.nll for r in rows]).sum()
     with torch.enable_grad():
         tt, ut = _contrastive(user, target, texts, batch, loss)
         if backward:
@@ -92,43 +99,50 @@ def _cached(towers: Towers, batch: StepBatch, loss: Loss, weight: float, backwar
     if backward:
         rng_after = rng_state(batch.anchor_item.device)
         sizes = [len(chunk.anchor_row) for chunk in batch.chunks]
-        gradients = list(zip(_grad(user).split(sizes), _grad(target).split(sizes)))
-        backward(_surrogate(last_states, gradients[-1], weight))
-        del last_states  # its graph has to be gone before the next one is built
-        for chunk, rng, gradient in zip(_one_by_one(replayed), row_rng, gradients):
+        gradients = _grad(user).split(sizes), _grad(target).split(sizes)
+        for chunk, rng, *gradient in zip(_one_by_one(batch.chunks), row_rng, *gradients):
             set_rng_state(rng)
             states = towers.rows(chunk)
-            backward(_surrogate(states, gradient, weight))
+            backward(_surrogate(states, gradient[0], gradient[1], weight))
             nll = nll + states.nll.detach()
             del states
-        _replay_items(towers, batch, backward, item_rng, texts)
         set_rng_state(rng_after)
+        _replay_items(towers, batch, backward, item_rng, texts)
     return _report(nll, tt, ut, weight, batch, loss)
 
 
-def _surrogate(states: RowStates, gradient: tuple[Tensor, Tensor], weight: float) -> Tensor:
-    """A scalar with the objective's gradient for one chunk: at its vectors, that of the contrastive terms."""
-    return weight * states.nll + (states.user * gradient[0]).sum() + (states.target * gradient[1]).sum()
+@torch.no_grad()
+def _texts(towers: Towers, batch: StepBatch) -> tuple[Tensor, list[RngState]]:
+    """(M, D) vectors of the step's item texts, a leaf that gathers their gradient, and what each chunk drew from."""
+    items, rng = _outputs_and_rng(towers.items, batch.items)
+    return torch.cat(items or [torch.empty(0, 0)]).requires_grad_(), rng
 
 
-def _replay_items(towers: Towers, batch: StepBatch, backward: Backward, rng: list[Any], texts: Tensor) -> None:
-    start = 0
+def _surrogate(states: RowStates, user: Tensor, target: Tensor, weight: float) -> Tensor:
+    """A scalar with the objective's gradient for one chunk; `user`, `target`: that of the contrastive terms there."""
+    return weight * states.nll + (states.user * user).sum() + (states.target * target).sum()
+
+
+def _replay_items(towers: Towers, batch: StepBatch, backward: Backward, rng: list[RngState], texts: Tensor) -> None:
+    start, rng_after = 0, rng_state(texts.device)
     for chunk, chunk_rng in zip(_one_by_one(batch.items), rng):
         set_rng_state(chunk_rng)
         part = slice(start, start + len(chunk.ends))
         start = part.stop
         backward((towers.items(chunk) * _grad(texts)[part]).sum())
+    set_rng_state(rng_after)
 
 
 def _grad(vectors: Tensor) -> Tensor:
     return torch.zeros_like(vectors) if vectors.grad is None else vectors.grad
 
 
-def _contrastive(user: Tensor, target: Tensor, texts: Tensor, batch: StepBatch, loss: Loss) -> tuple[Tensor, Tensor]:
-    """L_TT and L_UT over all anchors of the step."""
-    target_texts = texts[batch.anchor_item]  # (A, D)
-    tt = contrastive_loss(target, target_texts, batch.negatives, loss.tau, loss.direction)
-    return tt, contrastive_loss(user, target_texts, batch.negatives, loss.tau, loss.direction)
+def _contrastive(
+    user: Tensor, target: Tensor, texts: Tensor, batch: StepBatch, loss: Loss, anchors: slice = slice(0, None)
+) -> tuple[Tensor, Tensor]:
+    """What the anchors given, of all of the step, add to L_TT and L_UT."""
+    given = texts[batch.anchor_item], batch.negatives[anchors], loss.tau, loss.direction, anchors.start
+    return contrastive_loss(target, *given), contrastive_loss(user, *given)
 
 
 def _report(nll: Tensor, tt: Tensor, ut: Tensor, weight: float, batch: StepBatch, loss: Loss) -> StepLoss:
@@ -148,18 +162,6 @@ def _outputs_and_rng(run: Callable[[Any], Any], chunks: list[Part]) -> tuple[lis
 def _one_by_one(chunks: list[Part]) -> Iterator[Part]:
     """One chunk after another, each in the memory that those before it have left."""
     for chunk in chunks:
-        trim_heap(chunk.ids.device)
+        if len(chunks) > 1:
+            trim_heap(chunk.ids.device)
         yield chunk
-
-
-def rng_state(device: torch.device) -> RngState:
-    """The random states that a forward on the device draws from."""
-    return torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None, device
-
-
-def set_rng_state(state: RngState) -> None:
-    """Go back to what `rng_state` returned."""
-    cpu, cuda, device = state
-    torch.set_rng_state(cpu)
-    if cuda is not None:
-        torch.cuda.set_rng_state(cuda, device)

@@ -187,8 +187,7 @@ class Optim(Section):
     )
     gradient_checkpointing: bool | Literal["offload"] = Field(
         False,
-        description="compute activations twice to save memory; offload: keep each layer's input of a whole step in "
-        "RAM, and save the second pass of micro-batches (CUDA)",
+        description="compute activations twice to save memory; offload: keep each layer's input in RAM (CUDA)",
     )
     compile: bool = Field(
         False,

@@ -6,9 +6,10 @@ import torch
 from torch import nn
 
 from calrec_lite.method.rows import Rows
-from calrec_lite.method.step import rng_state, set_rng_state, two_tower_step
+from calrec_lite.method.step import two_tower_step
 from calrec_lite.model.device import Choice, described_device
 from calrec_lite.model.memory import out_of_memory
+from calrec_lite.model.random_states import rng_state, set_rng_state
 from calrec_lite.run import Run
 from calrec_lite.training.trainer import CALRecTrainer
 

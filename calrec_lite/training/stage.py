@@ -217,7 +217,7 @@ def _refuse_offload(run: Run, model: PeftModel, rows: Rows) -> None:
         )
     if optim.compile:
         raise InputError("optim.compile: not together with gradient_checkpointing: offload: set one of them otherwise")
-    if loss.contrastive:  # else a chunk's graph is gone before the next one's
+    if loss.contrastive and loss.direction != "user_to_item":  # else a chunk's graph is gone before the next one's
         check_offload(model, optim.batch_size, row_tokens(loss, run.recipe.text, rows))
 
 

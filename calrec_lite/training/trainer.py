@@ -25,10 +25,11 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from calrec_lite.errors import InputError, RunError
 from calrec_lite.method.batch import ITEMS_AT_ONCE, Collator, StepBatch
 from calrec_lite.method.rows import Rows, StepSampler
-from calrec_lite.method.step import RngState, StepLoss, rng_state, set_rng_state, two_tower_step
+from calrec_lite.method.step import StepLoss, two_tower_step
 from calrec_lite.method.towers import Towers
 from calrec_lite.model.base import require_positions
 from calrec_lite.model.memory import out_of_memory, peak_bytes
+from calrec_lite.model.random_states import RngState, rng_state, set_rng_state
 from calrec_lite.recommend.recommender import Recommender
 from calrec_lite.stored import write_manifest
 from calrec_lite.text.encoding import Row

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -156,10 +157,11 @@ def forks_of(catalogue: EncodedCatalogue, item: int) -> int:
 
 @pytest.mark.parametrize("micro", [1, 2, 3, 5, 7, 20])
 @pytest.mark.parametrize("softmax", ["vocabulary", "catalogue"])
+@pytest.mark.parametrize("direction", ["user_to_item", "both"])
 def test_gradients_do_not_depend_on_micro_batching(
-    model, rows, encoder, catalogue, plain_loss: Loss, micro: int, softmax: str
+    model, rows, encoder, catalogue, plain_loss: Loss, micro: int, softmax: str, direction: str
 ) -> None:
-    loss = plain_loss.model_copy(update={"softmax": softmax})
+    loss = plain_loss.model_copy(update={"softmax": softmax, "direction": direction})
     whole_loss, whole = gradients(model, collate(rows, encoder, catalogue, loss, 100), loss)
     cut_loss, cut = gradients(model, collate(rows, encoder, catalogue, loss, micro), loss)
     torch.testing.assert_close(cut_loss, whole_loss, rtol=1e-5, atol=1e-6)
@@ -213,22 +215,24 @@ def checkpointed(tiny_folder: Path) -> torch.nn.Module:
 
 
 @pytest.mark.parametrize("micro", [1, 3])
+@pytest.mark.parametrize("direction", ["user_to_item", "both"])
 def test_offloaded_graphs_give_the_same_gradients(
-    checkpointed, rows, encoder, catalogue, plain_loss: Loss, micro: int
+    checkpointed, rows, encoder, catalogue, plain_loss: Loss, micro: int, direction: str
 ) -> None:
-    """Each chunk is run once with its graph, where the two passes of the other way run all but one twice."""
-    batch, found, forwards = collate(rows, encoder, catalogue, plain_loss, micro), [], []
+    """And how often each chunk is run: rows twice only where anchors need each other, and are not all kept."""
+    loss = plain_loss.model_copy(update={"direction": direction})
+    batch, found, forwards = collate(rows, encoder, catalogue, loss, micro), [], []
     for offload in (False, True):
         checkpointed.zero_grad()
         towers = Towers(checkpointed, offload)
         hook = towers.decoder.register_forward_pre_hook(lambda *call: forwards.append(call))
-        two_tower_step(towers, batch, plain_loss, lambda scalar: scalar.backward())
+        two_tower_step(towers, batch, loss, lambda scalar: scalar.backward())
         hook.remove()
         found.append({n: p.grad.clone() for n, p in checkpointed.named_parameters() if p.requires_grad})
-        if not offload:
-            assert len(forwards) == 2 * (len(batch.chunks) + len(batch.items)) - 1
-            forwards.clear()
-    assert len(forwards) == len(batch.chunks) + len(batch.items)
+        rows_twice = direction == "both" and not offload
+        items_twice = direction == "user_to_item" or not offload
+        assert len(forwards) == (1 + rows_twice) * len(batch.chunks) + (1 + items_twice) * len(batch.items)
+        forwards.clear()
     for name, expected in found[0].items():
         torch.testing.assert_close(found[1][name], expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
 
@@ -334,14 +338,17 @@ def test_the_step_never_waits_for_the_device(model, rows, encoder, catalogue, mi
             model.get_base_model().get_decoder()(input_ids=chunk.ids, use_cache=False)
     each = len(waits.found) / len(batch.chunks)
     once = len(batch.chunks) + len(batch.items)
-    number = once if batch.at_once else 2 * once - 1
+    number = once if batch.at_once else once + len(batch.items)
     with Waits() as waits:
         two_tower_step(Towers(model), batch, loss, lambda scalar: scalar.backward())
     assert each <= 1
     assert len(waits.found) == each * number, waits.found
 
 
-def test_dropout_is_replayed(tiny_folder: Path, rows, encoder, catalogue, plain_loss: Loss) -> None:
+@pytest.mark.parametrize("direction", ["user_to_item", "both"])
+def test_dropout_is_replayed(
+    tiny_folder: Path, rows, encoder, catalogue, plain_loss: Loss, direction: Literal["user_to_item", "both"]
+) -> None:
     """The first and the second pass see the same masks: the surrogate's value is then the vectors' own."""
     model = adapted(tiny_folder, 3, std=0.3, lora={"r": 4, "dropout": 0.5}, **FP32)
     seen: list[torch.Tensor] = []
@@ -354,15 +361,18 @@ def test_dropout_is_replayed(tiny_folder: Path, rows, encoder, catalogue, plain_
         return out
 
     towers.states = recorded  # type: ignore[method-assign]
-    batch = collate(rows, encoder, catalogue, plain_loss, micro=3)
-    two_tower_step(towers, batch, plain_loss, lambda scalar: scalar.backward())
-    replayed, items = len(batch.chunks) - 1, len(batch.items)  # the last chunk of rows keeps its graph
-    assert replayed > 1
-    assert len(seen) == 2 * (replayed + items) + 1
-    first, second = seen[: replayed + items], seen[replayed + items + 1 :]
+    loss = plain_loss.model_copy(update={"direction": direction})
+    batch = collate(rows, encoder, catalogue, loss, micro=3)
+    two_tower_step(towers, batch, loss, lambda scalar: scalar.backward())
+    chunks, items = len(batch.chunks), len(batch.items)
+    assert chunks > 1
+    assert len(seen) == 2 * items + (2 if direction == "both" else 1) * chunks
+    first, second = seen[:items], seen[-items:]
+    if direction == "both":
+        first, second = [*first, *seen[items:][:chunks]], [*second, *seen[items + chunks :][:chunks]]
     for one, other in zip(first, second):
         torch.testing.assert_close(one, other, rtol=0, atol=0)
-    assert not torch.equal(seen[0][:1], states(batch.chunks[0].ids)[:1])  # dropout is really on
+    assert not torch.equal(seen[items][:1], states(batch.chunks[0].ids)[:1])  # dropout is really on
 
 
 def test_a_validation_before_training_leaves_the_gradients_of_a_4bit_base_alone(
