@@ -22,7 +22,7 @@ from calrec_lite.model.device import device
 from calrec_lite.recipe import MiniLMSettings
 from calrec_lite.sources import fetch_folder, snapshot
 
-FORMAT = 2  # raise it when the same settings come to give other vectors
+FORMAT = 3  # raise it when the same settings come to give other vectors
 VECTORS_FILE = "vectors.safetensors"
 FILES = ("*.json", "*.txt", "*.model", "*.safetensors")  # of a Hub repository
 BATCH = 64  # texts encoded together
@@ -104,7 +104,11 @@ def _encode(catalogue: Catalogue, model: str) -> NDArray[np.float32]:
     from sentence_transformers import SentenceTransformer  # takes seconds to import
 
     encoder = SentenceTransformer(
-        str(_encoder_folder(model)), device=str(device()), model_kwargs={"dtype": torch.float32}, local_files_only=True
+        str(_encoder_folder(model)),
+        device=str(device()),
+        model_kwargs={"dtype": torch.float32},
+        processor_kwargs={"split_special_tokens": True},  # `[SEP]` in a title is text
+        local_files_only=True,
     )
     texts = [", ".join(f"{label}: {value}" for label, value in item.items()) for item in catalogue.fields]
     vectors = encoder.encode(texts, batch_size=BATCH, normalize_embeddings=True, show_progress_bar=False)
