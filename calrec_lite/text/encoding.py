@@ -107,7 +107,7 @@ class Encoder:
     def _without_controls(self, tokens: Tokens, text: str, offsets: Sequence[tuple[int, int]]) -> Tokens:
         """A text's ids with the unknown token where a tokenizer of whole words or pieces found a control token's name
         all the same. Raises InputError where it has none."""
-        for n in np.flatnonzero(self._is_control[tokens]):
+        for n in np.flatnonzero(self._is_control[tokens]).tolist():
             name = self._controls[int(tokens[n])]
             if text[slice(*offsets[n])].strip() == name:  # an unknown word has the unknown token, but not its name
                 if self.tokenizer.unk_token_id is None:
