@@ -18,7 +18,7 @@ def _one_line(text: str) -> str:
 
 
 Share = Annotated[float, Field(ge=0, le=1)]
-OneLine = Annotated[str, AfterValidator(_one_line), Field(max_length=2000)]
+OneLine = Annotated[str, Field(max_length=2000), AfterValidator(_one_line)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=100)]  # of folders too
 Source = Annotated[str, Field(min_length=1, max_length=4096)]
 
