@@ -7,8 +7,10 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
@@ -40,14 +42,12 @@ class Case:
     guarded: list[Path] = field(default_factory=list)
 
 
-def make(world: World, folder: Path, seed: int, number: int, light: bool = False) -> tuple[str, Case]:
-    """The input `number` of a seed, made in the empty `folder`, and its kind.
+def make(world: World, folder: Path, seed: int, number: int, kinds: Sequence[str] = ()) -> tuple[str, Case]:
+    """The input `number` of a seed, made in the empty `folder`, and its kind: one of `kinds`, default: of all.
 
-    Args:
-        light: of those kinds alone that need no trained world.
+    "recipe", "set" and "table" need no trained world.
     """
-    random = default_rng([seed, number])
-    kinds: dict[str, tuple[float, Callable[[World, Path, Generator], Case]]] = {
+    makers: dict[str, tuple[float, Callable[[World, Path, Generator], Case]]] = {
         "recipe": (0.25, recipe_case),
         "set": (0.25, set_case),
         "table": (0.22, table_case),
@@ -56,9 +56,10 @@ def make(world: World, folder: Path, seed: int, number: int, light: bool = False
         "run": (0.06, run_case),
         "typed": (0.03, typed_case),
     }
-    shares = {kind: share for kind, (share, _) in kinds.items() if not light or kind in ("recipe", "set", "table")}
+    random = default_rng([seed, number])
+    shares = {kind: share for kind, (share, _) in makers.items() if not kinds or kind in kinds}
     kind = str(random.choice(list(shares), p=[share / sum(shares.values()) for share in shares.values()]))
-    return kind, kinds[kind][1](world, folder, random)
+    return kind, makers[kind][1](world, folder, random)
 
 
 def recipe_case(world: World, folder: Path, random: Generator) -> Case:
@@ -94,8 +95,9 @@ def recipe_case(world: World, folder: Path, random: Generator) -> Case:
 
 def set_case(world: World, folder: Path, random: Generator) -> Case:
     values = _recipe(world)
-    known = [".".join(map(str, path)) for path in places(_resolved(values)) if path]
-    key = one(random, known)
+    resolved = _resolved(values)
+    path = one(random, [path for path in places(resolved) if path])
+    key = ".".join(map(str, path))
     if random.random() < 0.15:
         key = one(
             random,
@@ -113,7 +115,10 @@ def set_case(world: World, folder: Path, random: Generator) -> Case:
             ],
         )
     value = one(random, VALUES)
-    text = one(random, SNIPPETS) if random.random() < 0.4 else value if isinstance(value, str) else json.dumps(value)
+    if random.random() < 0.3:  # what may well be right
+        now: Any = reduce(getitem, path, resolved)
+        value = one(random, [now, now * 2, now + 1, now / 2]) if isinstance(now, int | float) else now
+    text = one(random, SNIPPETS) if random.random() < 0.3 else value if isinstance(value, str) else json.dumps(value)
     override = f"{key}={text}" if random.random() < 0.97 else one(random, [key, "=", "", f"={text}"])
     if "\0" in override:  # no argument of a process can hold one
         override = override.replace("\0", "\\0")

@@ -44,7 +44,7 @@ class Undisturbed:
 def kill_rounds(world: World, seed: int, kills: int, state: Path) -> dict[str, Any]:
     """Rounds until so many kills have struck. `state` keeps the rounds that are done, a line each."""
     rounds = _read(state, seed)
-    known = {command: _undisturbed(world, command) for command in COMMANDS}
+    known = {command: undisturbed(world, command) for command in COMMANDS}
     with state.open("a", encoding="utf-8") as file:
         if not rounds:
             file.truncate(0)
@@ -134,7 +134,8 @@ def _forked(arguments: list[str], folder: Path, seconds: float) -> int | None:
     return None if os.WIFSIGNALED(status) else os.waitstatus_to_exitcode(status)
 
 
-def _undisturbed(world: World, command: str) -> Undisturbed:
+def undisturbed(world: World, command: str) -> Undisturbed:
+    """What a command leaves where nobody disturbs it. Raises RuntimeError if it does not end well even so."""
     contents, seconds = [], []
     for copy in "ab":
         folder = world.folder / f"undisturbed-{command}-{copy}"

@@ -9,6 +9,7 @@ import signal
 import sys
 import tempfile
 import traceback
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,12 +40,12 @@ class Outcome:
     cause: str = ""
 
 
-def attempt(world: World, seed: int, number: int, light: bool = False, show: bool = False) -> Outcome:
-    """Make an input, run it, look at what is left. `light` as of `make`."""
+def attempt(world: World, seed: int, number: int, kinds: Sequence[str] = (), show: bool = False) -> Outcome:
+    """Make an input (of `kinds`, as `make` says), run it, look at what is left."""
     folder = Path(tempfile.mkdtemp(prefix="input-", dir=world.folder))
     before = os.getcwd()
     try:
-        kind, case = make(world, folder, seed, number, light)
+        kind, case = make(world, folder, seed, number, kinds)
         if show:
             print(f"calrec-lite {' '.join(map(repr, case.command))}\n{case.done}", file=sys.stderr)
         kept = _states([*case.guarded, *_files(world.base), *_files(world.export), *_files(world.run)])
