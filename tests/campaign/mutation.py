@@ -12,10 +12,13 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from tests.campaign.outcome import Outcome, attempt
 from tests.campaign.world import World
 
-PATIENCE = 60  # seconds; longer is a hang
+PATIENCE = 60  # seconds of computing; longer is a hang
+WAITING = 900  # seconds in all: others may be at work on the machine
 MEMORY = 8 << 30  # bytes of address space beyond what the libraries take
 FAULTS = ("traceback", "hang", "crash", "wrong", "lost", "left", "long")
 
@@ -96,7 +99,7 @@ def _outcomes(world: World, seed: int, numbers: list[int]) -> Iterator[Outcome]:
             assert pipe is not None
             pipe.send(number)
             try:
-                if pipe.poll(PATIENCE):
+                if _answers(pipe, psutil.Process(worker.pid)):
                     yield pipe.recv()
                     continue
                 yield Outcome(number, "?", "", "hang", f"over {PATIENCE} s")
@@ -110,6 +113,24 @@ def _outcomes(world: World, seed: int, numbers: list[int]) -> Iterator[Outcome]:
         if worker is not None:
             worker.kill()
             worker.join()
+
+
+def _answers(pipe: Connection, worker: psutil.Process) -> bool:
+    """Whether an answer comes (or the pipe's end) before the worker has computed or slept for too long."""
+    began, used = time.monotonic(), _computed(worker)
+    while not pipe.poll(1):
+        if _computed(worker) - used > PATIENCE or time.monotonic() - began > WAITING:
+            return False
+    return True
+
+
+def _computed(worker: psutil.Process) -> float:
+    """Seconds of computing so far."""
+    try:
+        times = worker.cpu_times()
+    except psutil.NoSuchProcess:  # the pipe will tell
+        return 0.0
+    return float(times.user + times.system)
 
 
 def _work(world: World, seed: int, pipe: Connection) -> None:
