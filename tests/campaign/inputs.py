@@ -408,8 +408,12 @@ def _users(users: list[Any], name: str) -> bytes:
 
 
 def _linked(source: Path, to: Path) -> Path:
-    """A copy whose files are hard links; what is broken is replaced, never written into."""
-    return Path(shutil.copytree(source, to, copy_function=os.link))
+    """A copy whose files are hard links: none but a log is ever written into."""
+    return Path(
+        shutil.copytree(
+            source, to, copy_function=lambda a, b: (shutil.copy2 if "log" in Path(a).name else os.link)(a, b)
+        )
+    )
 
 
 def _broken_file(random: Generator, file: Path) -> str:
