@@ -34,12 +34,14 @@ class Case:
         done: what was broken, in a few words.
         judge: of what came out; None: nobody can say.
         guarded: files that the command may read and never change.
+        right: nothing is wrong with it, so that to refuse it is a fault.
     """
 
     command: list[str]
     done: str
     judge: Judge | None = None
     guarded: list[Path] = field(default_factory=list)
+    right: bool = False
 
 
 def make(world: World, folder: Path, seed: int, number: int, kinds: Sequence[str] = ()) -> tuple[str, Case]:
@@ -90,7 +92,7 @@ def recipe_case(world: World, folder: Path, random: Generator) -> Case:
             f"extends: {one(random, ['recipe.yaml', '[recipe.yaml]', './recipe.yaml'])}\n"
         )
         judge, file = None, folder / "above.yaml"
-    return Case([*_reading(random, file, folder, judge)], f"a recipe: {done}", judge, [file])
+    return Case([*_reading(random, file, folder, judge)], f"a recipe: {done}", judge, [file], kind == 4)
 
 
 def set_case(world: World, folder: Path, random: Generator) -> Case:
@@ -156,7 +158,7 @@ def table_case(world: World, folder: Path, random: Generator) -> Case:
     (folder / "recipe.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
     judge = _same_domain(world, folder / "runs") if same else None
     command = ["prepare", str(folder / "recipe.yaml"), "--runs", str(folder / "runs")]
-    return Case(command, f"{file.name}: {done}", judge, [file, *before])
+    return Case(command, f"{file.name}: {done}", judge, [file, *before], same)
 
 
 def users_case(world: World, folder: Path, random: Generator) -> Case:
@@ -179,7 +181,8 @@ def users_case(world: World, folder: Path, random: Generator) -> Case:
         content, done = broken_bytes(random, content), "bytes"
     file.write_bytes(content)
     command = ["recommend", str(world.export), "--users", str(file), "--out", str(out)]
-    command += ["--strategy", one(random, ["fast", "fast", "fused", "beam", "dense", "x"])]
+    strategy, plain = one(random, ["fast", "fast", "fused", "beam", "dense", "x"]), len(command)
+    command += ["--strategy", strategy]
     if random.random() < 0.2:
         (folder / "list.txt").write_bytes(broken_bytes(random, "\n".join(titles[:9]).encode()))
         command += [one(random, ["--allow", "--deny"]), str(folder / "list.txt")]
@@ -188,7 +191,8 @@ def users_case(world: World, folder: Path, random: Generator) -> Case:
             one(random, ["-k", "--block"]),
             one(random, ["0", "1", "-1", "1000000", "999999999999999999999", "x"]),
         ]
-    return Case(command, f"users.{name}: {done}", judge, [file])
+    right = kind == 0 and strategy != "x" and len(command) == plain + 2
+    return Case(command, f"users.{name}: {done}", judge, [file], right)
 
 
 def model_case(world: World, folder: Path, random: Generator) -> Case:

@@ -20,7 +20,7 @@ from tests.campaign.world import World
 PATIENCE = 60  # seconds of computing; longer is a hang
 WAITING = 900  # seconds in all: others may be at work on the machine
 MEMORY = 8 << 30  # bytes of address space beyond what the libraries take
-FAULTS = ("traceback", "hang", "crash", "wrong", "lost", "left", "long")
+FAULTS = ("traceback", "hang", "crash", "wrong", "lost", "left", "long", "refused")
 
 
 def mutations(world: World, seed: int, inputs: int, state: Path) -> dict[str, Any]:
@@ -62,6 +62,7 @@ def summary(outcomes: list[Outcome]) -> dict[str, Any]:
         "files_lost": results["lost"],
         "half_written_left": results["left"],
         "long_errors": results["long"],
+        "refused_though_right": results["refused"],
         "by_kind": dict(sorted(Counter(o.kind for o in outcomes).items())),
         "causes": [
             {"result": result, "cause": cause, "count": len(found), "kind": found[0].kind, "input": found[0].number}

@@ -28,8 +28,8 @@ class Outcome:
 
     Attributes:
         result: `ok`, `clear` (exit 2, a few lines), `failed` (exit 1, likewise), `traceback`, `long` (an error that is
-            no few lines), `wrong` (exit 0, and what came out is not right), `lost` (a file that was only to be read
-            is gone or another), `left` (something half-written stays).
+            no few lines), `refused` (though nothing is wrong with it), `wrong` (exit 0, and what came out is not
+            right), `lost` (a file that was only to be read is gone or another), `left` (something half-written stays).
         cause: of what is neither ok nor clear, in a line that is the same for the same cause.
     """
 
@@ -98,11 +98,13 @@ def _judged(
     if left := [path for path in folder.rglob("*") if LEFT.search(path.name)]:
         return "left", f"{case.command[0]}: {re.sub(r'[0-9]+', 'N', left[0].name)} stays"
     if code:
-        said = [line for line in err.splitlines() if line.startswith("calrec-lite: ") or code == 2]
+        said = [line for line in err.splitlines() if "calrec-lite: " in line or code == 2]
         if not said:
             return "long", f"{case.command[0]}: exit {code} without a word"
         if len(said) > LINES or max(map(len, said)) > WIDEST:
             return "long", f"{case.command[0]}: {len(said)} lines, up to {max(map(len, said))} long: {_plain(said[0])}"
+        if case.right:
+            return "refused", f"{case.command[0]}: {_plain(said[-1])}"
         return ("clear", "") if code == 2 else ("failed", _plain(said[-1]))
     problem = case.judge(out) if case.judge else None
     return ("wrong", f"{case.command[0]}: {_plain(problem)}") if problem else ("ok", "")
