@@ -16,6 +16,8 @@ from calrec_lite.recipe import Recipe, resolved
 from calrec_lite.recommend.fusion import WEIGHTS_FILE
 from calrec_lite.run import Run
 
+SHOWN = 200  # characters of a text of others
+
 
 def render_card(run: Run, adapter: bool = False) -> str:
     """The card's text: what was trained on what, how it was measured, how to use it.
@@ -39,10 +41,10 @@ def render_card(run: Run, adapter: bool = False) -> str:
     parts = [
         f"---\n{yaml.safe_dump(metadata, sort_keys=False)}---",
         f"# {recipe.name}",
-        f"A sequential recommender for `{domain.name}` ({len(domain.catalogue):,} items), finetuned from `{base}` by "
-        f"the method of CALRec with calrec-lite {__version__}. "
-        f"Licence of the base: {recipe.base.license or 'see there'}.",
-        *([] if not recipe.export.catalogue else [_USE_ADAPTER.format(base=base) if adapter else _USE]),
+        f"A sequential recommender for `{domain.name}` ({len(domain.catalogue):,} items), finetuned from {_code(base)} "
+        f"by the method of CALRec with calrec-lite {__version__}. "
+        f"Licence of the base: {_licence(recipe.base.license)}.",
+        *([] if not recipe.export.catalogue else [_USE_ADAPTER.format(base=_code(base)) if adapter else _USE]),
         *(["## Lists", _weights(run)] if recipe.recommend.fits and recipe.export.catalogue and not adapter else []),
         "## Results",
         table(results) if results else "Not evaluated yet: run `calrec-lite evaluate` and export again.",
@@ -53,7 +55,7 @@ def render_card(run: Run, adapter: bool = False) -> str:
         "## Limits",
         f"{_LIMITS} {_NEW_ITEMS}" if recipe.export.catalogue else f"{_LIMITS} {_NO_CATALOGUE}",
         "## Recipe",
-        f"```yaml\n{yaml.safe_dump(_public_recipe(recipe), sort_keys=False, allow_unicode=True)}```",
+        _block("yaml", yaml.safe_dump(_short(_public_recipe(recipe)), sort_keys=False, allow_unicode=True)),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -69,6 +71,38 @@ def _weights(run: Run) -> str:
     )
 
 
+def _licence(name: str | None) -> str:
+    if name is None:
+        return "see there"
+    return name if re.fullmatch(r"[\w.+-]{1,100}", name) else _code(name)
+
+
+def _code(text: str) -> str:
+    """A text of others as Markdown code in a line; a long one is cut."""
+    line = _short(" ".join(text.split()))
+    mark = "`" * (_backticks(line) + 1)
+    return f"{mark} {line} {mark}" if "`" in line else f"{mark}{line}{mark}"
+
+
+def _block(language: str, text: str) -> str:
+    """Lines as Markdown code, closed by a fence that is not in them."""
+    fence = "`" * max(3, _backticks(text) + 1)
+    return f"{fence}{language}\n{text}{fence}"
+
+
+def _backticks(text: str) -> int:
+    return max(map(len, re.findall("`+", text)), default=0)
+
+
+def _short(value: Any) -> Any:
+    """A value of a recipe, or all within it: labels and wording that are long are cut."""
+    if isinstance(value, dict):
+        return {_short(key): _short(below) for key, below in value.items()}
+    if isinstance(value, list):
+        return [_short(below) for below in value]
+    return f"{value[:SHOWN]}..." if isinstance(value, str) and len(value) > SHOWN else value
+
+
 def base_name(recipe: Recipe) -> str:
     """The base's public name: no path of this machine."""
     return _public(recipe.base.model).partition("#")[0]
@@ -77,7 +111,7 @@ def base_name(recipe: Recipe) -> str:
 def _public(source: str) -> str:
     """A Hub id or an address as it is; a path of this machine without its folders."""
     path = source.partition("#")[0]
-    return source if "://" in path or _on_hub(path) else Path(path).expanduser().resolve().name
+    return source if re.match("[a-z]+://", path) or _on_hub(path) else Path(path).expanduser().resolve().name
 
 
 def _public_recipe(recipe: Recipe) -> dict[str, Any]:
@@ -113,7 +147,7 @@ recommender.recommend([["a title", "another title"]], k=10)
 
 _USE_ADAPTER = (
     "This is the LoRA adapter alone. `calrec-lite merge BASE ADAPTER TO` adds this folder, as ADAPTER, to the "
-    "weights of `{base}` in the folder BASE; PEFT loads it onto them as it is."
+    "weights of {base} in the folder BASE; PEFT loads it onto them as it is."
 )
 
 

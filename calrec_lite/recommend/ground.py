@@ -22,7 +22,7 @@ class Grounder:
 
     Args:
         texts: each item as the template writes it.
-        cut: items with more than `text.max_item_tokens`, of which the model knows a shorter text -> that text.
+        cut: items that may have more than `text.max_item_tokens` -> the text that the model knows them by.
     """
 
     def __init__(self, texts: Sequence[str], cut: Mapping[int, str] | None = None) -> None:

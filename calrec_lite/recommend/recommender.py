@@ -311,7 +311,7 @@ class Recommender:
     def _tokens(self, history: Sequence[str], known: Sequence[int | None]) -> list[Tokens]:
         unknown = [t for t, i in zip(history, known) if i is None]
         encoded = self.encoder.items([" ".join(t.split()) for t in unknown])
-        cut = iter([self.encoder.limit([t])[0] for t in encoded])  # one by one: `limit` leaves equal texts uncut
+        cut = iter([self.encoder.limit([t])[0] for t in encoded])  # one by one: `limit` changes equal ones
         return [next(cut) if i is None else self.catalogue.tokens[i] for i in known]
 
     def _ranked(

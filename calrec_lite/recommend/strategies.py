@@ -149,8 +149,8 @@ class Strategies:
 
     @cached_property
     def _grounder(self) -> Grounder:
-        limit = self.encoder.text.max_item_tokens
-        cut = {i: self.encoder.text_of(t.tolist()) for i, t in enumerate(self.catalogue.tokens) if len(t) == limit}
+        half = self.encoder.text.max_item_tokens // 2  # what was cut has more (`Encoder.limit`)
+        cut = {i: self.encoder.text_of(t.tolist()) for i, t in enumerate(self.catalogue.tokens) if len(t) > half}
         return Grounder(self.catalogue.texts, cut)
 
     @cached_property

@@ -103,8 +103,8 @@ def prompt_seed(seed: int, prompt: Tokens) -> int:
 
 
 def _max_model_len(folder: Path, encoder: Encoder, item_tokens: int) -> int:
-    """Tokens of the longest prompt and an item; a title that the catalogue lacks may be twice as long as any item."""
-    longest = encoder.text.max_history_tokens + len(encoder.first) + len(encoder.next) + 3 * item_tokens
+    """Tokens of the longest prompt and an item, as far as the model has positions."""
+    longest = encoder.longest_prompt + item_tokens
     positions = getattr(AutoConfig.from_pretrained(folder).get_text_config(), "max_position_embeddings", longest)
     return min(longest, positions)
 

@@ -113,7 +113,7 @@ class MicroBatch(TrainerCallback):
 def row_tokens(loss: Loss, text: Text, rows: Rows) -> int:
     """The most tokens that a row brings: its own, and those of its item texts in pass A."""
     texts = min(loss.contrast_per_row or text.max_items, text.max_items) if loss.contrastive else 0
-    return int(rows.length.max()) + texts * text.max_item_tokens
+    return int(rows.length.max()) + texts * (1 + text.max_item_tokens)  # each after a start token
 
 
 def remembered_estimate(

@@ -161,6 +161,23 @@ def test_places_that_others_wrote_down_are_taken_out(trained: Run, tmp_path: Pat
     assert "base.model: other" in card
 
 
+def test_texts_of_others_are_no_markup_on_a_card(trained: Run) -> None:
+    """A base's name, a licence, wording and labels: in code that they cannot close, and cut where they are long."""
+    values = resolved(trained.recipe)
+    values["base"] |= {"model": "/nowhere/a`<b>``[me](x)", "license": "<img src=x> `[me](http://x)"}
+    values["text"]["first"] = f"``` <b> {'x' * 1500}"
+    values["domains"]["shop"]["fields"] = {"Title": "title", "````": "title", "y" * 300: "title"}
+    card = render_card(Run(check_recipe(values), trained.folder))
+    body, fence, recipe = card.partition("`````yaml\n")
+    assert fence
+    assert recipe.count("`````") == 1
+    assert recipe.endswith("\n`````\n")
+    assert yaml.safe_load(recipe.removesuffix("`````\n"))["text"]["first"] == f"``` <b> {'x' * 192}..."
+    assert "y" * 201 not in card
+    assert "finetuned from ``` a`<b>``[me](x) ``` by" in body
+    assert "Licence of the base: `` <img src=x> `[me](http://x) ``." in body
+
+
 def test_a_card_shows_no_evaluation_of_other_data(trained: Run, tmp_path: Path) -> None:
     folder = shutil.copytree(trained.folder, tmp_path / "run")
     run = Run.open(folder)
