@@ -91,15 +91,13 @@ class Bulk:
 
         Raises:
             InputError: if `rank` can do nothing at all, or no line holds a user.
-            RunError: if the output cannot be written; the same call goes on.
+            RunError: if the output cannot be written (the same call goes on), or what was written of it is gone.
         """
         if not self.done.complete:
             rank([[]], [None])  # a wrong option must end the run, a wrong line must not; this history cannot be wrong
         try:
             if not self.done.complete:
                 self._rank_blocks(rank, progress)
-            if not self.done.users:
-                self._part.unlink(missing_ok=True)  # an empty list of lists replaces nothing
             self._finish()
         except OSError as error:
             raise RunError(f"--out {self.out}: {error}; the same command goes on where it stopped") from error
@@ -150,6 +148,8 @@ class Bulk:
                     part.tell(),
                     rejects.tell(),
                 )
+                for file, path in ((part, self._part), (rejects, self._rejects_part)):
+                    self._require_in_place(file, path)
                 self._save()
                 bar.total = round(self.done.users / max(self.source.share, 1e-9))
                 bar.update(len(lists))
@@ -161,17 +161,45 @@ class Bulk:
 
     def _finish(self) -> None:
         """Give both files their names. Cut off in between, the rest is done by the next call."""
-        if self._rejects_part.exists():
+        if self._left(self._rejects_part, self.rejects, self.done.rejected_bytes):
             self._rejects_part.replace(self.rejects)
         if not self.done.rejected:
             self.rejects.unlink(missing_ok=True)
-        if self._part.exists():
-            if self.out.suffix == ".parquet":
+        if not self.done.users:  # an empty list of lists replaces nothing
+            self._part.unlink(missing_ok=True)
+        elif self.out.suffix == ".parquet":
+            if self._left(self._part, self.out, self.done.out_bytes, self._is_whole_parquet):
                 _to_parquet(self._part, self.out, self.block)
                 self._part.unlink()
-            else:
-                self._part.replace(self.out)
-        self._state.unlink()
+        elif self._left(self._part, self.out, self.done.out_bytes):
+            self._part.replace(self.out)
+        self._state.unlink(missing_ok=True)
+
+    def _left(self, part: Path, final: Path, size: int, is_whole: Callable[[], bool] | None = None) -> bool:
+        """Whether `part` has still to become `final`: False where an earlier call did so. Raises RunError for neither."""
+        if part.exists():
+            if part.stat().st_size == size:
+                return True
+        elif not size or (is_whole() if is_whole else final.is_file() and final.stat().st_size == size):
+            return False
+        raise self._gone(part)
+
+    def _is_whole_parquet(self) -> bool:
+        try:
+            return int(pq.read_metadata(self.out).num_rows) == self.done.users
+        except (OSError, pa.ArrowException):
+            return False
+
+    def _require_in_place(self, file: IO[bytes], path: Path) -> None:
+        """Raise RunError where the name no longer leads to the open file: what is written then goes nowhere."""
+        if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            raise self._gone(path)
+
+    def _gone(self, part: Path) -> RunError:
+        return RunError(
+            f"{part}: removed or changed by something else, and the lists in it with it; delete {self._state}, and the "
+            "same command begins anew"
+        )
 
 
 def begun_option(out: Path, name: str) -> Any:

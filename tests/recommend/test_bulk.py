@@ -167,6 +167,39 @@ def test_a_run_killed_while_files_get_their_names(
     assert not list(tmp_path.glob("*.part"))
 
 
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+@pytest.mark.parametrize("lost", ["", ".rejected.jsonl"])
+@pytest.mark.parametrize("at", [4, "end"])
+@pytest.mark.parametrize("how", ["removed", "replaced"])
+def test_output_that_is_gone_is_not_said_to_be_there(
+    users: Path, tmp_path: Path, domain: Domain, suffix: str, lost: str, at: int | str, how: str
+) -> None:
+    out, ranked = tmp_path / f"lists{suffix}", Popular(domain)
+    part = tmp_path / f"{out.name}{lost}.part"
+
+    def lose() -> None:
+        part.unlink()
+        if how == "replaced":
+            part.write_text("something else\n")
+
+    def rank(histories: list[list[str]], candidates: list[list[str] | None]) -> list[list[Recommendation]]:
+        if ranked.calls == at:
+            lose()
+        return ranked(histories, candidates)
+
+    if at == "end":
+        job = Bulk(users, out, OPTIONS, BLOCK)
+        job._finish = lambda: None  # type: ignore[method-assign]  # killed before the files got their names
+        job.run(rank, progress=False)
+        lose()
+    with pytest.raises(RunError, match=rf"{part.name}: removed or changed .*; delete .*state.json, and"):
+        Bulk(users, out, OPTIONS, BLOCK).run(rank, progress=False)
+    assert not out.exists()
+    (tmp_path / f"{out.name}.state.json").unlink()
+    assert Bulk(users, out, OPTIONS, BLOCK).run(ranked, progress=False).users == 51
+    assert out.exists()
+
+
 def test_another_input_model_or_k_is_not_gone_on_with(users: Path, tmp_path: Path, domain: Domain) -> None:
     out = tmp_path / "lists.jsonl"
     with pytest.raises(KeyboardInterrupt):
