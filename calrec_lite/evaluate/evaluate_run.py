@@ -10,7 +10,7 @@ from typing import Any
 
 from calrec_lite.claim import claimed
 from calrec_lite.data.domain import Domain
-from calrec_lite.errors import InputError
+from calrec_lite.errors import InputError, RunError
 from calrec_lite.evaluate.baselines import BASELINE_NAMES, build_baseline
 from calrec_lite.evaluate.baselines.fast import FAST
 from calrec_lite.evaluate.baselines.sasrec import require_cornac
@@ -69,7 +69,8 @@ def evaluate_run(run: Run, trained: bool = True, folder: Path | None = None) -> 
     identity = {**settings, **_identity(run, domain, protocol.record(cases), trained)}
     with claimed(unfinished):
         results = _earlier_results(unfinished, identity)
-        for name, make_ranker in _ranker_factories(run, trained, placed).items():
+        factories = _ranker_factories(run, trained, placed)
+        for name, make_ranker in factories.items():
             if name in results.get("systems", {}):
                 print(f"{name}: measured already")
                 continue
@@ -78,6 +79,11 @@ def evaluate_run(run: Run, trained: bool = True, folder: Path | None = None) -> 
             system = evaluate_system(make_ranker(), system_cases, protocol)
             free_memory()  # before the next one is loaded
             results = write_results(unfinished, domain, protocol, cases, {name: system}, settings)
+        if lost := factories.keys() - results["systems"].keys():
+            raise RunError(
+                f"{unfinished}: removed by something else, and what was measured of {', '.join(sorted(lost))} with it; "
+                "the same command measures it again"
+            )
         with atomic_path(target_folder) as temporary:  # copied: killed at any moment, one of both is whole
             temporary.mkdir()
             copy_matching(unfinished, temporary, RESULTS)

@@ -174,6 +174,26 @@ def test_an_evaluation_goes_on_with_what_was_measured(
     assert one.equals(other)
 
 
+def test_an_evaluation_whose_first_systems_are_gone_is_not_written(
+    trained: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    baselines = trained.recipe.evaluate.model_copy(update={"baselines": ["popularity", "transitions"], "base": False})
+    run = Run(trained.recipe.model_copy(update={"evaluate": baselines}), trained.folder)
+    measured = evaluating.evaluate_system
+
+    def removes(*arguments: object) -> object:
+        shutil.rmtree(tmp_path / "e.part")
+        (tmp_path / "e.part").mkdir()
+        return measured(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluating, "evaluate_system", removes)
+        with pytest.raises(RunError, match="what was measured of popularity, .*transitions with it"):
+            evaluate_run(run, folder=tmp_path / "e")
+    assert not (tmp_path / "e").exists()
+    assert set(evaluate_run(run, folder=tmp_path / "e")["systems"]) >= {"popularity", "transitions", "final"}
+
+
 def test_a_half_done_evaluation_of_another_kind_is_not_gone_on_with(trained: Run, tmp_path: Path) -> None:
     part = tmp_path / "evaluation.part"
     part.mkdir()
