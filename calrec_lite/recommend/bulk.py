@@ -37,15 +37,19 @@ SCHEMA = pa.schema(
 
 Lists = Sequence[Sequence[Recommendation]]
 Rank = Callable[[list[list[str]], list[list[str] | None]], Lists]  # histories, candidates -> lists
+Known = Callable[[str], bool]  # whether the catalogue has an item of this name
 
 
 @dataclass(frozen=True)
 class Progress:
-    """What is done: lines read, users ranked, lines rejected, and the bytes both unfinished files then have."""
+    """What is done: lines read, users ranked, lines rejected, items of the ranked users' histories and how many of
+    these the catalogue lacks, and the bytes both unfinished files then have."""
 
     lines: int = 0
     users: int = 0
     rejected: int = 0
+    items: int = 0
+    unknown: int = 0
     out_bytes: int = 0
     rejected_bytes: int = 0
     complete: bool = False
@@ -61,15 +65,18 @@ class Bulk:
         options: what else the lists depend on, as JSON values: model, k and the like. A run that was begun with
             other options is not continued.
         block: lines taken together. Rankers may sort them by length.
+        strict: reject the lines of users whose history holds an item that the catalogue lacks.
 
     Raises:
         InputError: for files that cannot be used, and for an unfinished run with other input or options.
     """
 
-    def __init__(self, users: Path, out: Path, options: Mapping[str, Any], block: int = BLOCK) -> None:
+    def __init__(
+        self, users: Path, out: Path, options: Mapping[str, Any], block: int = BLOCK, strict: bool = False
+    ) -> None:
         if not out.name.endswith(SUFFIXES):
             raise InputError(f"--out {out}: the name must end in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")
-        self.source, self.out, self.block = Histories(users), out, block
+        self.source, self.out, self.block, self.strict = Histories(users), out, block, strict
         self.rejects = out.with_name(f"{out.name}.rejected.jsonl")
         self._part = out.with_name(f"{out.name}.part")
         self._rejects_part = out.with_name(f"{self.rejects.name}.part")
@@ -79,15 +86,17 @@ class Bulk:
         self._identity = {
             "input": [users.name, *size_and_time(users)],
             **options,
+            "strict": strict,
             "block": block,
         }
         self.done = self._saved_progress()
 
-    def run(self, rank: Rank, progress: bool = True) -> Progress:
+    def run(self, rank: Rank, known: Known = lambda name: True, progress: bool = True) -> Progress:
         """Do what is left to do. Returns the totals, those of earlier calls included.
 
         Args:
             rank: gives each history its list. Where it raises InputError for a user, the line is rejected.
+            known: tells which items of histories are in the catalogue.
 
         Raises:
             InputError: if `rank` can do nothing at all, or no line holds a user.
@@ -97,7 +106,7 @@ class Bulk:
             rank([[]], [None])  # a wrong option must end the run, a wrong line must not; this history cannot be wrong
         try:
             if not self.done.complete:
-                self._rank_blocks(rank, progress)
+                self._rank_blocks(rank, known, progress)
             self._finish()
         except OSError as error:
             raise RunError(f"--out {self.out}: {error}; the same command goes on where it stopped") from error
@@ -126,7 +135,7 @@ class Bulk:
             raise InputError(f"{self._state}: an unfinished run with another {', another '.join(differing)}; {remedy}")
         return done
 
-    def _rank_blocks(self, rank: Rank, progress: bool) -> None:
+    def _rank_blocks(self, rank: Rank, known: Known, progress: bool) -> None:
         self.out.parent.mkdir(parents=True, exist_ok=True)
         lines = self.source.read(self.done.lines)
         with (
@@ -138,13 +147,19 @@ class Bulk:
             while block := list(islice(lines, self.block)):
                 users = [(line, user) for line, user in block if isinstance(user, User)]
                 bad = [entry for _, entry in block if isinstance(entry, Rejected)]
+                if self.strict:
+                    users, strange = _known_only(users, known)
+                    bad += strange
                 lists, refused = _rank_or_reject(rank, users)
+                names = [name for user, _ in lists for name in user.history]
                 _append(part, [_list_row(user, items) for user, items in lists], packed=self.out.suffix == ".gz")
                 _append(rejects, [asdict(r) for r in sorted([*bad, *refused], key=lambda r: r.line)])
                 self.done = Progress(
                     block[-1][0],
                     self.done.users + len(lists),
                     self.done.rejected + len(bad) + len(refused),
+                    self.done.items + len(names),
+                    self.done.unknown + sum(not known(name) for name in names),
                     part.tell(),
                     rejects.tell(),
                 )
@@ -176,7 +191,7 @@ class Bulk:
         self._state.unlink(missing_ok=True)
 
     def _left(self, part: Path, final: Path, size: int, is_whole: Callable[[], bool] | None = None) -> bool:
-        """Whether `part` has still to become `final`: False where an earlier call did so. Raises RunError for neither."""
+        """Whether `part` has still to become `final`; False: an earlier call did it. Raises RunError for neither."""
         if part.exists():
             if part.stat().st_size == size:
                 return True
@@ -208,6 +223,16 @@ def begun_option(out: Path, name: str) -> Any:
         return json.loads(out.with_name(f"{out.name}.state.json").read_text(encoding="utf-8"))["run"].get(name)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
+
+
+def _known_only(users: list[tuple[int, User]], known: Known) -> tuple[list[tuple[int, User]], list[Rejected]]:
+    kept, strange = [], []
+    for line, user in users:
+        if missing := [name for name in dict.fromkeys(user.history) if not known(name)]:
+            strange.append(Rejected(line, f"not in the catalogue: {', '.join(map(repr, missing))}", user.text))
+        else:
+            kept.append((line, user))
+    return kept, strange
 
 
 def _rank_or_reject(

@@ -230,7 +230,9 @@ def test_an_option_of_the_unfinished_run_can_be_taken_over(users: Path, tmp_path
     out = tmp_path / "lists.jsonl"
     assert begun_option(out, "dtype") is None
     with pytest.raises(KeyboardInterrupt):
-        Bulk(users, out, {**OPTIONS, "dtype": "bfloat16"}, BLOCK).run(Popular(domain, 3, KeyboardInterrupt), False)
+        Bulk(users, out, {**OPTIONS, "dtype": "bfloat16"}, BLOCK).run(
+            Popular(domain, 3, KeyboardInterrupt), progress=False
+        )
     assert begun_option(out, "dtype") == "bfloat16"
     assert begun_option(out, "deny") is None
     for damaged in ("{", "[]", '{"run": 1}', "{}"):
@@ -279,7 +281,9 @@ def test_what_cannot_be_read_at_all(users: Path, tmp_path: Path, domain: Domain)
         bulk(bad, out, Popular(domain))
     assert out.read_text() == "an earlier run's\n"
     with pytest.raises(InputError, match="a wrong option"):  # not 52 rejected lines
-        Bulk(users, out, OPTIONS, BLOCK).run(lambda h, c: (_ for _ in ()).throw(InputError("a wrong option")), False)
+        Bulk(users, out, OPTIONS, BLOCK).run(
+            lambda h, c: (_ for _ in ()).throw(InputError("a wrong option")), progress=False
+        )
 
 
 def test_a_line_without_an_end_is_passed_over(tmp_path: Path) -> None:
