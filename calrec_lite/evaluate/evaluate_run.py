@@ -15,6 +15,7 @@ from calrec_lite.evaluate.baselines import BASELINE_NAMES, build_baseline
 from calrec_lite.evaluate.baselines.fast import FAST
 from calrec_lite.evaluate.baselines.sasrec import require_cornac
 from calrec_lite.evaluate.protocol import Protocol, Ranker, evaluate_system
+from calrec_lite.evaluate.settings import fitted_weights
 from calrec_lite.evaluate.store import read_metrics, write_results
 from calrec_lite.files import atomic_path, copy_matching, size_and_time, write_json
 from calrec_lite.fitting.fit import require_users
@@ -64,6 +65,7 @@ def evaluate_run(run: Run, trained: bool = True, folder: Path | None = None) -> 
     # Decided once for all models, which are of one size: with a model in memory the answer could be different.
     placed = placement(run.weights, run.loading)
     settings = {"recommend": recipe.recommend.model_dump(), "quantised": placed[0], "dtype": run.dtype.dtype}
+    settings["fitted"] = fitted_weights(run) if trained else None
     target_folder = folder or run.evaluation
     unfinished = target_folder.with_name(f"{target_folder.name}.part")
     identity = {**settings, **_identity(run, domain, protocol.record(cases), trained)}
