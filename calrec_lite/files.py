@@ -76,8 +76,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON, atomically."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
+    with atomic_path(path) as temporary:  # a file's name may be no UTF-8: JSON writes such a character as this does
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def _process() -> str:

@@ -258,7 +258,14 @@ class Recommender:
         return lists
 
     def _text_of(self, name: object, is_id: bool = False) -> str:
-        """What is written as a text stays; a number (or anything, with `is_id`) is an id first, and then a title."""
+        """What is written as a text stays; a number (or anything, with `is_id`) is an id first, and then a title.
+
+        Raises InputError for a text that no tokenizer takes.
+        """
+        try:
+            str(name).encode()
+        except UnicodeEncodeError:
+            raise InputError(f"{name!r}: not UTF-8, or half a character (a lone surrogate); write it anew") from None
         known = self.lookup.ids.get(str(name)) if is_id or not isinstance(name, str) else None
         return str(name) if known is None else self.catalogue.texts[known]
 

@@ -54,3 +54,18 @@ def test_items_that_are_not_found_are_counted_in_bulk(fast: list[str], title: st
     rejected = [json.loads(line) for line in Path("o.jsonl.rejected.jsonl").read_text().splitlines()]
     reasons = ["not in the catalogue: 'nope'", "not in the catalogue: 'nope', 'nada'"]
     assert [(r["line"], r["reason"]) for r in rejected] == [(1, reasons[0]), (3, reasons[1])]
+
+
+def test_what_was_typed_in_another_encoding(fast: list[str], title: str, monkeypatch, capsys) -> None:
+    latin = "caf\udce9"  # as Python reads a byte that is no UTF-8
+    wrong = [[*fast, title, latin], [*fast[:1], latin, title], ["demo", "--set", f"name={latin}"]]
+    wrong += [["prepare", "r.yaml", "--set", f"name={latin}"], ["push", fast[1], latin], ["compare", latin, latin]]
+    for arguments in wrong:
+        assert run(arguments, monkeypatch) == 2
+        error = capsys.readouterr().err
+        assert len(error.splitlines()) == 1
+        assert "caf\\udce9" in error or "token" in error
+    users, out = Path(f"{latin}.jsonl"), f"{latin}.out.jsonl"  # a file may be called so
+    users.write_text(json.dumps({"history": [title]}) + "\n")
+    assert run([*fast, "--users", str(users), "--out", out], monkeypatch) == 0
+    assert Path(out).read_text(encoding="utf-8").count("\n") == 1
