@@ -88,9 +88,11 @@ class Run:
         What an earlier start left is replaced if it trained nothing (the base could not be opened, say).
 
         Raises:
-            InputError: if weights were trained there by a recipe that would give others.
+            InputError: if weights were trained there by a recipe that would give others, or another process is at work
+                there.
         """
         run = cls(recipe, root / recipe.name)
+        refuse_claimed(run.folder)
         if run._recipe_file.is_file():
             existing = cls.open(run.folder)
             if sections := changed(resolved(existing.recipe), resolved(recipe), existing.asked_or_chosen_dtype):

@@ -19,8 +19,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
+from calrec_lite.claim import claimed_file
 from calrec_lite.errors import InputError, RunError
-from calrec_lite.files import size_and_time, write_json
+from calrec_lite.files import atomic_path, size_and_time, write_json
 from calrec_lite.recommend.histories import Histories, Rejected, User
 from calrec_lite.recommend.recommender import Recommendation
 
@@ -81,6 +82,8 @@ class Bulk:
         self._part = out.with_name(f"{out.name}.part")
         self._rejects_part = out.with_name(f"{self.rejects.name}.part")
         self._state = out.with_name(f"{out.name}.state.json")
+        if out.is_dir():
+            raise InputError(f"--out {out}: is a folder; name a file")
         if users.resolve() in (out.resolve(), self.rejects.resolve()):
             raise InputError(f"--out {out}: would replace the histories of --users; give it another name")
         self._identity = {
@@ -99,15 +102,17 @@ class Bulk:
             known: tells which items of histories are in the catalogue.
 
         Raises:
-            InputError: if `rank` can do nothing at all, or no line holds a user.
+            InputError: if `rank` can do nothing at all, no line holds a user, or another process makes the same lists.
             RunError: if the output cannot be written (the same call goes on), or what was written of it is gone.
         """
         if not self.done.complete:
             rank([[]], [None])  # a wrong option must end the run, a wrong line must not; this history cannot be wrong
         try:
-            if not self.done.complete:
-                self._rank_blocks(rank, known, progress)
-            self._finish()
+            with claimed_file(self.out):
+                self.done = self._saved_progress()  # as it is now that no other process can change it
+                if not self.done.complete:
+                    self._rank_blocks(rank, known, progress)
+                self._finish()
         except OSError as error:
             raise RunError(f"--out {self.out}: {error}; the same command goes on where it stopped") from error
         if not self.done.users:
@@ -276,11 +281,9 @@ def _append(file: IO[bytes], rows: Sequence[Mapping[str, Any]], packed: bool = F
 
 
 def _to_parquet(lines: Path, out: Path, rows: int) -> None:
-    temporary = out.with_name(f"{out.name}.tmp")  # always the same, so that a killed run leaves nothing behind
-    with pq.ParquetWriter(temporary, SCHEMA) as writer, lines.open("rb") as file:
+    with atomic_path(out) as temporary, pq.ParquetWriter(temporary, SCHEMA) as writer, lines.open("rb") as file:
         for group in _groups(file, rows):
             writer.write_table(pa.Table.from_pylist([json.loads(line) for line in group], SCHEMA))
-    temporary.replace(out)
 
 
 def _groups(file: IO[bytes], size: int) -> Iterator[list[bytes]]:

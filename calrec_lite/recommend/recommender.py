@@ -1,6 +1,5 @@
 """`Recommender`: histories in, ranked lists of real items out."""
 
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from tqdm import tqdm
 from calrec_lite.data.transitions import Transitions
 from calrec_lite.decode.ranked import Ranked
 from calrec_lite.errors import InputError, RunError
-from calrec_lite.files import atomic_path
+from calrec_lite.files import atomic_path, work_folder
 from calrec_lite.method.catalogue import EncodedCatalogue
 from calrec_lite.method.towers import Towers
 from calrec_lite.model.base import load_model, load_tokenizer
@@ -171,8 +170,8 @@ class Recommender:
         Raises:
             InputError, RunError: as `package.hub.push_folder`.
         """
-        with tempfile.TemporaryDirectory(prefix="calrec-lite-") as work:
-            return push_folder(self.save_pretrained(Path(work) / "model"), repo, private, revision)
+        with work_folder() as work:
+            return push_folder(self.save_pretrained(work / "model"), repo, private, revision)
 
     def recommend(
         self,
