@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 
 from calrec_lite.data.clean import plain
-from calrec_lite.recommend.ground import normalised
+from calrec_lite.recommend.ground import normalised, one_line
 
 NEAREST = 3  # titles that are shown for a name that is not found
 COMPARED = 500  # titles that share most with it: letter by letter, a million would take a minute
@@ -33,7 +33,7 @@ class Lookup:
 
     def find(self, name: str) -> int | None:
         """The item of this name, the first of those whose text or title it is; None if none is, or case must decide."""
-        if items := self._spelled.get(_one_line(name)):
+        if items := self._spelled.get(one_line(name)):
             return items[0]
         spellings = _spellings(name)
         if items := self._spelled.get(spellings[1]):
@@ -81,7 +81,7 @@ class Lookup:
         columns: list[dict[str, list[int]]] = [{}, {}]
         for column, names in zip(columns, (self.texts, self.titles)):
             for item, name in enumerate(names):
-                column.setdefault(_one_line(name), []).append(item)
+                column.setdefault(one_line(name), []).append(item)
         return columns[1] | columns[0]
 
     @cached_property
@@ -103,11 +103,7 @@ def _by_case(names: Iterable[str]) -> dict[str, list[str]]:
 
 def _spellings(name: str) -> tuple[str, str]:
     """As it is written, and as `prepare` cleans texts: a catalogue holds what was left after that."""
-    return _one_line(name), plain(name)
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    return one_line(name), plain(name)
 
 
 def _trigrams(text: str) -> set[str]:
