@@ -200,6 +200,25 @@ def test_output_that_is_gone_is_not_said_to_be_there(
     assert out.exists()
 
 
+def test_a_table_that_is_stopped_while_it_is_written_leaves_nothing_half_written(
+    users: Path, tmp_path: Path, domain: Domain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "lists.parquet"
+
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pq.ParquetWriter, "write_table", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            bulk(users, out, Popular(domain))
+    assert not [path.name for path in tmp_path.iterdir() if "tmp" in path.name or "process" in path.name]
+    assert bulk(users, out, Popular(domain)).users == pq.read_metadata(out).num_rows
+    (tmp_path / "folder.parquet").mkdir()  # as other programs write tables
+    with pytest.raises(InputError, match="folder.parquet: is a folder"):
+        Bulk(users, tmp_path / "folder.parquet", OPTIONS)
+
+
 def test_another_input_model_or_k_is_not_gone_on_with(users: Path, tmp_path: Path, domain: Domain) -> None:
     out = tmp_path / "lists.jsonl"
     with pytest.raises(KeyboardInterrupt):
