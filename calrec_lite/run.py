@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from calrec_lite.claim import refuse_claimed
-from calrec_lite.data.domain import Domain
+from calrec_lite.data.domain import Domain, read_info
 from calrec_lite.data.prepare import prepare_to
 from calrec_lite.data.transitions import Transitions
 from calrec_lite.errors import InputError
@@ -105,9 +105,11 @@ class Run:
         What an earlier start left is replaced if it trained nothing (the base could not be opened, say).
 
         Raises:
-            InputError: if weights were trained there by a recipe that would give others.
+            InputError: if weights were trained there by a recipe that would give others, or another process is at work
+                there.
         """
         run = cls(recipe, root / recipe.name)
+        refuse_claimed(run.folder)
         if run._recipe_file.is_file():
             existing = cls.open(run.folder)
             if sections := changed(resolved(existing.recipe), resolved(recipe), existing.asked_or_chosen_dtype):
@@ -241,16 +243,34 @@ class Run:
         return dict(self._status()["stages"].get(stage, {}).get("data", {}))
 
     def _trained_on(self) -> dict[str, set[str]]:
-        """Domain -> fingerprints of the data that stages were trained on, of any recipe in this folder."""
+        """Domain -> fingerprints of the data that stages were trained on, of any recipe in this folder.
+
+        Where run.json was lost, those are the data that lie here; with these gone as well it is "", which no data have.
+        """
         known: dict[str, set[str]] = {}
+        for stage, folder in zip(self.recipe.stages, self.stages):
+            if folder.trained and not self.stage_data(folder.folder.name):
+                for name in stage.domains:
+                    known.setdefault(name, set()).add(self._prepared_fingerprint(name))
         for stage in self._status()["stages"]:
             if StageFolder(self.folder / stage).trained:
                 for name, fingerprint in self.stage_data(stage).items():
                     known.setdefault(name, set()).add(fingerprint)
         return known
 
+    def _prepared_fingerprint(self, name: str) -> str:
+        try:
+            return str(read_info(self.folder / "domains" / name)["fingerprint"])
+        except InputError:
+            return ""
+
     def _refuse_other_data(self, name: str, domain: Domain, measured: str | None = None) -> None:
         known = self._trained_on().get(name, set()) | ({measured} - {None})
+        if "" in known:
+            raise InputError(
+                f"{self.folder}: run.json and domains/{name} are gone, so nothing says what its stages were trained "
+                "on; restore one of them, or give the run another `name`"
+            )
         if known - {domain.fingerprint}:
             raise InputError(
                 f"{self.folder}: the data of `{name}` has changed since a stage was trained on it; "

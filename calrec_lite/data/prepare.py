@@ -19,7 +19,6 @@ The steps, in this order:
 
 import hashlib
 import json
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -34,7 +33,7 @@ from calrec_lite.data.domain import Catalogue, Domain, Sequences, moment, read_i
 from calrec_lite.data.readers import Raw, read
 from calrec_lite.data.report import statistics
 from calrec_lite.errors import InputError
-from calrec_lite.files import file_sha256
+from calrec_lite.files import file_sha256, work_folder
 from calrec_lite.recipe import DomainSpec, Holdout
 from calrec_lite.sources import fetch
 from calrec_lite.threads import cores
@@ -143,8 +142,8 @@ def _database() -> Iterator[duckdb.DuckDBPyConnection]:
     An in-memory database spills as well, but measured with a memory limit of 200 MB it gave up on 20 million rows
     that this one went through.
     """
-    with tempfile.TemporaryDirectory(prefix="calrec-lite-") as folder:
-        connection = duckdb.connect(str(Path(folder) / "work.duckdb"))
+    with work_folder() as folder:
+        connection = duckdb.connect(str(folder / "work.duckdb"))
         try:
             connection.execute(f"SET TimeZone = 'UTC'; SET enable_progress_bar = false; SET threads = {cores()}")
             yield connection

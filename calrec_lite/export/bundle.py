@@ -91,4 +91,4 @@ def _describe(folder: Path, run: Run, adapter: bool = False) -> None:
     wanted = recipe.recommend.transitions or recipe.recommend.fits or recipe.loss.effective_collaborative
     if recipe.export.catalogue and wanted:
         Transitions.of(domain).save(folder / TRANSITIONS, domain.catalogue.ids)
-    (folder / "README.md").write_text(render_card(run, adapter), encoding="utf-8")
+    (folder / "README.md").write_text(render_card(run, adapter, options.strategy), encoding="utf-8")

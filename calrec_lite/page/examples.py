@@ -8,6 +8,7 @@ import pyarrow.compute as pc
 
 from calrec_lite.data.domain import Domain, Split
 from calrec_lite.errors import InputError, RunError
+from calrec_lite.evaluate.settings import changed_settings
 from calrec_lite.evaluate.store import read_rankings
 from calrec_lite.fitting.opening import open_recommender
 from calrec_lite.run import Run
@@ -57,8 +58,8 @@ def examples(
     note = "Lists without reasons, as asked."
     if reasons:
         try:
-            if results.get("recommend") != run.recipe.recommend.model_dump(mode="json"):
-                raise InputError("`recommend` in the recipe has changed since they were measured")
+            if changes := changed_settings(run, results):
+                raise InputError(f"they were measured with other settings ({'; '.join(changes)})")
             reasons_by_item = _reasons(run, system, histories)
             note = "The reasons are of a second pass over the same histories; its rounding may differ a little."
         except (InputError, RunError) as error:

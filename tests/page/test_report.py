@@ -155,7 +155,7 @@ def test_reasons_are_of_lists_of_the_same_kind_only(measured: Run, tmp_path: Pat
     run = Run.open(tmp_path / "run")
     run.recipe = changed
     page = Words(write_report(run).read_text(encoding="utf-8"))
-    assert "`recommend` in the recipe has changed since" in page.text
+    assert "they were measured with other settings (recommend." in page.text
     assert "log-probability" not in page.text
 
 
