@@ -107,8 +107,8 @@ def _source_key(spec: DomainSpec, seed: int, files: dict[str, Path]) -> str:
 
 
 def _prepare(name: str, spec: DomainSpec, seed: int, files: dict[str, Path], source_key: str) -> Domain:
-    with _database() as connection:
-        raw = read(connection, spec, files["interactions"], files.get("items"))
+    with _database() as (connection, folder):
+        raw = read(connection, folder, spec, files["interactions"], files.get("items"))
         dropped: Dropped = {}
         _drop_unusable(connection, raw, dropped)
         merged = _merge_texts(connection, raw)
@@ -137,8 +137,8 @@ def _prepare(name: str, spec: DomainSpec, seed: int, files: dict[str, Path], sou
 
 
 @contextmanager
-def _database() -> Iterator[duckdb.DuckDBPyConnection]:
-    """A database in a temporary folder (TMPDIR): tables larger than memory stay on disk.
+def _database() -> Iterator[tuple[duckdb.DuckDBPyConnection, Path]]:
+    """A database in a temporary folder (TMPDIR), and the folder: tables larger than memory stay on disk.
 
     An in-memory database spills as well, but measured with a memory limit of 200 MB it gave up on 20 million rows
     that this one went through.
@@ -147,7 +147,7 @@ def _database() -> Iterator[duckdb.DuckDBPyConnection]:
         connection = duckdb.connect(str(Path(folder) / "work.duckdb"))
         try:
             connection.execute(f"SET TimeZone = 'UTC'; SET enable_progress_bar = false; SET threads = {cores()}")
-            yield connection
+            yield connection, Path(folder)
         finally:
             connection.close()
 

@@ -89,15 +89,17 @@ class Raw:
     rare: dict[str, float]
 
 
-def read(connection: duckdb.DuckDBPyConnection, spec: DomainSpec, interactions: Path, items: Path | None) -> Raw:
-    """Make the tables `events` and `items`.
+def read(
+    connection: duckdb.DuckDBPyConnection, folder: Path, spec: DomainSpec, interactions: Path, items: Path | None
+) -> Raw:
+    """Make the tables `events` and `items`; `folder` is for temporary files.
 
     Raises:
         InputError: a file is damaged, lacks a column, has no usable row, or knows none of the other's items.
     """
     names = READERS[spec.reader]
-    table = open_table(connection, interactions)
-    source = table if items is None else open_table(connection, items)
+    table = open_table(connection, interactions, folder)
+    source = table if items is None else open_table(connection, items, folder)
     ids = _id_columns(table, spec.columns, names)
     fields = _fields(source, spec.fields, names.fields)
     rows = _read_events(connection, table, ids, [] if items else list(fields.values()))

@@ -6,13 +6,15 @@ DuckDB's own CSV sniffer silently skips rows that it takes for a preamble, so th
 
 import csv
 import difflib
+import glob
 import gzip
 import json
 import re
+import tempfile
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
@@ -38,12 +40,14 @@ class Table:
     """A readable file.
 
     Attributes:
+        source: the same file under a name of ours: DuckDB takes a name as a pattern, and its folders as columns.
         kind: `csv`, `atomic` (tab-separated, no quotes, `name:type` headers), `json` or `parquet`.
         columns: name -> DuckDB type, in the file's order.
         delimiter: of `csv` and `atomic`.
     """
 
     path: Path
+    source: Path
     kind: str
     columns: dict[str, str]
     delimiter: str = ","
@@ -62,18 +66,24 @@ class Table:
 
     def scan(self, types: dict[str, str]) -> str:
         """A FROM clause with at least the columns `types`, read as those types where the file itself has none."""
-        path = literal(str(self.path))
         if self.kind == "parquet":
-            return f"read_parquet({path})"
+            return self._read()
         if self.kind == "json":
             columns = ", ".join(f"{literal(name)}: {literal(kind)}" for name, kind in types.items())
-            return f"read_json({path}, format='newline_delimited', columns={{{columns}}})"
+            return self._read(f"format='newline_delimited', columns={{{columns}}}")
         quote = "" if self.kind == "atomic" else '"'
         columns = ", ".join(f"{literal(name)}: 'VARCHAR'" for name in self.columns)
-        return (
-            f"read_csv({path}, auto_detect=false, strict_mode=true, header=true, nullstr='', "
-            f"delim={literal(self.delimiter)}, quote='{quote}', escape='{quote}', columns={{{columns}}})"
+        return self._read(
+            f"auto_detect=false, strict_mode=true, header=true, nullstr='', delim={literal(self.delimiter)}, "
+            f"quote='{quote}', escape='{quote}', columns={{{columns}}}"
         )
+
+    def _read(self, options: str = "") -> str:
+        """The call of DuckDB's reader for just this file."""
+        place = literal(glob.escape(str(self.source)))  # the folder for temporary files is not of our naming
+        zipped = "" if self.kind == "parquet" else f", compression='{'gzip' if _is_zipped(self.path) else 'none'}'"
+        reader = "read_csv" if self.kind == "atomic" else f"read_{self.kind}"
+        return f"{reader}({place}, hive_partitioning=false{zipped}{options and ', '}{options})"
 
     def find(self, key: str, named: str | None, usual: Sequence[str]) -> str:
         """The column that the recipe names, or else the first of the usual names that is there.
@@ -98,19 +108,21 @@ class Table:
             yield
         except (duckdb.DataError, duckdb.OperationalError, duckdb.ProgrammingError) as error:
             # Out of memory or disk is not the file's fault; such errors do not name it.
-            if isinstance(error, duckdb.OperationalError) and self.path.name not in str(error):
+            if isinstance(error, duckdb.OperationalError) and str(self.source) not in str(error):
                 raise
             raise InputError(_explain(self.path, self.kind, str(error))) from None
 
 
-def open_table(connection: duckdb.DuckDBPyConnection, path: Path) -> Table:
+def open_table(connection: duckdb.DuckDBPyConnection, path: Path, folder: Path) -> Table:
     """Look at a file's name and header.
+
+    Args:
+        folder: for what reading it needs, as long as the table is in use.
 
     Raises:
         InputError: unknown kind of file, damaged gzip, no header, or broken content.
     """
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    zipped = suffixes[-1:] == [".gz"]
+    suffixes, zipped = [suffix.lower() for suffix in path.suffixes], _is_zipped(path)
     kind = KINDS.get(suffixes[-2 if zipped else -1]) if len(suffixes) > zipped else None
     if kind is None:
         raise InputError(
@@ -119,15 +131,15 @@ def open_table(connection: duckdb.DuckDBPyConnection, path: Path) -> Table:
     if zipped:
         _check_gzip(path)
     if kind in ("csv", "atomic"):
-        return _open_text(path, kind, "\t" if kind == "atomic" or ".tsv" in suffixes else None)
-    table = Table(path, kind, {})
-    options = ", format='newline_delimited', sample_size=-1" if kind == "json" else ""  # a field may come late
+        return _open_text(path, _link(path, folder), kind, "\t" if kind == "atomic" or ".tsv" in suffixes else None)
+    table = Table(path, _link(path, folder), kind, {})
+    options = "format='newline_delimited', sample_size=-1" if kind == "json" else ""  # a field may come late
     with table.reading():
-        schema = connection.execute(f"DESCRIBE SELECT * FROM read_{kind}({literal(str(path))}{options})").fetchall()
+        schema = connection.execute(f"DESCRIBE SELECT * FROM {table._read(options)}").fetchall()
     columns = {name: column_type for name, column_type, *_ in schema}
     if kind == "json" and list(columns) == ["json"]:  # what DuckDB says of lines that are no objects, and of no lines
         raise InputError(_bad_json_line(path) or f"{path}: holds no usable row")
-    return Table(path, kind, columns)
+    return replace(table, columns=columns)
 
 
 def quoted(name: str) -> str:
@@ -140,7 +152,17 @@ def literal(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-def _open_text(path: Path, kind: str, delimiter: str | None) -> Table:
+def _is_zipped(path: Path) -> bool:
+    return path.suffix.lower() == ".gz"
+
+
+def _link(path: Path, folder: Path) -> Path:
+    link = Path(tempfile.mkdtemp(dir=folder)) / "table"
+    link.symlink_to(path.resolve())
+    return link
+
+
+def _open_text(path: Path, source: Path, kind: str, delimiter: str | None) -> Table:
     try:
         with _open(path) as file:
             header = file.readline().decode("utf-8-sig").rstrip("\r\n")
@@ -155,11 +177,11 @@ def _open_text(path: Path, kind: str, delimiter: str | None) -> Table:
     for i, name in enumerate(names):
         if name.lower() in [other.lower() for other in names[:i]]:
             raise InputError(f"{path}:1: two columns are called `{name}`; rename one")
-    return Table(path, kind, dict.fromkeys(names, "VARCHAR"), delimiter)
+    return Table(path, source, kind, dict.fromkeys(names, "VARCHAR"), delimiter)
 
 
 def _open(path: Path) -> IO[bytes]:
-    return gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb")  # type: ignore[return-value]
+    return gzip.open(path) if _is_zipped(path) else path.open("rb")  # type: ignore[return-value]
 
 
 def _check_gzip(path: Path) -> None:

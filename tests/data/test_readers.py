@@ -116,6 +116,36 @@ def test_odd_names_of_columns_labels_and_files(tmp_path: Path) -> None:
     assert made(path, columns=columns, fields={"Item": "na'me"}).catalogue.fields == [{"Item": "Tea"}]
 
 
+@pytest.mark.parametrize("kind", ["csv", "jsonl.gz", "parquet"])
+@pytest.mark.parametrize("name", ["events[1]", "ev*", "e?", "[!x]", "user=9/item=z/time=2020-01-01/e", "a\\[1]", "x\\"])
+def test_a_name_is_no_pattern_and_a_folder_is_no_column(tmp_path: Path, name: str, kind: str) -> None:
+    """Beside files that the name would match as a pattern."""
+    rows = [{"user": user, "item": "a", "time": time, "title": "Tea"} for user, time in (("u", 1), ("v", 2))]
+
+    def put(path: Path, rows: list[dict[str, Any]]) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if kind == "parquet":
+            pq.write_table(pa.Table.from_pylist(rows), path)
+            return path
+        separator = "\t" if kind == "tsv" else ","
+        table = "\n".join(separator.join(map(str, row)) for row in [rows[0].keys(), *(row.values() for row in rows)])
+        return write(path, json_lines(rows) if "json" in kind else table)
+
+    for other in ("events1", "evil", "ev", "eX", "y", "a1"):
+        put(tmp_path / f"{other}.{kind}", [{"user": "wrong", "item": "b", "time": 3, "title": "Wrong"}])
+    domain = made(put(tmp_path / f"{name}.{kind}", rows))
+    assert histories(domain) == {"u": ["Tea"], "v": ["Tea"]}
+    domain.save(tmp_path / "runs" / "user=9" / "times=1")
+    assert histories(Domain.open(tmp_path / "runs" / "user=9" / "times=1")) == histories(domain)
+
+
+def test_the_folder_for_temporary_files_is_no_pattern(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder in ("t[1]", "t1", "*"):
+        (tmp_path / folder).mkdir()
+        monkeypatch.setattr("tempfile.tempdir", str(tmp_path / folder))
+        assert histories(made(write(tmp_path / "e.csv", "user,item,title\nu,a,Tea\n"))) == {"u": ["Tea"]}
+
+
 def test_movielens_csv(tmp_path: Path) -> None:
     ratings = write(
         tmp_path / "ratings.csv", "userId,movieId,rating,timestamp\n1,31,2.5,1260759144\n1,7,3.0,1260759100\n"
