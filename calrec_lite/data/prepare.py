@@ -40,7 +40,7 @@ from calrec_lite.sources import fetch
 from calrec_lite.threads import cores
 
 FORMAT = 1  # of fingerprints
-VERSION = 2  # raise it when the same files and options give another domain than before
+VERSION = 3  # raise it when the same files and options give another domain than before
 LOCATIONS = {"interactions", "items"}
 RESHAPING = ("drop_repeats", "min_user_events", "min_item_events", "max_users", "max_user_events")
 Dropped = dict[str, dict[str, int]]
@@ -124,6 +124,7 @@ def _prepare(name: str, spec: DomainSpec, seed: int, files: dict[str, Path], sou
         "options": {**spec.model_dump(mode="json"), "seed": seed},
         "labels": raw.labels,
         "read": {"rows": raw.rows, "item_records": raw.records, "duplicate_item_records": raw.duplicate_records},
+        "times": raw.times,
         "junk_values": raw.emptied,
         "labels_left_out": raw.rare,
         "dropped": dropped,

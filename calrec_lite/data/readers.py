@@ -13,7 +13,7 @@ The three readers differ in the names they expect when the recipe names none, an
     amazon2018   reviewerID        asin              unixReviewTime  title, category | categories, brand, price
 
 A list in the item column is a user's whole history in one row, oldest first; times then are a list as well, or absent.
-Times are unix seconds (milliseconds above 1e11) or dates and date-times as ISO 8601 writes them (UTC unless they say).
+How times are read, `times.py` decides.
 The id column of the items file has the name given for `columns.item`, or else the reader's usual one.
 Without an items file the text columns are looked for beside the events.
 """
@@ -29,23 +29,13 @@ import pyarrow as pa
 
 from calrec_lite.data.clean import is_given, plain, tidy_amazon, tidy_movielens
 from calrec_lite.data.tables import Table, open_table, quoted
+from calrec_lite.data.times import Times, read_as
 from calrec_lite.errors import InputError
 from calrec_lite.recipe import Columns, DomainSpec
 
 RARE = 0.05  # a label of the default fields that fewer items have is left out: `Price: Unknown` teaches nothing
 CHUNK = 20_000  # items cleaned at a time
-MILLISECONDS = 1e11  # as seconds this is the year 5138: larger times are milliseconds
-NUMBER = "TRY_CAST(said AS DOUBLE)"
-SECONDS = (
-    f"CASE WHEN abs({NUMBER}) >= {MILLISECONDS} THEN TRY_CAST(floor({NUMBER} / 1000) AS BIGINT) "
-    f"WHEN {NUMBER} IS NOT NULL THEN TRY_CAST(floor({NUMBER}) AS BIGINT) "
-    "ELSE TRY_CAST(floor(epoch(TRY_CAST(said AS TIMESTAMPTZ))) AS BIGINT) END"
-)
-MICROSECONDS = (  # they order what happened within a second
-    f"CASE WHEN abs({NUMBER}) >= {MILLISECONDS} THEN TRY_CAST(floor({NUMBER} * 1000) AS BIGINT) "
-    f"WHEN {NUMBER} IS NOT NULL THEN TRY_CAST(floor({NUMBER} * 1000000) AS BIGINT) "
-    "ELSE epoch_us(TRY_CAST(said AS TIMESTAMPTZ)) END"
-)
+UNTIMED = Times("CAST(NULL AS BIGINT)", "CAST(NULL AS BIGINT)", "")
 SHOP = {"Title": ["title"], "Category": ["category", "categories"], "Brand": ["brand"], "Price": ["price"]}  # [S]
 FILMS = {"Title": ["title", "movie_title"], "Year": ["release_year"], "Genres": ["genres", "class"]}
 
@@ -77,6 +67,7 @@ class Raw:
         rows: events in the file, lists counted by their entries.
         records: records of items that have events.
         duplicate_records: those of them that repeat an item id; the fullest is kept, the first of equals.
+        times: what the time column holds, in words; None without times.
         emptied: label -> values that were no text but markup, scripts or fillers.
         rare: label left out -> share of items that have it.
     """
@@ -85,6 +76,7 @@ class Raw:
     rows: int
     records: int
     duplicate_records: int
+    times: str | None
     emptied: dict[str, int]
     rare: dict[str, float]
 
@@ -102,7 +94,8 @@ def read(
     source = table if items is None else open_table(connection, items, folder)
     ids = _id_columns(table, spec.columns, names)
     fields = _fields(source, spec.fields, names.fields)
-    rows = _read_events(connection, table, ids, [] if items else list(fields.values()))
+    times = _read_events(connection, table, ids, [] if items else list(fields.values()), spec.columns.time_format)
+    rows = _count(connection, "events")
     id_column = ids.item
     if items:
         usual = [spec.columns.item, *names.item] if spec.columns.item else names.item
@@ -123,7 +116,7 @@ def read(
     emptied = _clean(connection, fields, names.tidy, decode)
     rare = {} if spec.fields else _leave_out_rare(connection, list(fields))
     labels = [label for label in fields if label not in rare]
-    return Raw(labels, rows, records, records - _count(connection, "items"), emptied, rare)
+    return Raw(labels, rows, records, records - _count(connection, "items"), times, emptied, rare)
 
 
 @dataclass(frozen=True)
@@ -138,7 +131,7 @@ class _IdColumns:
 def _id_columns(table: Table, given: Columns, names: Names) -> _IdColumns:
     user = table.find("columns.user", given.user, names.user)
     item = table.find("columns.item", given.item, names.item)
-    timed = given.time is not None or any(name in table.columns for name in names.time)
+    timed = bool(given.time or given.time_format) or any(name in table.columns for name in names.time)
     time = table.find("columns.time", given.time, names.time) if timed else None
     if table.is_list(user):
         raise InputError(f"{table.path}: column `{user}` holds lists, but a row has one user")
@@ -159,8 +152,10 @@ def _fields(source: Table, given: dict[str, str] | None, usual: dict[str, list[s
     return {label: column for label, column in columns.items() if column is not None}
 
 
-def _read_events(connection: duckdb.DuckDBPyConnection, table: Table, ids: _IdColumns, texts: list[str]) -> int:
-    """Make `events`, with the text columns t0, t1, ... beside them, and return the number of rows."""
+def _read_events(
+    connection: duckdb.DuckDBPyConnection, table: Table, ids: _IdColumns, texts: list[str], time_format: str | None
+) -> str | None:
+    """Make `events`, with the text columns t0, t1, ... beside them, and return what the times are, in words."""
     lists = table.is_list(ids.item)
     _check_lists(table, ids, texts, lists)
     brackets = "[]" if lists else ""
@@ -177,18 +172,16 @@ def _read_events(connection: duckdb.DuckDBPyConnection, table: Table, ids: _IdCo
     beside = (["said"] if ids.time else []) + [f"t{i}" for i in range(len(texts))]
     if lists:
         _unnest(connection, table, beside)
+    times = read_as(connection, table, ids.time, time_format) if ids.time else UNTIMED
     connection.execute(
         f"CREATE TABLE events AS SELECT nullif(trim(user), '') AS user, nullif(trim(item), '') AS item, "
-        f"{SECONDS if ids.time else 'CAST(NULL AS BIGINT)'} AS time, "
-        f"{MICROSECONDS if ids.time else 'CAST(NULL AS BIGINT)'} AS fine, {'row' if lists else 'line'} AS row"
+        f"{times.seconds} AS time, {times.microseconds} AS fine, {'row' if lists else 'line'} AS row"
         f"{''.join(f', t{i}' for i in range(len(texts)))} FROM source"
     )
-    if ids.time:
-        _check_times(connection, table, ids.time)
     connection.execute("DROP TABLE source")
     if not connection.execute("SELECT 1 FROM events WHERE user IS NOT NULL AND item IS NOT NULL LIMIT 1").fetchall():
         raise InputError(f"{table.path}: holds no usable row: none has both `{ids.user}` and `{ids.item}`")
-    return _count(connection, "events")
+    return times.words if ids.time and _count(connection, "events WHERE time IS NOT NULL") else None
 
 
 def _check_lists(table: Table, ids: _IdColumns, texts: list[str], lists: bool) -> None:
@@ -215,15 +208,6 @@ def _unnest(connection: duckdb.DuckDBPyConnection, table: Table, beside: list[st
         f"CREATE OR REPLACE TABLE source AS SELECT row_number() OVER (ORDER BY line, place) AS row, * FROM "
         f"(SELECT line, user, unnest(item) AS item{unnested}, generate_subscripts(item, 1) AS place FROM source)"
     )
-
-
-def _check_times(connection: duckdb.DuckDBPyConnection, table: Table, column: str) -> None:
-    wrong = connection.execute(
-        f"SELECT line, said FROM source WHERE trim(said) <> '' AND {SECONDS} IS NULL ORDER BY line LIMIT 1"
-    ).fetchall()
-    if wrong:
-        line, value = wrong[0]
-        raise InputError(f"{table.path}: row {line}: column `{column}`: `{value}` is neither unix seconds nor a date")
 
 
 def _read_records(connection: duckdb.DuckDBPyConnection, table: Table, item: str, texts: list[str]) -> None:

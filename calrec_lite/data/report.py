@@ -52,6 +52,8 @@ def describe(domain: Domain) -> str:
         f"  read            {_n(info['read']['rows'])} rows, {_n(info['read']['item_records'])} item records"
         f" ({_n(info['read']['duplicate_item_records'])} of them repeat an item)",
     ]
+    if info.get("times"):
+        lines.append(f"  times           read as {info['times']}")
     for reason, drops in info["dropped"].items():
         if drops["events"]:
             others = "".join(f", {_n(n)} {what}" for what, n in drops.items() if what != "events")

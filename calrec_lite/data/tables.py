@@ -152,6 +152,12 @@ def literal(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
+def shown(value: object) -> str:
+    """A foreign text for a message: one short line without control characters."""
+    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(value)[:81])
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
 def _is_zipped(path: Path) -> bool:
     return path.suffix.lower() == ".gz"
 

@@ -52,7 +52,12 @@ class Columns(Section):
 
     user: str | None = None
     item: str | None = Field(None, description="item id; a list column makes it one row per user, oldest first")
-    time: str | None = Field(None, description="unix seconds or a date; a list column beside a list of items")
+    time: str | None = Field(None, description="unix time or a date; a list column beside a list of items")
+    time_format: Annotated[str, Field(pattern="^(iso|(milli|micro|nano)?seconds|.*%.*)$")] | None = Field(
+        None,
+        description="seconds, milliseconds, microseconds, nanoseconds, iso, or a format such as %d.%m.%Y; "
+        "null: decided from the whole column, which must then lie between 1970 and next year",
+    )
 
 
 class DomainSpec(Section):
