@@ -5,7 +5,8 @@ The steps, in this order:
  1. drop rows without user or item, rows without a time where others have one, and rows that repeat another's user,
     item and time (without times nothing can be told from a repeated purchase, so nothing is dropped);
  2. drop events of items without a record, and of items without text;
- 3. merge items with the same text into one canonical item;
+ 3. merge items with the same text into one canonical item (of texts that only a repair has made the same, the repair
+    is undone first);
  4. order each user's events by time (to the microsecond, where a file is so exact), ties by a seeded hash of user, item
     and time (never by id or by the input's order, which in public files leaks what came first); where repeats are
     dropped, of the text, so that items of one text in one basket stand together; without times by the input's order;
@@ -22,7 +23,7 @@ import json
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import date, datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ import duckdb
 import numpy as np
 
 from calrec_lite.data.domain import Catalogue, Domain, Sequences, moment, read_info
+from calrec_lite.data.merging import keep_apart
 from calrec_lite.data.readers import Raw, read
 from calrec_lite.data.report import statistics
 from calrec_lite.errors import InputError
@@ -110,6 +112,7 @@ def _prepare(name: str, spec: DomainSpec, seed: int, files: dict[str, Path], sou
     with _database() as (connection, folder):
         raw = read(connection, folder, spec, files["interactions"], files.get("items"))
         dropped: Dropped = {}
+        apart = keep_apart(connection, len(raw.labels))
         _drop_unusable(connection, raw, dropped)
         merged = _merge_texts(connection, raw)
         timed = _order(connection, seed, spec.drop_repeats)
@@ -125,7 +128,10 @@ def _prepare(name: str, spec: DomainSpec, seed: int, files: dict[str, Path], sou
         "labels": raw.labels,
         "read": {"rows": raw.rows, "item_records": raw.records, "duplicate_item_records": raw.duplicate_records},
         "times": raw.times,
-        "junk_values": raw.emptied,
+        "junk_values": {label: tally.values for label, tally in raw.emptied.items()},
+        "repairs": {name: asdict(tally) for name, tally in raw.repairs.items()},
+        "emptied": {label: asdict(tally) for label, tally in raw.emptied.items()},
+        "kept_apart": asdict(apart),
         "labels_left_out": raw.rare,
         "dropped": dropped,
         "merged_items": merged,

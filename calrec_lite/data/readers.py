@@ -3,7 +3,7 @@
     events  user VARCHAR, item VARCHAR, time BIGINT (unix seconds) or NULL, fine BIGINT (the same in microseconds),
             row BIGINT (order of the input)
     items   item VARCHAR, row BIGINT, f0 VARCHAR, f1 ... one column for each label, "" where there is no value;
-            one row an item, only items that have events
+            w0, w1 ... the same as written, NULL where it is the same; one row an item, only items that have events
 
 The three readers differ in the names they expect when the recipe names none, and in what they tidy:
 
@@ -15,7 +15,8 @@ The three readers differ in the names they expect when the recipe names none, an
 A list in the item column is a user's whole history in one row, oldest first; times then are a list as well, or absent.
 How times are read, `times.py` decides.
 The id column of the items file has the name given for `columns.item`, or else the reader's usual one.
-Without an items file the text columns are looked for beside the events.
+Without an items file the text columns are looked for beside the events. `amazon2018` texts are HTML, others only where
+the recipe says so (`html`).
 """
 
 import json
@@ -27,7 +28,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from calrec_lite.data.clean import is_given, plain, tidy_amazon, tidy_movielens
+from calrec_lite.data.clean import Tally, is_given, plain, repaired, tidy_amazon, tidy_movielens
 from calrec_lite.data.tables import Table, open_table, quoted
 from calrec_lite.data.times import Times, read_as
 from calrec_lite.errors import InputError
@@ -35,6 +36,7 @@ from calrec_lite.recipe import Columns, DomainSpec
 
 RARE = 0.05  # a label of the default fields that fewer items have is left out: `Price: Unknown` teaches nothing
 CHUNK = 20_000  # items cleaned at a time
+HTML, CHARACTERS = "HTML taken out", "characters replaced by plain ones, or invisible"
 UNTIMED = Times("CAST(NULL AS BIGINT)", "CAST(NULL AS BIGINT)", "")
 SHOP = {"Title": ["title"], "Category": ["category", "categories"], "Brand": ["brand"], "Price": ["price"]}  # [S]
 FILMS = {"Title": ["title", "movie_title"], "Year": ["release_year"], "Genres": ["genres", "class"]}
@@ -42,19 +44,20 @@ FILMS = {"Title": ["title", "movie_title"], "Year": ["release_year"], "Genres": 
 
 @dataclass(frozen=True)
 class Names:
-    """What a reader expects where the recipe says nothing, and how it tidies an item's (column, value)."""
+    """What a reader expects where the recipe says nothing, and how it tidies an item's (column, text)."""
 
     user: Sequence[str]
     item: Sequence[str]
     time: Sequence[str]
     fields: dict[str, list[str]]
-    tidy: Callable[[str, Any], str]
+    tidy: Callable[[str, str], str] = lambda column, text: text
+    html: bool = False
 
 
 READERS = {
-    "table": Names(["user"], ["item"], ["time"], SHOP, lambda column, value: plain(value)),
+    "table": Names(["user"], ["item"], ["time"], SHOP),
     "movielens": Names(["userId", "user_id"], ["movieId", "item_id"], ["timestamp"], FILMS, tidy_movielens),
-    "amazon2018": Names(["reviewerID"], ["asin"], ["unixReviewTime"], SHOP, tidy_amazon),
+    "amazon2018": Names(["reviewerID"], ["asin"], ["unixReviewTime"], SHOP, tidy_amazon, html=True),
 }
 
 
@@ -69,6 +72,7 @@ class Raw:
         duplicate_records: those of them that repeat an item id; the fullest is kept, the first of equals.
         times: what the time column holds, in words; None without times.
         emptied: label -> values that were no text but markup, scripts or fillers.
+        repairs: what was done -> the values that it changed.
         rare: label left out -> share of items that have it.
     """
 
@@ -77,7 +81,8 @@ class Raw:
     records: int
     duplicate_records: int
     times: str | None
-    emptied: dict[str, int]
+    emptied: dict[str, Tally]
+    repairs: dict[str, Tally]
     rare: dict[str, float]
 
 
@@ -113,10 +118,13 @@ def read(
     records = _count(connection, "records")
     # JSON values come as JSON, but for a column that is the item id as well.
     decode = [source.kind == "json" and column != id_column for column in fields.values()]
-    emptied = _clean(connection, fields, names.tidy, decode)
+    cleaning = _Cleaning(fields, names.html if spec.html is None else spec.html, names.tidy)
+    cleaning.clean(connection, decode)
     rare = {} if spec.fields else _leave_out_rare(connection, list(fields))
     labels = [label for label in fields if label not in rare]
-    return Raw(labels, rows, records, records - _count(connection, "items"), times, emptied, rare)
+    emptied = {label: tally for label, tally in cleaning.emptied.items() if tally.values}
+    repairs = {name: tally for name, tally in cleaning.repairs.items() if tally.values}
+    return Raw(labels, rows, records, records - _count(connection, "items"), times, emptied, repairs, rare)
 
 
 @dataclass(frozen=True)
@@ -224,36 +232,58 @@ def _read_records(connection: duckdb.DuckDBPyConnection, table: Table, item: str
         )
 
 
-def _clean(
-    connection: duckdb.DuckDBPyConnection,
-    fields: dict[str, str],
-    tidy: Callable[[str, Any], str],
-    decode: list[bool],
-) -> dict[str, int]:
-    """Make `items` from `records` with every value as plain text; label -> values that held nothing but junk."""
-    columns = [f"f{i}" for i in range(len(fields))]
-    schema = pa.schema([("item", pa.string()), ("row", pa.int64()), *((c, pa.string()) for c in columns)])
-    types = ", ".join(f"{c} VARCHAR" for c in columns)
-    connection.execute(f"CREATE TABLE cleaned (item VARCHAR, row BIGINT, {types})")
-    emptied = dict.fromkeys(fields, 0)
-    reader = connection.cursor()
-    reader.execute(f"SELECT item, row, {', '.join(f't{i}' for i in range(len(fields)))} FROM records")
-    while chunk := reader.fetchmany(CHUNK):
-        ids, rows, *raw = (list(column) for column in zip(*chunk, strict=True))
-        texts = []
-        for (label, column), values, as_json in zip(fields.items(), raw, decode, strict=True):
-            decoded = [json.loads(value) if as_json and value is not None else value for value in values]
-            texts.append([tidy(column, value) for value in decoded])
-            emptied[label] += sum(not text and is_given(value) for text, value in zip(texts[-1], decoded, strict=True))
-        connection.register("chunk", pa.table([ids, rows, *texts], schema=schema))
-        connection.execute("INSERT INTO cleaned SELECT * FROM chunk")
-        connection.unregister("chunk")
-    filled = " + ".join(f"CAST({c} <> '' AS INT)" for c in columns)
-    connection.execute(
-        "CREATE TABLE items AS SELECT * FROM cleaned QUALIFY row_number() OVER "
-        f"(PARTITION BY item ORDER BY {filled} DESC, row) = 1"
-    )
-    return {label: n for label, n in emptied.items() if n}
+class _Cleaning:
+    """Makes `items` from `records`: values as plain text (f0, f1, ...) and, where it differs, as written (w0, ...).
+
+    Attributes:
+        emptied: label -> values that held nothing but junk.
+        repairs: what was done -> the values that it changed.
+    """
+
+    def __init__(self, fields: dict[str, str], is_html: bool, tidy: Callable[[str, str], str]) -> None:
+        self.fields, self.is_html, self.tidy = fields, is_html, tidy
+        self.emptied = {label: Tally() for label in fields}
+        self.repairs = {HTML: Tally(), CHARACTERS: Tally()}
+
+    def clean(self, connection: duckdb.DuckDBPyConnection, decode: list[bool]) -> None:
+        """Of several records of an item the fullest is kept; `decode` says of each field whether it is JSON."""
+        n = len(self.fields)
+        columns = [*(f"f{i}" for i in range(n)), *(f"w{i}" for i in range(n))]
+        schema = pa.schema([("item", pa.string()), ("row", pa.int64()), *((c, pa.string()) for c in columns)])
+        types = ", ".join(f"{c} VARCHAR" for c in columns)
+        connection.execute(f"CREATE TABLE cleaned (item VARCHAR, row BIGINT, {types})")
+        reader = connection.cursor()
+        reader.execute(f"SELECT item, row, {', '.join(f't{i}' for i in range(n))} FROM records")
+        while chunk := reader.fetchmany(CHUNK):
+            ids, rows, *raw = (list(column) for column in zip(*chunk, strict=True))
+            pairs = [self._values(label, raw[i], decode[i]) for i, label in enumerate(self.fields)]
+            texts, written = ([list(column) for column in side] for side in zip(*pairs, strict=True))
+            connection.register("chunk", pa.table([ids, rows, *texts, *written], schema=schema))
+            connection.execute("INSERT INTO cleaned SELECT * FROM chunk")
+            connection.unregister("chunk")
+        filled = " + ".join(f"CAST(f{i} <> '' AS INT)" for i in range(n))
+        connection.execute(
+            "CREATE TABLE items AS SELECT * FROM cleaned QUALIFY row_number() OVER "
+            f"(PARTITION BY item ORDER BY {filled} DESC, row) = 1; DROP TABLE cleaned"
+        )
+
+    def _values(self, label: str, values: list[Any], is_json: bool) -> tuple[list[str], list[str | None]]:
+        texts, as_written = [], []
+        for value in values:
+            text, written = self._value(label, json.loads(value) if is_json and value is not None else value)
+            texts.append(text)
+            as_written.append(None if written == text else written)
+        return texts, as_written
+
+    def _value(self, label: str, value: Any) -> tuple[str, str]:
+        repairs = self.repairs
+        repaired_text, written = repaired(value, self.is_html, repairs[HTML], repairs[CHARACTERS])
+        text = self.tidy(self.fields[label], repaired_text)
+        if not text:
+            if is_given(value):
+                self.emptied[label].add(plain(value), "")
+            return "", ""  # junk tells nothing apart
+        return text, text if written == repaired_text else written
 
 
 def _leave_out_rare(connection: duckdb.DuckDBPyConnection, labels: list[str]) -> dict[str, float]:
@@ -261,7 +291,7 @@ def _leave_out_rare(connection: duckdb.DuckDBPyConnection, labels: list[str]) ->
     averages = ", ".join(f"avg(CAST(f{i} <> '' AS INT))" for i in range(len(labels)))
     shares = connection.execute(f"SELECT {averages} FROM items").fetchall()[0]
     common = [i for i, share in enumerate(shares) if share >= RARE]
-    columns = "".join(f", f{i} AS f{j}" for j, i in enumerate(common))
+    columns = "".join(f", f{i} AS f{j}, w{i} AS w{j}" for j, i in enumerate(common))
     connection.execute(f"CREATE OR REPLACE TABLE items AS SELECT item, row{columns} FROM items")
     return {label: round(share, 4) for label, share in zip(labels, shares, strict=True) if share < RARE}
 

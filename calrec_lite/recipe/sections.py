@@ -68,6 +68,9 @@ class DomainSpec(Section):
     items: str | None = Field(None, description="item records; absent: the text columns are in `interactions`")
     columns: Columns = Columns()
     fields: dict[OneLine, str] | None = Field(None, description="label in the text -> column, in order [S]")
+    html: bool | None = Field(
+        None, description="texts are HTML: decode entities, take tags out; null: as the reader, true for amazon2018"
+    )
     drop_repeats: bool = Field(False, description="drop an event that repeats the user's previous item")
     min_user_events: PositiveInt = 3
     min_item_events: PositiveInt = 1

@@ -60,13 +60,45 @@ def test_without_times_the_inputs_order_stands_and_nothing_is_a_duplicate(shop: 
 
 
 def test_items_with_the_same_text_are_one(shop: Shop) -> None:
-    titles = {"a": "Apple", "b": " apple", "x": "<b>Apple</b>", "y": "Apple  ", "unseen": "Apple"}
+    titles = {"a": "Apple", "b": " apple", "x": "App\u200ble", "y": "Apple  ", "unseen": "Apple"}
     domain = shop([("u", "y", 1), ("u", "x", 2), ("v", "b", 1), ("v", "a", 2)], titles)
     assert domain.catalogue.titles == ["Apple", "apple"]
     assert domain.catalogue.aliases == {"a": 0, "x": 0, "y": 0, "b": 1}
     assert domain.catalogue.ids == ["a", "b"]
     assert histories(domain) == {"u": ["Apple", "Apple"], "v": ["apple", "Apple"]}
     assert domain.info["merged_items"] == 2
+
+
+REPAIRED = {
+    "a": "Java List<String>",
+    "b": "Java List<Integer>",
+    "c": "Pens <Blue",
+    "d": "Pens <Red",
+    "e": "Pens &lt;Red",
+    "f": "10²",
+    "g": "102",
+    "h": "<b>Tea</b>",
+    "i": '<span class="x"',
+}
+
+
+@pytest.mark.parametrize("html", [None, True])
+def test_items_that_a_repair_would_make_equal_stay_apart(shop: Shop, html: bool | None) -> None:
+    domain = shop([("u", item, n) for n, item in enumerate(REPAIRED)], REPAIRED, html=html)
+    entity = [] if html else ["Pens &lt;Red"]  # of HTML this is how `<Red` is written
+    tea = ["Tea"] if html else ["<b>Tea</b>", '<span class="x"']
+    expected = ["102", "10²", "Java List<Integer>", "Java List<String>", "Pens <Blue", "Pens <Red", *entity, *tea]
+    assert sorted(domain.catalogue.titles) == sorted(expected)
+    assert domain.info["merged_items"] == (1 if html else 0)
+    text = describe(domain)
+    if html:
+        assert "  repaired                  7 values: HTML taken out\n" in text
+        assert "`Java List<String>` -> `Java List`" in text
+        assert "  kept apart                6 items that the repair would have made equal stay as written\n" in text
+        assert "`Java List` -> `Java List<String>`" in text
+        assert '`<span class="x"` -> ``' in text
+    assert "  repaired                  1 values: characters replaced by plain ones, or invisible\n" in text
+    assert "`10²` -> `102`" in text
 
 
 def test_merging_comes_before_the_item_threshold(shop: Shop) -> None:
@@ -229,7 +261,7 @@ def test_the_report_says_what_was_dropped_and_why(shop: Shop) -> None:
         ("", "b", 1),
         ("v", "b", 0),
     ]
-    text = describe(shop(events, titles, min_user_events=2))
+    text = describe(shop(events, titles, min_user_events=2, html=True))
     assert text.splitlines()[0] == "shop: 1 users, 2 items, 3 events, 1970-01-01 to 1970-01-01"
     for line in (
         "read            7 rows, 4 item records (0 of them repeat an item)",

@@ -69,7 +69,7 @@ def test_lists_of_items_times_and_texts_are_read_side_by_side(tmp_path: Path) ->
         "user": "u",
         "item": [1, 2],
         "time": [20, 10],
-        "title": ["Tea", "<b>Cup</b>"],
+        "title": ["Tea", "Cup"],
         "category": [["x", "y"], []],
     }
     domain = made(write(tmp_path / "e.jsonl", json_lines([record])))
@@ -197,6 +197,8 @@ def test_amazon_2018_with_its_junk(tmp_path: Path) -> None:
     ]
     assert domain.info["junk_values"] == {"Title": 2, "Price": 2}
     assert domain.info["read"]["duplicate_item_records"] == 1
+    kept = made(tmp_path / "X_5.json.gz", tmp_path / "meta_X.json.gz", reader="amazon2018", html=False)
+    assert "Blue <i>Pen</i>" in kept.catalogue.titles
 
 
 @pytest.mark.parametrize(
@@ -320,5 +322,5 @@ def test_other_wrong_files(tmp_path: Path) -> None:
     assert failing(events, strangers) == f"{strangers}: has no record of any item in e.csv, such as `a`"
     broken = write(tmp_path / "i.jsonl", json.dumps({"item": "a", "title": "A"}) + "\n{\n")
     assert failing(events, broken).startswith(f"{broken}:2: malformed JSON at column")
-    empty = write(tmp_path / "empty.csv", "item,title\na,\nb,<br>\nc,\n")
+    empty = write(tmp_path / "empty.csv", "item,title\na,\nb,\u200b\nc,\n")
     assert "e.csv: no usable row is left of 3: 3 item without text" in failing(events, empty)
