@@ -5,7 +5,10 @@ import math
 import re
 import unicodedata
 from dataclasses import dataclass, field
+from datetime import date, time
+from decimal import Decimal
 from typing import Any
+from uuid import UUID
 
 import numpy as np
 
@@ -20,7 +23,11 @@ EXAMPLES = 3
 
 
 def plain(value: Any) -> str:
-    """Any raw value as one line: lists joined with ` > ` (nested ones are flattened), NFKC, trimmed."""
+    """Any raw value as one line: lists joined with ` > ` (nested ones are flattened), NFKC, trimmed.
+
+    Raises:
+        ValueError: it holds what is no text: a truth value, bytes that are not UTF-8, an object of Python's.
+    """
     return _joined(_spaced(_compatible(text)) for text in _flat(value))
 
 
@@ -99,8 +106,13 @@ def _compatible(text: str) -> str:
 
 
 def _flat(value: Any) -> list[str]:
+    """The texts in a value. Raises ValueError where Python's spelling is all there is of it as text."""
     if value is None:
         return []
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, bytes | bytearray):
+        return [value.decode()]
     if isinstance(value, dict):
         value = list(value.values())
     if isinstance(value, np.ndarray | np.generic):  # of Parquet read by pandas
@@ -111,4 +123,6 @@ def _flat(value: Any) -> list[str]:
         return []
     if isinstance(value, float) and value.is_integer():  # a column of years with gaps reads as 1995.0
         value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int | float | Decimal | date | time | UUID):
+        raise ValueError(f"`{value}` ({type(value).__name__}) is no text")
     return [str(value)]

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from calrec_lite.data.clean import as_written, plain
 from calrec_lite.data.domain import Catalogue, Sequences
+from calrec_lite.data.faults import shown
 from calrec_lite.data.merging import keep_apart
 from calrec_lite.errors import InputError
 
@@ -34,7 +35,7 @@ def catalogue_of(records: Iterable[Mapping[str, Any]]) -> Catalogue:
         item = str(record[ITEM])
         if item in texts:
             raise InputError(f"catalogue: record {number}: a second item of id `{item}`; leave out one of both")
-        pairs = [(_label(key), plain(value)) for key, value in record.items() if key != ITEM]
+        pairs = [(_label(key), _text(number, key, value)) for key, value in record.items() if key != ITEM]
         if len(dict(pairs)) < len(pairs):
             labels = ", ".join(label for label, _ in pairs)
             raise InputError(f"catalogue: record {number}: two fields of the same label among {labels}")
@@ -56,6 +57,13 @@ def catalogue_of(records: Iterable[Mapping[str, Any]]) -> Catalogue:
     ids = [first[index] for index in range(len(distinct))]
     fields = [{label: texts[item][label] for label in order if label in texts[item]} for item in ids]
     return Catalogue(ids, fields, aliases)
+
+
+def _text(number: int, key: str, value: Any) -> str:
+    try:
+        return plain(value)
+    except ValueError as error:
+        raise InputError(f"catalogue: record {number}: `{key}`: {shown(error)}; give text or a number") from None
 
 
 def _apart(

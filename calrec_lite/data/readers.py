@@ -29,7 +29,8 @@ import duckdb
 import pyarrow as pa
 
 from calrec_lite.data.clean import Tally, is_given, plain, repaired, tidy_amazon, tidy_movielens
-from calrec_lite.data.tables import Table, open_table, quoted
+from calrec_lite.data.faults import shown
+from calrec_lite.data.tables import Table, listed, open_table
 from calrec_lite.data.times import Times, read_as
 from calrec_lite.errors import InputError
 from calrec_lite.recipe import Columns, DomainSpec
@@ -99,16 +100,24 @@ def read(
     source = table if items is None else open_table(connection, items, folder)
     ids = _id_columns(table, spec.columns, names)
     fields = _fields(source, spec.fields, names.fields)
+    named = [c for c in (ids.user, ids.item, ids.time) if c]
+    table = table.with_types(connection, named + ([] if items else list(fields.values())))
+    for column in named:
+        table.check_names(connection, column)
+    if items is None:
+        source = table
     times = _read_events(connection, table, ids, [] if items else list(fields.values()), spec.columns.time_format)
     rows = _count(connection, "events")
     id_column = ids.item
     if items:
-        usual = [spec.columns.item, *names.item] if spec.columns.item else names.item
+        usual = [*filter(None, [spec.columns.item]), *names.item]
         id_column = source.find("the item id", None, usual)
+        source = source.with_types(connection, [id_column])
+        source.check_names(connection, id_column)
         _read_records(connection, source, id_column, list(fields.values()))
         if not _count(connection, "records"):
             example = connection.execute("SELECT min(item) FROM events").fetchall()[0][0]
-            raise InputError(f"{items}: has no record of any item in {interactions.name}, such as `{example}`")
+            raise InputError(f"{items}: has no record of any item in {interactions.name}, such as `{shown(example)}`")
     else:
         columns = ", ".join(f"t{i}" for i in range(len(fields)))
         connection.execute(
@@ -118,7 +127,7 @@ def read(
     records = _count(connection, "records")
     # JSON values come as JSON, but for a column that is the item id as well.
     decode = [source.kind == "json" and column != id_column for column in fields.values()]
-    cleaning = _Cleaning(fields, names.html if spec.html is None else spec.html, names.tidy)
+    cleaning = _Cleaning(source, fields, names.html if spec.html is None else spec.html, names.tidy)
     cleaning.clean(connection, decode)
     rare = {} if spec.fields else _leave_out_rare(connection, list(fields))
     labels = [label for label in fields if label not in rare]
@@ -141,8 +150,6 @@ def _id_columns(table: Table, given: Columns, names: Names) -> _IdColumns:
     item = table.find("columns.item", given.item, names.item)
     timed = bool(given.time or given.time_format) or any(name in table.columns for name in names.time)
     time = table.find("columns.time", given.time, names.time) if timed else None
-    if table.is_list(user):
-        raise InputError(f"{table.path}: column `{user}` holds lists, but a row has one user")
     return _IdColumns(user, item, time)
 
 
@@ -155,7 +162,7 @@ def _fields(source: Table, given: dict[str, str] | None, usual: dict[str, list[s
     if columns["Title"] is None:
         raise InputError(
             f"{source.path}: no column `{usual['Title'][0]}`; name the columns with the items' text by "
-            f"`fields: {{Title: COLUMN}}`. The columns are: {', '.join(source.columns)}"
+            f"`fields: {{Title: COLUMN}}`. The columns are: {listed(source.columns)}"
         )
     return {label: column for label, column in columns.items() if column is not None}
 
@@ -168,10 +175,10 @@ def _read_events(
     _check_lists(table, ids, texts, lists)
     brackets = "[]" if lists else ""
     types = dict.fromkeys(texts, f"JSON{brackets}") | {ids.user: "VARCHAR", ids.item: f"VARCHAR{brackets}"}
-    columns = [f"CAST({quoted(ids.user)} AS VARCHAR) AS user", f"CAST({quoted(ids.item)} AS VARCHAR{brackets}) AS item"]
+    columns = [f"{table.text(ids.user)} AS user", f"{table.text(ids.item)} AS item"]
     if ids.time:
         types[ids.time] = f"VARCHAR{brackets}"
-        columns.append(f"CAST({quoted(ids.time)} AS VARCHAR{brackets}) AS said")
+        columns.append(f"{table.text(ids.time)} AS said")
     columns += [f"{table.value(text)} AS t{i}" for i, text in enumerate(texts)]
     with table.reading():
         connection.execute(
@@ -193,6 +200,8 @@ def _read_events(
 
 
 def _check_lists(table: Table, ids: _IdColumns, texts: list[str], lists: bool) -> None:
+    if table.is_list(ids.user):
+        raise InputError(f"{table.path}: column `{ids.user}` holds lists, but a row has one user")
     if lists:
         wrong = [c for c in ([ids.time] if ids.time else []) + texts if not table.is_list(c)]
         if wrong:
@@ -226,7 +235,7 @@ def _read_records(connection: duckdb.DuckDBPyConnection, table: Table, item: str
     values = ", ".join(f"{table.value(text)} AS t{i}" for i, text in enumerate(texts))
     with table.reading():
         connection.execute(
-            f"CREATE TABLE records AS SELECT * FROM (SELECT nullif(trim(CAST({quoted(item)} AS VARCHAR)), '') AS item, "
+            f"CREATE TABLE records AS SELECT * FROM (SELECT nullif(trim({table.text(item)}), '') AS item, "
             f"row_number() OVER () AS row, {values} FROM {table.scan(types)}) "
             "WHERE item IN (SELECT item FROM events)"
         )
@@ -240,8 +249,8 @@ class _Cleaning:
         repairs: what was done -> the values that it changed.
     """
 
-    def __init__(self, fields: dict[str, str], is_html: bool, tidy: Callable[[str, str], str]) -> None:
-        self.fields, self.is_html, self.tidy = fields, is_html, tidy
+    def __init__(self, source: Table, fields: dict[str, str], is_html: bool, tidy: Callable[[str, str], str]) -> None:
+        self.source, self.fields, self.is_html, self.tidy = source, fields, is_html, tidy
         self.emptied = {label: Tally() for label in fields}
         self.repairs = {HTML: Tally(), CHARACTERS: Tally()}
 
@@ -256,7 +265,7 @@ class _Cleaning:
         reader.execute(f"SELECT item, row, {', '.join(f't{i}' for i in range(n))} FROM records")
         while chunk := reader.fetchmany(CHUNK):
             ids, rows, *raw = (list(column) for column in zip(*chunk, strict=True))
-            pairs = [self._values(label, raw[i], decode[i]) for i, label in enumerate(self.fields)]
+            pairs = [self._values(label, ids, raw[i], decode[i]) for i, label in enumerate(self.fields)]
             texts, written = ([list(column) for column in side] for side in zip(*pairs, strict=True))
             connection.register("chunk", pa.table([ids, rows, *texts, *written], schema=schema))
             connection.execute("INSERT INTO cleaned SELECT * FROM chunk")
@@ -267,13 +276,28 @@ class _Cleaning:
             f"(PARTITION BY item ORDER BY {filled} DESC, row) = 1; DROP TABLE cleaned"
         )
 
-    def _values(self, label: str, values: list[Any], is_json: bool) -> tuple[list[str], list[str | None]]:
+    def _values(
+        self, label: str, ids: list[str], values: list[Any], is_json: bool
+    ) -> tuple[list[str], list[str | None]]:
+        """The texts of a chunk, and the texts as written where they differ."""
         texts, as_written = [], []
-        for value in values:
-            text, written = self._value(label, json.loads(value) if is_json and value is not None else value)
+        for item, value in zip(ids, values, strict=True):
+            try:
+                text, written = self._value(label, json.loads(value) if is_json and value is not None else value)
+                "".join((text, written)).encode()
+            except (ValueError, RecursionError) as error:
+                raise InputError(self._no_text(label, item, error)) from None
             texts.append(text)
             as_written.append(None if written == text else written)
         return texts, as_written
+
+    def _no_text(self, label: str, item: str, error: Exception) -> str:
+        column = self.fields[label]
+        reason = "is not UTF-8" if isinstance(error, UnicodeError) else shown(error)
+        return (
+            f"{self.source.path}: column `{shown(column)}` ({shown(self.source.columns[column])}), item "
+            f"`{shown(item)}`: {reason}; write it as text (UTF-8), or choose other columns by `fields`"
+        )
 
     def _value(self, label: str, value: Any) -> tuple[str, str]:
         repairs = self.repairs

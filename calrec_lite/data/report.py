@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from calrec_lite.data.domain import Catalogue, Domain, Sequences
-from calrec_lite.data.tables import shown
+from calrec_lite.data.faults import shown
 
 
 def statistics(catalogue: Catalogue, sequences: Sequences) -> dict[str, Any]:
@@ -74,6 +74,11 @@ def describe(domain: Domain) -> str:
         lines.append(f"  left out        {label}: only {share:.1%} of the items have it")
     if info["merged_items"]:
         lines.append(f"  merged          {_n(info['merged_items']):>11} items into others with the same text")
+    if alike := info.get("worded_alike", {}).get("values"):
+        lines.append(
+            f"  worded alike    {_n(alike):>11} of these texts; another `text.missing` or `text.field` keeps them apart"
+        )
+        lines += _changes(info["worded_alike"])
     least, median, mean, most = (numbers["length"][key] for key in ("min", "median", "mean", "max"))
     lines.append(f"  events a user   {least} to {_n(most)}, median {median:g}, mean {mean:g}")
     lines.append(f"  held out        by {domain.holdout}; {_n(numbers['training_events'])} events are for training")

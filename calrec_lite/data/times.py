@@ -5,7 +5,8 @@ from datetime import datetime, timezone
 
 import duckdb
 
-from calrec_lite.data.tables import Table, literal, shown
+from calrec_lite.data.faults import shown
+from calrec_lite.data.tables import Table, literal
 from calrec_lite.errors import InputError
 
 UNITS = {"seconds": 1, "milliseconds": 10**3, "microseconds": 10**6, "nanoseconds": 10**9}  # of them in a second

@@ -1,6 +1,7 @@
 """Recipe files: YAML with `extends` and `--set`, read with line numbers, every error reported at once."""
 
 import difflib
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, get_args
@@ -12,6 +13,10 @@ from calrec_lite.errors import InputError
 from calrec_lite.files import atomic_path
 from calrec_lite.recipe import Recipe, resolved
 
+# Numbers of YAML 1.1 that a reader takes for others: 010 is 8, 1:30 is 90; 08 is a text, which pydantic takes for 8.
+OLD_NUMBER = re.compile(r"[-+]?(0[0-9_.]*[0-9_]+|0[ob][0-7_]+|[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?)")
+DECIMAL = re.compile(r"[-+]?0?\.[0-9]+|0")
+OLD_TRUTH = ("yes", "no", "on", "off")
 KeyPath = tuple[str | int, ...]
 PACKAGE = Path(__file__).parents[1]
 
@@ -131,6 +136,11 @@ def _construct(node: yaml.Node, at: KeyPath, path: Path, lines: dict[KeyPath, st
 
 
 def _scalar(node: yaml.ScalarNode) -> Any:
+    if node.style is None and OLD_NUMBER.fullmatch(node.value) and not DECIMAL.fullmatch(node.value):
+        line = node.start_mark.line + 1
+        raise ValueError(f"line {line}: `{node.value}` is another number to YAML; write it in decimal, or quote a text")
+    if node.style is None and node.value.lower() in OLD_TRUTH:  # a text where a text is asked for, else the truth value
+        return node.value
     loader = yaml.SafeLoader("")
     value = loader.construct_object(node)
     if isinstance(value, str) and node.style is None:  # YAML 1.1 reads 1e-3 as text

@@ -3,6 +3,7 @@
 A key without a source is our own choice; [S] marks the CALRec paper's setting as its readers report it.
 """
 
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
@@ -91,6 +92,11 @@ class Text(Section):
     max_history_tokens: Annotated[int, Field(ge=32)] = 1024
     max_items: Annotated[int, Field(ge=2)] = Field(20, description="items of a row, the target included")
     windows: Literal["last", "all"] = Field("all", description="train on a user's latest row only, or on all")
+
+    def item(self, fields: Mapping[str, str], labels: Iterable[str]) -> str:
+        """One item as text, without the line break that ends it; `labels`: all of the domain, in their order."""
+        values = ((label, fields.get(label) or self.missing) for label in labels)
+        return self.separator.join(self.field.format(name=n, value=v) for n, v in values if v is not None)
 
     @model_validator(mode="after")
     def _placeholders(self) -> "Text":

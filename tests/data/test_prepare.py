@@ -19,7 +19,7 @@ from calrec_lite.data.domain import Domain
 from calrec_lite.data.prepare import prepare, prepare_to
 from calrec_lite.data.report import describe
 from calrec_lite.errors import InputError
-from calrec_lite.recipe import DomainSpec
+from calrec_lite.recipe import DomainSpec, Text
 
 Shop = Callable[..., Domain]
 
@@ -99,6 +99,38 @@ def test_items_that_a_repair_would_make_equal_stay_apart(shop: Shop, html: bool 
         assert '`<span class="x"` -> ``' in text
     assert "  repaired                  1 values: characters replaced by plain ones, or invisible\n" in text
     assert "`10²` -> `102`" in text
+
+
+@pytest.mark.parametrize(
+    ("text", "titles", "alike"),
+    [
+        (Text(), ["Tea", "Tea"], 1),  # no brand, and the brand X
+        (Text(missing="None"), ["Tea", "Tea", "Tea"], 0),
+        (Text(missing=None, field="{value}"), ["Tea", "Tea", "Tea"], 1),  # of `Tea, Unknown` in one field and in two
+        (None, ["Tea", "Tea", "Tea"], 0),
+    ],
+)
+def test_items_that_the_recipe_words_alike_are_one(
+    tmp_path: Path, text: Text | None, titles: list[str], alike: int
+) -> None:
+    rows = [("u", "a", "Tea", "Unknown"), ("u", "b", "Tea", ""), ("v", "c", "Tea", "X"), ("v", "d", "Tea, Unknown", "")]
+    path = write_csv(tmp_path / "e.csv", ["user", "item", "title", "brand"], rows)
+    spec = DomainSpec(interactions=str(path), min_user_events=1)
+    domain = prepare("d", spec, 0, text)
+    assert [title for title in domain.catalogue.titles if title == "Tea"] == titles
+    assert len(domain.catalogue) == 4 - alike
+    assert domain.info["worded_alike"]["values"] == alike
+    assert domain.info["merged_items"] == alike
+    words = [(text or Text()).item(fields, domain.catalogue.labels) for fields in domain.catalogue.fields]
+    assert len(set(words)) == len(words) or text is None
+    said = describe(domain)
+    assert ("worded alike              1 of these texts" in said) == bool(alike)
+    if text == Text():
+        assert "`Tea, Unknown` -> `Title: Tea, Brand: Unknown`" in said
+        assert domain.catalogue.aliases["a"] == domain.catalogue.aliases["b"]
+    folder = tmp_path / "prepared"
+    prepare_to("d", spec, 0, folder, text=text)
+    assert prepare_to("d", spec, 0, folder, text=Text(separator="; ")).info["source_key"] != domain.info["source_key"]
 
 
 def test_merging_comes_before_the_item_threshold(shop: Shop) -> None:
