@@ -354,7 +354,7 @@ def test_what_is_no_text_in_parquet(tmp_path: Path, column: str, values: pa.Arra
         ),
         (
             {"title": ["x", [True]]},
-            "e.jsonl: column `title` (JSON), item `a`: `True` (bool) is no text; write it as text",
+            "e.jsonl: column `title` ([] and others), item `a`: `True` (bool) is no text; write it",
         ),
         ({"title": "\ud800"}, "e.jsonl"),
     ],
