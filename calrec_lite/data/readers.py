@@ -294,6 +294,8 @@ class _Cleaning:
     def _no_text(self, label: str, item: str, error: Exception) -> str:
         column = self.fields[label]
         reason = "is not UTF-8" if isinstance(error, UnicodeError) else shown(error)
+        if isinstance(error, RecursionError):
+            reason = "is nested too deep"
         return (
             f"{self.source.path}: column `{shown(column)}` ({shown(self.source.columns[column])}), item "
             f"`{shown(item)}`: {reason}; write it as text (UTF-8), or choose other columns by `fields`"
