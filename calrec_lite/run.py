@@ -290,7 +290,12 @@ class Run:
         """
         spec, folder = require_domain(self.recipe, name), self.folder / "domains" / name
         self._domains[name] = prepare_to(
-            name, spec, self.recipe.seed, folder, lambda domain: self._refuse_other_data(name, domain, measured)
+            name,
+            spec,
+            self.recipe.seed,
+            folder,
+            lambda domain: self._refuse_other_data(name, domain, measured),
+            self.recipe.text,
         )
         return self._domains[name]
 

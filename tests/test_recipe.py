@@ -49,6 +49,31 @@ def test_every_mistake_is_reported_with_its_line_and_a_suggestion(tmp_path: Path
     assert any(line.startswith(f"{path}:11: optim.batch_size: ") and "'many'" in line for line in lines)
 
 
+@pytest.mark.parametrize("number", ["010", "08", "-017", "0b11", "0o17", "1:30", "190:20:30.15", "00", "0_8", "01.5"])
+def test_numbers_that_look_like_others_are_refused(tmp_path: Path, number: str) -> None:
+    path = write(tmp_path, GOOD + f"seed: {number}\n")
+    remedy = f"`{number}` is another number to YAML; write it in decimal, or quote a text"
+    assert failure(path) == [f"{path}: not valid YAML: line 7: {remedy}"]
+    assert failure(write(tmp_path, GOOD), f"seed={number}")[0].endswith(remedy)
+    quoted = GOOD.replace("name: small", f'name: "n{number.replace(":", "")}"').replace("ratings.csv", f'"{number}"')
+    assert load_recipe(write(tmp_path, quoted)).domains["films"].interactions == number
+
+
+@pytest.mark.parametrize(("number", "value"), [("0", 0), ("10", 10), ("1_000", 1000), ("0x10", 16), ("+7", 7)])
+def test_numbers_that_look_like_themselves(tmp_path: Path, number: str, value: int) -> None:
+    assert load_recipe(write(tmp_path, GOOD), [f"seed={number}"]).seed == value
+    decimals = ["loss.tau=0.5", "loss.alpha=.25", "loss.beta=0.025", "optim.learning_rate=1e-3"]
+    loss = load_recipe(write(tmp_path, GOOD), decimals).loss
+    assert (loss.tau, loss.alpha, loss.beta) == (0.5, 0.25, 0.025)
+
+
+def test_yes_and_no_are_texts_where_texts_are_asked_for(tmp_path: Path) -> None:
+    text = GOOD.replace("{Title: name}", "{On: no, Yes: yes}")
+    recipe = load_recipe(write(tmp_path, text), ["text.missing=no", "optim.compile=yes", "export.catalogue=off"])
+    assert recipe.domains["films"].fields == {"On": "no", "Yes": "yes"}
+    assert (recipe.text.missing, recipe.optim.compile, recipe.export.catalogue) == ("no", True, False)
+
+
 def test_a_missing_key_is_named(tmp_path: Path) -> None:
     path = write(tmp_path, GOOD.replace("base: {model: some/model}\n", "base: {}\n"))
     assert failure(path) == [f"{path}:2: base.model: is missing"]

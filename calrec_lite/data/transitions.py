@@ -113,7 +113,7 @@ class Transitions:
             InputError: the file is damaged.
         """
         try:
-            table = pq.read_table(path, schema=SCHEMA)
+            table = pq.read_table(path, schema=SCHEMA, partitioning=None)
         except (pa.ArrowException, OSError) as error:
             raise InputError(f"{path}: not readable ({str(error).splitlines()[0]}); export again") from None
         rows, columns = (

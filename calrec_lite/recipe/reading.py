@@ -1,5 +1,6 @@
 """YAML as plain values with the place of each key, within bounds that no recipe needs to pass."""
 
+import re
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -14,6 +15,10 @@ MOST_BYTES = 1 << 18  # of a file; the longest recipe of this package has 5 kB
 MOST_VALUES = 20_000  # what an alias stands for is counted each time
 DEEPEST = 30  # lists and mappings within one another
 MOST_BRACKETS = 200  # open at once, those in texts counted too: PyYAML takes seconds for a thousand
+# Numbers of YAML 1.1 that a reader takes for others: 010 is 8, 1:30 is 90; 08 is a text, which pydantic takes for 8.
+OLD_NUMBER = re.compile(r"[-+]?(0[0-9_.]*[0-9_]+|0[ob][0-7_]+|[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?)")
+DECIMAL = re.compile(r"[-+]?0?\.[0-9]+|0")
+OLD_TRUTH = ("yes", "no", "on", "off")
 
 
 @dataclass(frozen=True)
@@ -132,6 +137,11 @@ class _Values:
         return out
 
     def _scalar(self, node: yaml.ScalarNode, place: Place) -> Any:
+        if node.style is None and OLD_NUMBER.fullmatch(node.value) and not DECIMAL.fullmatch(node.value):
+            written = f"`{node.value[:40]}`" if place.own else "a number"
+            raise InputError(f"{place}: {written} is another number to YAML; write it in decimal, or quote a text")
+        if node.style is None and node.value.lower() in OLD_TRUTH:  # a text where one is asked for, else a truth value
+            return node.value
         try:
             value = yaml.SafeLoader("").construct_object(node)
         except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError):  # what its constructors raise

@@ -5,6 +5,7 @@ A key without a source is our own choice; [S] marks the CALRec paper's setting a
 
 import re
 import string
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
@@ -64,7 +65,12 @@ class Columns(Section):
 
     user: str | None = None
     item: str | None = Field(None, description="item id; a list column makes it one row per user, oldest first")
-    time: str | None = Field(None, description="unix seconds or a date; a list column beside a list of items")
+    time: str | None = Field(None, description="unix time or a date; a list column beside a list of items")
+    time_format: Annotated[str, Field(pattern="^(iso|(milli|micro|nano)?seconds|.*%.*)$")] | None = Field(
+        None,
+        description="seconds, milliseconds, microseconds, nanoseconds, iso, or a format such as %d.%m.%Y; "
+        "null: decided from the whole column, which must then lie between 1970 and next year",
+    )
 
 
 class DomainSpec(Section):
@@ -75,6 +81,9 @@ class DomainSpec(Section):
     items: Source | None = Field(None, description="item records; absent: the text columns are in `interactions`")
     columns: Columns = Columns()
     fields: dict[OneLine, str] | None = Field(None, description="label in the text -> column, in order [S]")
+    html: bool | None = Field(
+        None, description="texts are HTML: decode entities, take tags out; null: as the reader, true for amazon2018"
+    )
     drop_repeats: bool = Field(False, description="drop an event that repeats the user's previous item")
     min_user_events: Count = 3
     min_item_events: Count = 1
@@ -95,6 +104,11 @@ class Text(Section):
     max_history_tokens: Annotated[int, Field(ge=32, le=1_000_000)] = 1024
     max_items: Annotated[int, Field(ge=2, le=1_000_000)] = Field(20, description="items of a row, the target included")
     windows: Literal["last", "all"] = Field("all", description="train on a user's latest row only, or on all")
+
+    def item(self, fields: Mapping[str, str], labels: Iterable[str]) -> str:
+        """One item as text, without the line break that ends it; `labels`: all of the domain, in their order."""
+        values = ((label, fields.get(label) or self.missing) for label in labels)
+        return self.separator.join(self.field.format(name=n, value=v) for n, v in values if v is not None)
 
     @model_validator(mode="after")
     def _placeholders(self) -> "Text":

@@ -116,7 +116,7 @@ class Readings:
             InputError: the files are missing or damaged.
         """
         try:
-            table = pq.read_table(folder / ITEMS_FILE)
+            table = pq.read_table(folder / ITEMS_FILE, partitioning=None)
             known = {item: row for row, item in enumerate(table["item"].to_pylist())}
             stored = [_matrix(table[name]) for name in (TEXT, MEMORY)]
             with safe_open(folder / TOWER_FILE, "pt") as file:
