@@ -1,8 +1,8 @@
 """The two-tower step: one gradient of the objective, however it is cut into micro-batches (docs/method.md, 3).
 
 Where a whole step fits in memory it is plain autograd. Otherwise item vectors are computed first, without a graph. With
-`direction: user_to_item` an anchor's terms need these and no other anchor: each chunk of rows runs once, item texts once
-more, by the gradient that the chunks gathered at their vectors. In the other directions rows, too, run without a graph
+`direction: user_to_item` an anchor's terms need these and no other anchor: each chunk of rows runs once, item texts
+once more, by the gradient that chunks gathered at their vectors. In the other directions rows, too, run without a graph
 first (GradCache, Gao et al. 2021), unless `offload` keeps all graphs. Dropout is the same in both passes.
 """
 
