@@ -58,7 +58,7 @@ LONG = "x" * 300
     [
         (["prepare", "recipe.yaml", "--runs", LONG], "File name too long: use a shorter one"),
         (["prepare", "recipe.yaml", "--runs", "recipe.yaml/runs"], "name a place that is not below a file"),
-        (["train", f"{LONG}.yaml"], LONG),
+        (["train", f"{LONG}.yaml"], LONG[:100]),
         (["evaluate", LONG], LONG),
         (["recommend", LONG, "a title"], LONG),
         (["recommend", "x", "a title", "--allow", LONG], LONG),
@@ -176,6 +176,7 @@ def test_a_signal_ends_a_command_tidily(tmp_path: Path, number: int, error: str)
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # under nohup, or in the background, it is ignored
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "begun\n"
