@@ -75,9 +75,11 @@ def _held(lock: Path, target: Path) -> Iterator[None]:
     if _read(lock) == me:  # claimed by whoever called this
         yield
         return
-    while not _taken(lock, me):
+    with _one_after_another(lock.parent):
         _refuse(lock, target)
-        _free(lock)
+        lock.unlink(missing_ok=True)  # a dead process's
+        if not _taken(lock, me):  # possible only where the disk does not know one after another
+            raise InputError(f"{target}: another process has begun to work on it; wait for it, or end it")
     ended = threading.Event()
     beating = threading.Thread(target=_beat, args=(lock, ended), daemon=True)
     beating.start()
@@ -100,15 +102,18 @@ def _taken(lock: Path, me: dict[str, Any]) -> bool:
     return True
 
 
-def _free(lock: Path) -> None:
-    """Remove a dead process's lock, but not the one that a third process may have put in its place by now."""
-    aside = lock.with_name(f".{lock.name}.{os.getpid()}.old")
-    with suppress(FileNotFoundError):
-        lock.rename(aside)
-        if _other(aside):
-            with suppress(OSError):
-                os.link(aside, lock)
-        aside.unlink()
+@contextmanager
+def _one_after_another(folder: Path) -> Iterator[None]:
+    """Among processes that look at a lock and take it, so that none takes what another has just taken."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(ImportError, OSError):  # Windows; disks without such locks
+            import fcntl
+
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _beat(lock: Path, ended: threading.Event) -> None:
