@@ -23,5 +23,6 @@ def domain(
         "items": str(data / folder / "items.jsonl.gz"),
         "columns": {"user": "user", "item": "items", **time},
         "fields": fields or TITLE,
+        "html": True,
         "max_users": max_users,
     }

@@ -51,7 +51,7 @@ def beauty(data: Path, drawn: bool) -> Domain:
     place = data / "amazon14_beauty"
     columns = Columns(user="user", item="items", time="ts" if drawn else None)
     files = {"interactions": str(place / "seqs.jsonl.gz"), "items": str(place / "items.jsonl.gz")}
-    return prepare("beauty", DomainSpec(**files, columns=columns, fields={"Title": "title"}), seed=0)
+    return prepare("beauty", DomainSpec(**files, columns=columns, fields={"Title": "title"}, html=True), seed=0)
 
 
 def facts_of(ranker: SASRecBaseline) -> dict[str, Any]:

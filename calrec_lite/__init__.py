@@ -30,6 +30,8 @@ _HOMES = {
 
 # bm25s starts JAX where that is installed, and JAX by itself takes three quarters of a GPU's memory as it starts.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+# Where the package `kernels` is installed, transformers asks the Hub for compiled code: not without being told to.
+os.environ.setdefault("USE_HUB_KERNELS", "NO")
 
 
 def __getattr__(name: str) -> Any:

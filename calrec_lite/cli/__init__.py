@@ -1,26 +1,26 @@
 """The command line. Heavy imports stand inside the commands, so that `--help` answers at once."""
 
-import os
-import signal
 import sys
-from functools import partial
 
 import click
 
 from calrec_lite import __version__
 from calrec_lite.cli.ablate import ablate
 from calrec_lite.cli.demo import demo
+from calrec_lite.cli.ending import GO_ON, environment_failed, stopped_by_signals
 from calrec_lite.cli.evaluate import compare, evaluate, report
 from calrec_lite.cli.export import export, merge
 from calrec_lite.cli.push import push
 from calrec_lite.cli.recommend import recommend
+from calrec_lite.cli.terminal import screens
 from calrec_lite.cli.train import prepare, train
 from calrec_lite.cli.tune import tune
 from calrec_lite.errors import InputError, RunError
 from calrec_lite.threads import share_cores
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+# `color`: click would take colour codes out of titles without a word; here they are escaped as they are printed.
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "color": True})
 @click.version_option(__version__)
 def group() -> None:
     """Finetune a pretrained LLM into a sequential recommender on one consumer GPU (CALRec).
@@ -49,28 +49,35 @@ for command in (
 def main() -> None:
     """Entry point: exit 2 for what the user got wrong, 1 for a run that failed and can be resumed."""
     share_cores()  # before anything imports NumPy or torch
-    signal.signal(signal.SIGTERM, partial(_interrupt, os.getpid()))
-    try:
-        group(standalone_mode=False)
-    except click.exceptions.Abort:
-        _end("interrupted; the same command goes on where it stopped", 1)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(2)
-    except InputError as error:
-        _end(str(error), 2)
-    except RunError as error:
-        _end(str(error), 1)
+    with screens() as out:
+        message, code = _run()
+        out.flush()
+        if out.failure and not code:
+            message, code = f"standard output: {out.failure.strerror}; what stood there is lost", 1
+        for line in message.splitlines():
+            print(f"calrec-lite: {line}", file=sys.stderr)
+    if code:
+        sys.exit(code)
 
 
-def _interrupt(process: int, number: int, frame: object) -> None:
-    """As Ctrl+C does, so that nothing half-written stays; a process that was forked off just ends."""
-    if os.getpid() != process:
-        os._exit(128 + number)
-    raise KeyboardInterrupt
-
-
-def _end(message: str, code: int) -> None:
-    for line in message.splitlines():
-        click.echo(f"calrec-lite: {line}", err=True)
-    sys.exit(code)
+def _run() -> tuple[str, int]:
+    """Run the command. Returns what is to be said at the end, and the exit code."""
+    with stopped_by_signals() as stop:
+        try:
+            group(standalone_mode=False)
+        except (click.exceptions.Abort, KeyboardInterrupt):
+            return f"interrupted; {GO_ON}", 1
+        except click.ClickException as error:
+            error.show()
+            return "", 2
+        except InputError as error:
+            return str(error), 2
+        except RunError as error:
+            return str(error), 1
+        except Exception as error:
+            if stop.asked:  # a library made another error of it
+                return f"interrupted; {GO_ON}", 1
+            if failed := environment_failed(error):
+                return failed
+            raise
+    return "", 0

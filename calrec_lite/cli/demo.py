@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from calrec_lite.cli.options import quiet_libraries, runs_option
+from calrec_lite.cli.options import quiet_libraries, require_text, runs_option
 
 if TYPE_CHECKING:
     from calrec_lite.run import Run
@@ -16,7 +16,14 @@ LATEST = 8  # titles of their histories
 
 @click.command()
 @runs_option
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a value of recipes/demo.yaml.")
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    callback=require_text,
+    help="Override a value of recipes/demo.yaml.",
+)
 def demo(runs: Path, overrides: tuple[str, ...]) -> None:
     """Train, evaluate and export a recommender of films on real data, in a quarter of an hour on two CPU cores."""
     quiet_libraries()

@@ -6,7 +6,19 @@ from typing import Any
 
 import click
 
+from calrec_lite.errors import InputError
+
 Command = Callable[..., Any]
+
+
+def require_text(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+    """Raise InputError for a value that was typed in another encoding: no recipe can hold it."""
+    for value in values:
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise InputError(f"{parameter.opts[0]} {value}: not UTF-8") from None
+    return values
 
 
 def recipe_arguments(command: Command) -> Command:
@@ -16,6 +28,7 @@ def recipe_arguments(command: Command) -> Command:
         "overrides",
         multiple=True,
         metavar="KEY=VALUE",
+        callback=require_text,
         help="Override a value of the recipe, e.g. optim.batch_size=32; may be repeated.",
     )(command)
     return click.argument("recipe")(command)

@@ -31,6 +31,7 @@ INPUT = click.Path(path_type=Path, dir_okay=False)
 @click.option("--strategy", help="How lists are made; default: the recipe's.")
 @click.option("--allow", type=INPUT, help="Recommend these items only: a title or id a line.")
 @click.option("--deny", type=INPUT, help="Never recommend these items: a title or id a line.")
+@click.option("--strict", is_flag=True, help="Refuse histories with items that the catalogue lacks.")
 @click.option("--engine", type=click.Choice(["transformers", "vllm"]), default="transformers", show_default=True)
 @click.option("--block", type=click.IntRange(min=1), default=1024, show_default=True, help="Users ranked together.")
 @click.option("--4bit", "quantised", is_flag=True, help="Load the model in 4 bits.")
@@ -43,6 +44,7 @@ def recommend(
     strategy: str | None,
     allow: Path | None,
     deny: Path | None,
+    strict: bool,
     engine: str,
     block: int,
     quantised: bool,
@@ -61,7 +63,7 @@ def recommend(
     from calrec_lite.package.layout import fingerprint, locate
 
     if not users:
-        _show(_open(model, engine, strategy, quantised), titles, k, limits)
+        _show(_open(model, engine, strategy, quantised), titles, k, limits, strict)
         return
     from calrec_lite.model.device import described_device, dtype_here
     from calrec_lite.recommend.bulk import Bulk, begun_option
@@ -74,7 +76,7 @@ def recommend(
     # A list begun in one number type ends in it, also where another machine goes on.
     choice = dtype_here(folder, begun_option(out, "dtype") or "auto")
     options["dtype"] = choice.dtype
-    job = Bulk(users, out, options, block)
+    job = Bulk(users, out, options, block, strict)
     recommender = _open(folder, engine, strategy, quantised, choice.dtype)
     click.echo(described_device(choice, folder), err=True)
 
@@ -82,8 +84,11 @@ def recommend(
         restriction: dict[str, Any] = {"candidates": candidates} if any(c is not None for c in candidates) else {}
         return recommender.recommend(histories, k, **limits, **restriction)
 
-    result = job.run(rank)
+    result = job.run(rank, lambda name: recommender.find(name) is not None)
     rejected = f"; {result.rejected} lines rejected -> {job.rejects}" if result.rejected else ""
+    if result.unknown:
+        share = f"{result.unknown:,} of {result.items:,} items in their histories are not in the catalogue"
+        click.echo(f"{share}; --strict rejects such lines, and names the items", err=True)
     click.echo(f"{result.users} users -> {out}{rejected}")
 
 
@@ -97,8 +102,13 @@ def _open(model: str | Path, engine: str, strategy: str | None, quantised: bool,
     return Recommender.from_pretrained(model, quantised, strategy, dtype)
 
 
-def _show(recommender: "Recommender", titles: tuple[str, ...], k: int | None, limits: dict[str, Any]) -> None:
-    for rank, item in enumerate(recommender.recommend([list(titles)], k, **limits)[0], 1):
+def _show(
+    recommender: "Recommender", titles: tuple[str, ...], k: int | None, limits: dict[str, Any], strict: bool
+) -> None:
+    lists = recommender.recommend([list(titles)], k, **limits, strict=strict)
+    if names := recommender.unknown(titles):
+        click.echo(f"{recommender.not_found(names)}; --strict refuses such a history", err=True)
+    for rank, item in enumerate(lists[0], 1):
         click.echo(f"{rank:3d}. {item.title}   ({item.why})")
 
 

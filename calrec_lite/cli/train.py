@@ -12,15 +12,17 @@ from calrec_lite.cli.options import quiet_libraries, recipe_arguments, runs_opti
 @runs_option
 def prepare(recipe: str, overrides: tuple[str, ...], runs: Path) -> None:
     """Prepare the domains of RECIPE and say what was kept, what was dropped and why."""
+    from calrec_lite.claim import claimed
     from calrec_lite.data.report import describe
     from calrec_lite.recipe.file import load_recipe
     from calrec_lite.run import Run
 
     loaded = load_recipe(recipe, overrides)
     run = Run(loaded, runs / loaded.name)
-    for name in loaded.domains:
-        click.echo(describe(run.prepare(name)))
-        click.echo(f"-> {run.folder / 'domains' / name}\n")
+    with claimed(run.folder):
+        for name in loaded.domains:
+            click.echo(describe(run.prepare(name)))
+            click.echo(f"-> {run.folder / 'domains' / name}\n")
 
 
 @click.command()

@@ -21,11 +21,13 @@ def tune(run: Path, users: int | None) -> None:
     `recommend.fusion` and `.transitions` serve best with `strategy: rerank`, and nothing is changed.
     """
     quiet_libraries()
+    from calrec_lite.claim import claimed
     from calrec_lite.run import Run
 
     opened = Run.open(run)
     if opened.recipe.recommend.fits:
-        _fit_weights(opened, users)
+        with claimed(opened.folder):
+            _fit_weights(opened, users)
     else:
         _try_weights(opened, users or 500)
 

@@ -212,7 +212,7 @@ class Domain:
                 raise InputError(f"{folder}: {name} is missing; prepare the domain again (`calrec-lite prepare`)")
             if file_sha256(folder / name) != info["files"].get(name):
                 raise InputError(f"{folder / name}: does not belong to the domain.json beside it; prepare it again")
-        items, aliases, sequences = (pq.read_table(folder / name) for name in TABLES)
+        items, aliases, sequences = (pq.read_table(folder / name, partitioning=None) for name in TABLES)
         catalogue = Catalogue(
             ids=items["id"].to_pylist(),
             fields=[dict(pairs) for pairs in items["fields"].to_pylist()],

@@ -4,10 +4,14 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import duckdb
 import numpy as np
+import pyarrow as pa
 
-from calrec_lite.data.clean import plain
+from calrec_lite.data.clean import as_written, plain
 from calrec_lite.data.domain import Catalogue, Sequences
+from calrec_lite.data.faults import shown
+from calrec_lite.data.merging import keep_apart
 from calrec_lite.errors import InputError
 
 ITEM = "item"
@@ -24,22 +28,26 @@ def catalogue_of(records: Iterable[Mapping[str, Any]]) -> Catalogue:
         InputError: a record without id or text, an id that stands twice, or no record at all.
     """
     texts: dict[str, dict[str, str]] = {}
+    stood: dict[str, dict[str, str]] = {}
     for number, record in enumerate(records):
         if not isinstance(record, Mapping) or record.get(ITEM) is None:
             raise InputError(f"catalogue: record {number} has no `{ITEM}`; write {{'item': id, 'title': text, ...}}")
         item = str(record[ITEM])
         if item in texts:
             raise InputError(f"catalogue: record {number}: a second item of id `{item}`; leave out one of both")
-        pairs = [(_label(key), plain(value)) for key, value in record.items() if key != ITEM]
+        pairs = [(_label(key), _text(number, key, value)) for key, value in record.items() if key != ITEM]
         if len(dict(pairs)) < len(pairs):
             labels = ", ".join(label for label, _ in pairs)
             raise InputError(f"catalogue: record {number}: two fields of the same label among {labels}")
         texts[item] = {label: text for label, text in pairs if text}
+        stood[item] = {_label(key): as_written(value) for key, value in record.items() if key != ITEM}
         if not texts[item]:
             raise InputError(f"catalogue: record {number}: item `{item}` has no text; give it a field such as `title`")
     if not texts:
         raise InputError("catalogue: holds no item")
     order = list(dict.fromkeys(label for fields in texts.values() for label in fields))
+    if any(stood[item][label] != text for item, fields in texts.items() for label, text in fields.items()):
+        texts = _apart(texts, stood, order)
     written = {item: tuple(fields.get(label, "") for label in order) for item, fields in texts.items()}
     distinct = {text: index for index, text in enumerate(sorted(set(written.values())))}
     aliases = {item: distinct[text] for item, text in written.items()}
@@ -49,6 +57,32 @@ def catalogue_of(records: Iterable[Mapping[str, Any]]) -> Catalogue:
     ids = [first[index] for index in range(len(distinct))]
     fields = [{label: texts[item][label] for label in order if label in texts[item]} for item in ids]
     return Catalogue(ids, fields, aliases)
+
+
+def _text(number: int, key: str, value: Any) -> str:
+    try:
+        return plain(value)
+    except ValueError as error:
+        raise InputError(f"catalogue: record {number}: `{key}`: {shown(error)}; give text or a number") from None
+
+
+def _apart(
+    texts: dict[str, dict[str, str]], stood: dict[str, dict[str, str]], labels: list[str]
+) -> dict[str, dict[str, str]]:
+    """See `keep_apart`."""
+    columns: dict[str, list[str | None]] = {"item": list(texts)}
+    for i, label in enumerate(labels):
+        columns[f"f{i}"] = [fields.get(label, "") for fields in texts.values()]
+        columns[f"w{i}"] = [stood[item].get(label) if label in fields else None for item, fields in texts.items()]
+    with duckdb.connect() as connection:
+        connection.register("records", pa.table({c: pa.array(v, pa.string()) for c, v in columns.items()}))
+        connection.execute("CREATE TABLE items AS SELECT * FROM records")
+        keep_apart(connection, len(labels))
+        rows = connection.execute(
+            f"SELECT item, {', '.join(f'f{i}' for i in range(len(labels)))} FROM items"
+        ).fetchall()
+    kept = {item: dict(zip(labels, values, strict=True)) for item, *values in rows}
+    return {item: {label: text for label, text in kept[item].items() if text} for item in texts}
 
 
 def histories_of(records: Iterable[Mapping[str, Any]], catalogue: Catalogue, what: str) -> Sequences:

@@ -5,7 +5,8 @@ The steps, in this order:
  1. drop rows without user or item, rows without a time where others have one, and rows that repeat another's user,
     item and time (without times nothing can be told from a repeated purchase, so nothing is dropped);
  2. drop events of items without a record, and of items without text;
- 3. merge items with the same text into one canonical item;
+ 3. merge items with the same text, or the same wording, into one canonical item (of texts that only a repair has made
+    the same, the repair is undone first);
  4. order each user's events by time (to the microsecond, where a file is so exact), ties by a seeded hash of user, item
     and time (never by id or by the input's order, which in public files leaks what came first); where repeats are
     dropped, of the text, so that items of one text in one basket stand together; without times by the input's order;
@@ -19,10 +20,9 @@ The steps, in this order:
 
 import hashlib
 import json
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import date, datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -31,47 +31,58 @@ import duckdb
 import numpy as np
 
 from calrec_lite.data.domain import Catalogue, Domain, Sequences, moment, read_info
+from calrec_lite.data.faults import shown
+from calrec_lite.data.merging import keep_apart, merge_texts
 from calrec_lite.data.readers import Raw, read
 from calrec_lite.data.report import statistics
-from calrec_lite.errors import InputError
-from calrec_lite.files import file_sha256
-from calrec_lite.recipe import DomainSpec, Holdout
+from calrec_lite.errors import InputError, RunError
+from calrec_lite.files import file_sha256, work_folder
+from calrec_lite.recipe import DomainSpec, Holdout, Text
 from calrec_lite.sources import fetch
 from calrec_lite.threads import cores
 
 FORMAT = 1  # of fingerprints
-VERSION = 2  # raise it when the same files and options give another domain than before
+VERSION = 3  # raise it when the same files and options give another domain than before
 LOCATIONS = {"interactions", "items"}
 RESHAPING = ("drop_repeats", "min_user_events", "min_item_events", "max_users", "max_user_events")
 Dropped = dict[str, dict[str, int]]
 
 
-def prepare(name: str, spec: DomainSpec, seed: int) -> Domain:
+def prepare(name: str, spec: DomainSpec, seed: int, text: Text | None = None) -> Domain:
     """Prepare one domain of a recipe.
 
     The result depends on the files' content, the options and the seed only: not on their place, the number of
     threads, or (with times) the order of the rows.
 
+    Args:
+        text: items that it words alike become one; None: only those of equal values.
+
     Raises:
         InputError: a file cannot be had or read, or nothing is left after cleaning.
     """
     files = _fetch_all(spec)
-    return _prepare(name, spec, seed, files, _source_key(spec, seed, files))
+    return _prepare(name, spec, seed, text, files, _source_key(spec, seed, text, files))
 
 
 def prepare_to(
-    name: str, spec: DomainSpec, seed: int, folder: Path, check: Callable[[Domain], None] | None = None
+    name: str,
+    spec: DomainSpec,
+    seed: int,
+    folder: Path,
+    check: Callable[[Domain], None] | None = None,
+    text: Text | None = None,
 ) -> Domain:
     """Open `folder` if it holds just this domain (same files, options and seed), else prepare and save it there.
 
     Args:
+        text: as `prepare` takes it.
         check: sees the domain before what is in `folder` is replaced, and may raise InputError.
 
     Raises:
         InputError: as `prepare`; or the folder holds something that is no prepared domain.
     """
     files = _fetch_all(spec)
-    source_key = _source_key(spec, seed, files)
+    source_key = _source_key(spec, seed, text, files)
     if (folder / "domain.json").is_file():
         existing = _open_if_same(name, source_key, folder)
         if existing:
@@ -80,7 +91,7 @@ def prepare_to(
             return existing
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder}: exists and is no prepared domain; choose another folder")
-    domain = _prepare(name, spec, seed, files, source_key)
+    domain = _prepare(name, spec, seed, text, files, source_key)
     if check:
         check(domain)
     domain.save(folder)
@@ -100,18 +111,23 @@ def _open_if_same(name: str, source_key: str, folder: Path) -> Domain | None:
         return None
 
 
-def _source_key(spec: DomainSpec, seed: int, files: dict[str, Path]) -> str:
+def _source_key(spec: DomainSpec, seed: int, text: Text | None, files: dict[str, Path]) -> str:
     options = spec.model_dump(mode="json", exclude=LOCATIONS)
     hashes = {role: file_sha256(path) for role, path in files.items()}
-    return _sha256_json([VERSION, options, seed, hashes])
+    wording = text and [text.field, text.separator, text.missing]
+    return _sha256_json([VERSION, options, seed, wording, hashes])
 
 
-def _prepare(name: str, spec: DomainSpec, seed: int, files: dict[str, Path], source_key: str) -> Domain:
-    with _database() as connection:
-        raw = read(connection, spec, files["interactions"], files.get("items"))
+def _prepare(
+    name: str, spec: DomainSpec, seed: int, text: Text | None, files: dict[str, Path], source_key: str
+) -> Domain:
+    with _database() as (connection, folder):
+        raw = read(connection, folder, spec, files["interactions"], files.get("items"))
         dropped: Dropped = {}
+        apart = keep_apart(connection, len(raw.labels))
         _drop_unusable(connection, raw, dropped)
-        merged = _merge_texts(connection, raw)
+        alike = merge_texts(connection, raw.labels, text)
+        merged = _count(connection, "count(*) - count(DISTINCT text)", "texts")
         timed = _order(connection, seed, spec.drop_repeats)
         _k_core(connection, spec, dropped)
         catalogue = _catalogue(connection, raw) if _count(connection) else None
@@ -124,10 +140,15 @@ def _prepare(name: str, spec: DomainSpec, seed: int, files: dict[str, Path], sou
         "options": {**spec.model_dump(mode="json"), "seed": seed},
         "labels": raw.labels,
         "read": {"rows": raw.rows, "item_records": raw.records, "duplicate_item_records": raw.duplicate_records},
-        "junk_values": raw.emptied,
+        "times": raw.times,
+        "junk_values": {label: tally.values for label, tally in raw.emptied.items()},
+        "repairs": {name: asdict(tally) for name, tally in raw.repairs.items()},
+        "emptied": {label: asdict(tally) for label, tally in raw.emptied.items()},
+        "kept_apart": asdict(apart),
         "labels_left_out": raw.rare,
         "dropped": dropped,
         "merged_items": merged,
+        "worded_alike": asdict(alike),
         "statistics": statistics(catalogue, sequences),
     }
     info["fingerprint"] = _fingerprint(
@@ -137,17 +158,22 @@ def _prepare(name: str, spec: DomainSpec, seed: int, files: dict[str, Path], sou
 
 
 @contextmanager
-def _database() -> Iterator[duckdb.DuckDBPyConnection]:
-    """A database in a temporary folder (TMPDIR): tables larger than memory stay on disk.
+def _database() -> Iterator[tuple[duckdb.DuckDBPyConnection, Path]]:
+    """A database in a temporary folder (TMPDIR), and the folder: tables larger than memory stay on disk.
 
     An in-memory database spills as well, but measured with a memory limit of 200 MB it gave up on 20 million rows
     that this one went through.
     """
-    with tempfile.TemporaryDirectory(prefix="calrec-lite-") as folder:
-        connection = duckdb.connect(str(Path(folder) / "work.duckdb"))
+    with work_folder() as folder:
+        connection = duckdb.connect(str(folder / "work.duckdb"))
         try:
             connection.execute(f"SET TimeZone = 'UTC'; SET enable_progress_bar = false; SET threads = {cores()}")
-            yield connection
+            yield connection, folder
+        except duckdb.OperationalError as error:  # out of memory or of disk
+            raise RunError(
+                f"the data could not be prepared in {folder}: {shown(error)}; free memory or disk (TMPDIR names "
+                "another folder), and start the same command again"
+            ) from None
         finally:
             connection.close()
 
@@ -180,16 +206,6 @@ def _drop_unusable(connection: duckdb.DuckDBPyConnection, raw: Raw, dropped: Dro
     }.items():
         items = _count(connection, "count(DISTINCT item)", f"events WHERE {condition}")
         dropped[reason] = {"events": _delete(connection, condition), "items": items}
-
-
-def _merge_texts(connection: duckdb.DuckDBPyConnection, raw: Raw) -> int:
-    """Make `texts` (item, text): equal texts have equal numbers, in the order of the text. Returns how many merged."""
-    order = ", ".join(f"f{i}" for i in range(len(raw.labels))) or "1"
-    connection.execute(
-        f"CREATE TABLE texts AS SELECT item, dense_rank() OVER (ORDER BY {order}) AS text FROM items "
-        "WHERE item IN (SELECT item FROM events)"
-    )
-    return _count(connection, "count(*) - count(DISTINCT text)", "texts")
 
 
 def _order(connection: duckdb.DuckDBPyConnection, seed: int, drop_repeats: bool) -> bool:
@@ -238,7 +254,7 @@ def _catalogue(connection: duckdb.DuckDBPyConnection, raw: Raw) -> Catalogue:
         "FROM (SELECT DISTINCT item AS text FROM ordered);"
         "UPDATE ordered SET item = index FROM numbered WHERE ordered.item = text"
     )
-    columns = "".join(f", any_value(f{i})" for i in range(len(raw.labels)))
+    columns = "".join(f", arg_min(f{i}, own)" for i in range(len(raw.labels)))
     items = connection.execute(
         f"SELECT min(item){columns} FROM texts JOIN numbered USING (text) JOIN items USING (item) "
         "GROUP BY index ORDER BY index"

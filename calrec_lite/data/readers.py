@@ -3,7 +3,7 @@
     events  user VARCHAR, item VARCHAR, time BIGINT (unix seconds) or NULL, fine BIGINT (the same in microseconds),
             row BIGINT (order of the input)
     items   item VARCHAR, row BIGINT, f0 VARCHAR, f1 ... one column for each label, "" where there is no value;
-            one row an item, only items that have events
+            w0, w1 ... the same as written, NULL where it is the same; one row an item, only items that have events
 
 The three readers differ in the names they expect when the recipe names none, and in what they tidy:
 
@@ -13,9 +13,10 @@ The three readers differ in the names they expect when the recipe names none, an
     amazon2018   reviewerID        asin              unixReviewTime  title, category | categories, brand, price
 
 A list in the item column is a user's whole history in one row, oldest first; times then are a list as well, or absent.
-Times are unix seconds (milliseconds above 1e11) or dates and date-times as ISO 8601 writes them (UTC unless they say).
+How times are read, `times.py` decides.
 The id column of the items file has the name given for `columns.item`, or else the reader's usual one.
-Without an items file the text columns are looked for beside the events.
+Without an items file the text columns are looked for beside the events. `amazon2018` texts are HTML, others only where
+the recipe says so (`html`).
 """
 
 import json
@@ -27,44 +28,37 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from calrec_lite.data.clean import is_given, plain, tidy_amazon, tidy_movielens
-from calrec_lite.data.tables import Table, open_table, quoted
+from calrec_lite.data.clean import Tally, is_given, plain, repaired, tidy_amazon, tidy_movielens
+from calrec_lite.data.faults import shown
+from calrec_lite.data.tables import Table, listed, open_table
+from calrec_lite.data.times import Times, read_as
 from calrec_lite.errors import InputError
 from calrec_lite.recipe import Columns, DomainSpec
 
 RARE = 0.05  # a label of the default fields that fewer items have is left out: `Price: Unknown` teaches nothing
 CHUNK = 20_000  # items cleaned at a time
-MILLISECONDS = 1e11  # as seconds this is the year 5138: larger times are milliseconds
-NUMBER = "TRY_CAST(said AS DOUBLE)"
-SECONDS = (
-    f"CASE WHEN abs({NUMBER}) >= {MILLISECONDS} THEN TRY_CAST(floor({NUMBER} / 1000) AS BIGINT) "
-    f"WHEN {NUMBER} IS NOT NULL THEN TRY_CAST(floor({NUMBER}) AS BIGINT) "
-    "ELSE TRY_CAST(floor(epoch(TRY_CAST(said AS TIMESTAMPTZ))) AS BIGINT) END"
-)
-MICROSECONDS = (  # they order what happened within a second
-    f"CASE WHEN abs({NUMBER}) >= {MILLISECONDS} THEN TRY_CAST(floor({NUMBER} * 1000) AS BIGINT) "
-    f"WHEN {NUMBER} IS NOT NULL THEN TRY_CAST(floor({NUMBER} * 1000000) AS BIGINT) "
-    "ELSE epoch_us(TRY_CAST(said AS TIMESTAMPTZ)) END"
-)
+HTML, CHARACTERS = "HTML taken out", "characters replaced by plain ones, or invisible"
+UNTIMED = Times("CAST(NULL AS BIGINT)", "CAST(NULL AS BIGINT)", "")
 SHOP = {"Title": ["title"], "Category": ["category", "categories"], "Brand": ["brand"], "Price": ["price"]}  # [S]
 FILMS = {"Title": ["title", "movie_title"], "Year": ["release_year"], "Genres": ["genres", "class"]}
 
 
 @dataclass(frozen=True)
 class Names:
-    """What a reader expects where the recipe says nothing, and how it tidies an item's (column, value)."""
+    """What a reader expects where the recipe says nothing, and how it tidies an item's (column, text)."""
 
     user: Sequence[str]
     item: Sequence[str]
     time: Sequence[str]
     fields: dict[str, list[str]]
-    tidy: Callable[[str, Any], str]
+    tidy: Callable[[str, str], str] = lambda column, text: text
+    html: bool = False
 
 
 READERS = {
-    "table": Names(["user"], ["item"], ["time"], SHOP, lambda column, value: plain(value)),
+    "table": Names(["user"], ["item"], ["time"], SHOP),
     "movielens": Names(["userId", "user_id"], ["movieId", "item_id"], ["timestamp"], FILMS, tidy_movielens),
-    "amazon2018": Names(["reviewerID"], ["asin"], ["unixReviewTime"], SHOP, tidy_amazon),
+    "amazon2018": Names(["reviewerID"], ["asin"], ["unixReviewTime"], SHOP, tidy_amazon, html=True),
 }
 
 
@@ -77,7 +71,9 @@ class Raw:
         rows: events in the file, lists counted by their entries.
         records: records of items that have events.
         duplicate_records: those of them that repeat an item id; the fullest is kept, the first of equals.
+        times: what the time column holds, in words; None without times.
         emptied: label -> values that were no text but markup, scripts or fillers.
+        repairs: what was done -> the values that it changed.
         rare: label left out -> share of items that have it.
     """
 
@@ -85,30 +81,43 @@ class Raw:
     rows: int
     records: int
     duplicate_records: int
-    emptied: dict[str, int]
+    times: str | None
+    emptied: dict[str, Tally]
+    repairs: dict[str, Tally]
     rare: dict[str, float]
 
 
-def read(connection: duckdb.DuckDBPyConnection, spec: DomainSpec, interactions: Path, items: Path | None) -> Raw:
-    """Make the tables `events` and `items`.
+def read(
+    connection: duckdb.DuckDBPyConnection, folder: Path, spec: DomainSpec, interactions: Path, items: Path | None
+) -> Raw:
+    """Make the tables `events` and `items`; `folder` is for temporary files.
 
     Raises:
         InputError: a file is damaged, lacks a column, has no usable row, or knows none of the other's items.
     """
     names = READERS[spec.reader]
-    table = open_table(connection, interactions)
-    source = table if items is None else open_table(connection, items)
+    table = open_table(connection, interactions, folder)
+    source = table if items is None else open_table(connection, items, folder)
     ids = _id_columns(table, spec.columns, names)
     fields = _fields(source, spec.fields, names.fields)
-    rows = _read_events(connection, table, ids, [] if items else list(fields.values()))
+    named = [c for c in (ids.user, ids.item, ids.time) if c]
+    table = table.with_types(connection, named + ([] if items else list(fields.values())))
+    for column in named:
+        table.check_names(connection, column)
+    if items is None:
+        source = table
+    times = _read_events(connection, table, ids, [] if items else list(fields.values()), spec.columns.time_format)
+    rows = _count(connection, "events")
     id_column = ids.item
     if items:
-        usual = [spec.columns.item, *names.item] if spec.columns.item else names.item
+        usual = [*filter(None, [spec.columns.item]), *names.item]
         id_column = source.find("the item id", None, usual)
+        source = source.with_types(connection, [id_column])
+        source.check_names(connection, id_column)
         _read_records(connection, source, id_column, list(fields.values()))
         if not _count(connection, "records"):
             example = connection.execute("SELECT min(item) FROM events").fetchall()[0][0]
-            raise InputError(f"{items}: has no record of any item in {interactions.name}, such as `{example}`")
+            raise InputError(f"{items}: has no record of any item in {interactions.name}, such as `{shown(example)}`")
     else:
         columns = ", ".join(f"t{i}" for i in range(len(fields)))
         connection.execute(
@@ -118,10 +127,13 @@ def read(connection: duckdb.DuckDBPyConnection, spec: DomainSpec, interactions: 
     records = _count(connection, "records")
     # JSON values come as JSON, but for a column that is the item id as well.
     decode = [source.kind == "json" and column != id_column for column in fields.values()]
-    emptied = _clean(connection, fields, names.tidy, decode)
+    cleaning = _Cleaning(source, fields, names.html if spec.html is None else spec.html, names.tidy)
+    cleaning.clean(connection, decode)
     rare = {} if spec.fields else _leave_out_rare(connection, list(fields))
     labels = [label for label in fields if label not in rare]
-    return Raw(labels, rows, records, records - _count(connection, "items"), emptied, rare)
+    emptied = {label: tally for label, tally in cleaning.emptied.items() if tally.values}
+    repairs = {name: tally for name, tally in cleaning.repairs.items() if tally.values}
+    return Raw(labels, rows, records, records - _count(connection, "items"), times, emptied, repairs, rare)
 
 
 @dataclass(frozen=True)
@@ -136,10 +148,8 @@ class _IdColumns:
 def _id_columns(table: Table, given: Columns, names: Names) -> _IdColumns:
     user = table.find("columns.user", given.user, names.user)
     item = table.find("columns.item", given.item, names.item)
-    timed = given.time is not None or any(name in table.columns for name in names.time)
+    timed = bool(given.time or given.time_format) or any(name in table.columns for name in names.time)
     time = table.find("columns.time", given.time, names.time) if timed else None
-    if table.is_list(user):
-        raise InputError(f"{table.path}: column `{user}` holds lists, but a row has one user")
     return _IdColumns(user, item, time)
 
 
@@ -152,21 +162,23 @@ def _fields(source: Table, given: dict[str, str] | None, usual: dict[str, list[s
     if columns["Title"] is None:
         raise InputError(
             f"{source.path}: no column `{usual['Title'][0]}`; name the columns with the items' text by "
-            f"`fields: {{Title: COLUMN}}`. The columns are: {', '.join(source.columns)}"
+            f"`fields: {{Title: COLUMN}}`. The columns are: {listed(source.columns)}"
         )
     return {label: column for label, column in columns.items() if column is not None}
 
 
-def _read_events(connection: duckdb.DuckDBPyConnection, table: Table, ids: _IdColumns, texts: list[str]) -> int:
-    """Make `events`, with the text columns t0, t1, ... beside them, and return the number of rows."""
+def _read_events(
+    connection: duckdb.DuckDBPyConnection, table: Table, ids: _IdColumns, texts: list[str], time_format: str | None
+) -> str | None:
+    """Make `events`, with the text columns t0, t1, ... beside them, and return what the times are, in words."""
     lists = table.is_list(ids.item)
     _check_lists(table, ids, texts, lists)
     brackets = "[]" if lists else ""
     types = dict.fromkeys(texts, f"JSON{brackets}") | {ids.user: "VARCHAR", ids.item: f"VARCHAR{brackets}"}
-    columns = [f"CAST({quoted(ids.user)} AS VARCHAR) AS user", f"CAST({quoted(ids.item)} AS VARCHAR{brackets}) AS item"]
+    columns = [f"{table.text(ids.user)} AS user", f"{table.text(ids.item)} AS item"]
     if ids.time:
         types[ids.time] = f"VARCHAR{brackets}"
-        columns.append(f"CAST({quoted(ids.time)} AS VARCHAR{brackets}) AS said")
+        columns.append(f"{table.text(ids.time)} AS said")
     columns += [f"{table.value(text)} AS t{i}" for i, text in enumerate(texts)]
     with table.reading():
         connection.execute(
@@ -175,21 +187,21 @@ def _read_events(connection: duckdb.DuckDBPyConnection, table: Table, ids: _IdCo
     beside = (["said"] if ids.time else []) + [f"t{i}" for i in range(len(texts))]
     if lists:
         _unnest(connection, table, beside)
+    times = read_as(connection, table, ids.time, time_format) if ids.time else UNTIMED
     connection.execute(
         f"CREATE TABLE events AS SELECT nullif(trim(user), '') AS user, nullif(trim(item), '') AS item, "
-        f"{SECONDS if ids.time else 'CAST(NULL AS BIGINT)'} AS time, "
-        f"{MICROSECONDS if ids.time else 'CAST(NULL AS BIGINT)'} AS fine, {'row' if lists else 'line'} AS row"
+        f"{times.seconds} AS time, {times.microseconds} AS fine, {'row' if lists else 'line'} AS row"
         f"{''.join(f', t{i}' for i in range(len(texts)))} FROM source"
     )
-    if ids.time:
-        _check_times(connection, table, ids.time)
     connection.execute("DROP TABLE source")
     if not connection.execute("SELECT 1 FROM events WHERE user IS NOT NULL AND item IS NOT NULL LIMIT 1").fetchall():
         raise InputError(f"{table.path}: holds no usable row: none has both `{ids.user}` and `{ids.item}`")
-    return _count(connection, "events")
+    return times.words if ids.time and _count(connection, "events WHERE time IS NOT NULL") else None
 
 
 def _check_lists(table: Table, ids: _IdColumns, texts: list[str], lists: bool) -> None:
+    if table.is_list(ids.user):
+        raise InputError(f"{table.path}: column `{ids.user}` holds lists, but a row has one user")
     if lists:
         wrong = [c for c in ([ids.time] if ids.time else []) + texts if not table.is_list(c)]
         if wrong:
@@ -215,15 +227,6 @@ def _unnest(connection: duckdb.DuckDBPyConnection, table: Table, beside: list[st
     )
 
 
-def _check_times(connection: duckdb.DuckDBPyConnection, table: Table, column: str) -> None:
-    wrong = connection.execute(
-        f"SELECT line, said FROM source WHERE trim(said) <> '' AND {SECONDS} IS NULL ORDER BY line LIMIT 1"
-    ).fetchall()
-    if wrong:
-        line, value = wrong[0]
-        raise InputError(f"{table.path}: row {line}: column `{column}`: `{value}` is neither unix seconds nor a date")
-
-
 def _read_records(connection: duckdb.DuckDBPyConnection, table: Table, item: str, texts: list[str]) -> None:
     """Make `records`: item, row and the raw text columns, of items that have events."""
     if table.is_list(item):
@@ -232,42 +235,81 @@ def _read_records(connection: duckdb.DuckDBPyConnection, table: Table, item: str
     values = ", ".join(f"{table.value(text)} AS t{i}" for i, text in enumerate(texts))
     with table.reading():
         connection.execute(
-            f"CREATE TABLE records AS SELECT * FROM (SELECT nullif(trim(CAST({quoted(item)} AS VARCHAR)), '') AS item, "
+            f"CREATE TABLE records AS SELECT * FROM (SELECT nullif(trim({table.text(item)}), '') AS item, "
             f"row_number() OVER () AS row, {values} FROM {table.scan(types)}) "
             "WHERE item IN (SELECT item FROM events)"
         )
 
 
-def _clean(
-    connection: duckdb.DuckDBPyConnection,
-    fields: dict[str, str],
-    tidy: Callable[[str, Any], str],
-    decode: list[bool],
-) -> dict[str, int]:
-    """Make `items` from `records` with every value as plain text; label -> values that held nothing but junk."""
-    columns = [f"f{i}" for i in range(len(fields))]
-    schema = pa.schema([("item", pa.string()), ("row", pa.int64()), *((c, pa.string()) for c in columns)])
-    types = ", ".join(f"{c} VARCHAR" for c in columns)
-    connection.execute(f"CREATE TABLE cleaned (item VARCHAR, row BIGINT, {types})")
-    emptied = dict.fromkeys(fields, 0)
-    reader = connection.cursor()
-    reader.execute(f"SELECT item, row, {', '.join(f't{i}' for i in range(len(fields)))} FROM records")
-    while chunk := reader.fetchmany(CHUNK):
-        ids, rows, *raw = (list(column) for column in zip(*chunk, strict=True))
-        texts = []
-        for (label, column), values, as_json in zip(fields.items(), raw, decode, strict=True):
-            decoded = [json.loads(value) if as_json and value is not None else value for value in values]
-            texts.append([tidy(column, value) for value in decoded])
-            emptied[label] += sum(not text and is_given(value) for text, value in zip(texts[-1], decoded, strict=True))
-        connection.register("chunk", pa.table([ids, rows, *texts], schema=schema))
-        connection.execute("INSERT INTO cleaned SELECT * FROM chunk")
-        connection.unregister("chunk")
-    filled = " + ".join(f"CAST({c} <> '' AS INT)" for c in columns)
-    connection.execute(
-        "CREATE TABLE items AS SELECT * FROM cleaned QUALIFY row_number() OVER "
-        f"(PARTITION BY item ORDER BY {filled} DESC, row) = 1"
-    )
-    return {label: n for label, n in emptied.items() if n}
+class _Cleaning:
+    """Makes `items` from `records`: values as plain text (f0, f1, ...) and, where it differs, as written (w0, ...).
+
+    Attributes:
+        emptied: label -> values that held nothing but junk.
+        repairs: what was done -> the values that it changed.
+    """
+
+    def __init__(self, source: Table, fields: dict[str, str], is_html: bool, tidy: Callable[[str, str], str]) -> None:
+        self.source, self.fields, self.is_html, self.tidy = source, fields, is_html, tidy
+        self.emptied = {label: Tally() for label in fields}
+        self.repairs = {HTML: Tally(), CHARACTERS: Tally()}
+
+    def clean(self, connection: duckdb.DuckDBPyConnection, decode: list[bool]) -> None:
+        """Of several records of an item the fullest is kept; `decode` says of each field whether it is JSON."""
+        n = len(self.fields)
+        columns = [*(f"f{i}" for i in range(n)), *(f"w{i}" for i in range(n))]
+        schema = pa.schema([("item", pa.string()), ("row", pa.int64()), *((c, pa.string()) for c in columns)])
+        types = ", ".join(f"{c} VARCHAR" for c in columns)
+        connection.execute(f"CREATE TABLE cleaned (item VARCHAR, row BIGINT, {types})")
+        reader = connection.cursor()
+        reader.execute(f"SELECT item, row, {', '.join(f't{i}' for i in range(n))} FROM records")
+        while chunk := reader.fetchmany(CHUNK):
+            ids, rows, *raw = (list(column) for column in zip(*chunk, strict=True))
+            pairs = [self._values(label, ids, raw[i], decode[i]) for i, label in enumerate(self.fields)]
+            texts, written = ([list(column) for column in side] for side in zip(*pairs, strict=True))
+            connection.register("chunk", pa.table([ids, rows, *texts, *written], schema=schema))
+            connection.execute("INSERT INTO cleaned SELECT * FROM chunk")
+            connection.unregister("chunk")
+        filled = " + ".join(f"CAST(f{i} <> '' AS INT)" for i in range(n))
+        connection.execute(
+            "CREATE TABLE items AS SELECT * FROM cleaned QUALIFY row_number() OVER "
+            f"(PARTITION BY item ORDER BY {filled} DESC, row) = 1; DROP TABLE cleaned"
+        )
+
+    def _values(
+        self, label: str, ids: list[str], values: list[Any], is_json: bool
+    ) -> tuple[list[str], list[str | None]]:
+        """The texts of a chunk, and the texts as written where they differ."""
+        texts, as_written = [], []
+        for item, value in zip(ids, values, strict=True):
+            try:
+                text, written = self._value(label, json.loads(value) if is_json and value is not None else value)
+                "".join((text, written)).encode()
+            except (ValueError, RecursionError) as error:
+                raise InputError(self._no_text(label, item, error)) from None
+            texts.append(text)
+            as_written.append(None if written == text else written)
+        return texts, as_written
+
+    def _no_text(self, label: str, item: str, error: Exception) -> str:
+        column = self.fields[label]
+        reason = "is not UTF-8" if isinstance(error, UnicodeError) else shown(error)
+        if isinstance(error, RecursionError):
+            reason = "is nested too deep"
+        return (
+            f"{self.source.path}: column `{shown(column)}` ({shown(self.source.columns[column])}), item "
+            f"`{shown(item)}`: {reason}; write it as text (UTF-8), or choose other columns by `fields`"
+        )
+
+    def _value(self, label: str, value: Any) -> tuple[str, str]:
+        repairs = self.repairs
+        repaired_text, written = repaired(value, self.is_html, repairs[HTML], repairs[CHARACTERS])
+        text = self.tidy(self.fields[label], repaired_text)
+        if not text:
+            if is_given(value):
+                self.emptied[label].add(plain(value), "")
+            return "", ""  # junk tells nothing apart
+        return text, text if written == repaired_text else written
 
 
 def _leave_out_rare(connection: duckdb.DuckDBPyConnection, labels: list[str]) -> dict[str, float]:
@@ -275,7 +317,7 @@ def _leave_out_rare(connection: duckdb.DuckDBPyConnection, labels: list[str]) ->
     averages = ", ".join(f"avg(CAST(f{i} <> '' AS INT))" for i in range(len(labels)))
     shares = connection.execute(f"SELECT {averages} FROM items").fetchall()[0]
     common = [i for i, share in enumerate(shares) if share >= RARE]
-    columns = "".join(f", f{i} AS f{j}" for j, i in enumerate(common))
+    columns = "".join(f", f{i} AS f{j}, w{i} AS w{j}" for j, i in enumerate(common))
     connection.execute(f"CREATE OR REPLACE TABLE items AS SELECT item, row{columns} FROM items")
     return {label: round(share, 4) for label, share in zip(labels, shares, strict=True) if share < RARE}
 

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from calrec_lite.data.domain import Catalogue, Domain, Sequences
+from calrec_lite.data.faults import shown
 
 
 def statistics(catalogue: Catalogue, sequences: Sequences) -> dict[str, Any]:
@@ -52,6 +53,8 @@ def describe(domain: Domain) -> str:
         f"  read            {_n(info['read']['rows'])} rows, {_n(info['read']['item_records'])} item records"
         f" ({_n(info['read']['duplicate_item_records'])} of them repeat an item)",
     ]
+    if info.get("times"):
+        lines.append(f"  times           read as {info['times']}")
     for reason, drops in info["dropped"].items():
         if drops["events"]:
             others = "".join(f", {_n(n)} {what}" for what, n in drops.items() if what != "events")
@@ -60,10 +63,22 @@ def describe(domain: Domain) -> str:
         lines.append(
             f"  emptied         {_n(n):>11} values of {label} that were no text but markup, scripts or fillers"
         )
+        lines += _changes(info.get("emptied", {}).get(label))
+    for what, tally in info.get("repairs", {}).items():
+        lines.append(f"  repaired        {_n(tally['values']):>11} values: {what}")
+        lines += _changes(tally)
+    if apart := info.get("kept_apart", {}).get("values"):
+        lines.append(f"  kept apart      {_n(apart):>11} items that the repair would have made equal stay as written")
+        lines += _changes(info["kept_apart"])
     for label, share in info["labels_left_out"].items():
         lines.append(f"  left out        {label}: only {share:.1%} of the items have it")
     if info["merged_items"]:
         lines.append(f"  merged          {_n(info['merged_items']):>11} items into others with the same text")
+    if alike := info.get("worded_alike", {}).get("values"):
+        lines.append(
+            f"  worded alike    {_n(alike):>11} of these texts; another `text.missing` or `text.field` keeps them apart"
+        )
+        lines += _changes(info["worded_alike"])
     least, median, mean, most = (numbers["length"][key] for key in ("min", "median", "mean", "max"))
     lines.append(f"  events a user   {least} to {_n(most)}, median {median:g}, mean {mean:g}")
     lines.append(f"  held out        by {domain.holdout}; {_n(numbers['training_events'])} events are for training")
@@ -84,6 +99,12 @@ def _example(domain: Domain) -> str:
     fields = domain.catalogue.fields[len(domain.catalogue) // 2]
     text = ", ".join(f"{label}: {value}" for label, value in fields.items())
     return text if len(text) <= 100 else text[:97] + "..."
+
+
+def _changes(tally: dict[str, Any] | None) -> list[str]:
+    """Up to three values before and after."""
+    pairs = tally["examples"] if tally else []
+    return [f"                              `{shown(before)}` -> `{shown(after)}`" for before, after in pairs]
 
 
 def _n(number: int) -> str:

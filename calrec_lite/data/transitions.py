@@ -113,7 +113,7 @@ class Transitions:
             InputError: the file is damaged.
         """
         try:
-            table = pq.read_table(path, schema=SCHEMA)
+            table = pq.read_table(path, schema=SCHEMA, partitioning=None)
         except (pa.ArrowException, OSError) as error:
             raise InputError(f"{path}: not readable ({str(error).splitlines()[0]}); export again") from None
         rows, columns = (
@@ -121,10 +121,10 @@ class Transitions:
         )
         known = (rows >= 0) & (columns >= 0)
         at, shape = (rows[known], columns[known]), (n_items, n_items)
-        weights, followed = (
-            _sparse(table[name].fill_null(0).to_numpy()[known], *at, shape) for name in ("weight", "followed")
-        )
-        return cls(weights, followed)
+        values = [table[name].fill_null(0).to_numpy()[known] for name in ("weight", "followed")]
+        if not all((np.isfinite(column) & (column >= 0)).all() for column in values):
+            raise InputError(f"{path}: holds counts that are none; export again")
+        return cls(*(_sparse(column, *at, shape) for column in values))
 
 
 def recent_items(histories: Sequence[History], last: int, decay: float, n_items: int) -> Any:

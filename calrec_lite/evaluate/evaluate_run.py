@@ -10,11 +10,12 @@ from typing import Any
 
 from calrec_lite.claim import claimed
 from calrec_lite.data.domain import Domain
-from calrec_lite.errors import InputError
+from calrec_lite.errors import InputError, RunError
 from calrec_lite.evaluate.baselines import BASELINE_NAMES, build_baseline
 from calrec_lite.evaluate.baselines.fast import FAST, by_parts
 from calrec_lite.evaluate.baselines.sasrec import require_cornac
 from calrec_lite.evaluate.protocol import Protocol, Ranker, evaluate_system
+from calrec_lite.evaluate.settings import fitted_weights
 from calrec_lite.evaluate.store import read_metrics, write_results
 from calrec_lite.files import atomic_path, copy_matching, size_and_time, write_json
 from calrec_lite.fitting.fit import require_users
@@ -66,12 +67,14 @@ def evaluate_run(run: Run, trained: bool = True, folder: Path | None = None) -> 
     # Decided once for all models, which are of one size: with a model in memory the answer could be different.
     placed = placement(run.weights, run.loading)
     settings = {"recommend": recipe.recommend.model_dump(), "quantised": placed[0], "dtype": run.dtype.dtype}
+    settings["fitted"] = fitted_weights(run) if trained else None
     target_folder = folder or run.evaluation
     unfinished = target_folder.with_name(f"{target_folder.name}.part")
     identity = {**settings, **_identity(run, domain, protocol.record(cases), trained)}
     with claimed(unfinished):
         results = _earlier_results(unfinished, identity)
-        for name, make_ranker in _ranker_factories(run, trained, placed).items():
+        factories = _ranker_factories(run, trained, placed)
+        for name, make_ranker in factories.items():
             if name in results.get("systems", {}):
                 print(f"{name}: measured already")
                 continue
@@ -80,6 +83,11 @@ def evaluate_run(run: Run, trained: bool = True, folder: Path | None = None) -> 
             system = evaluate_system(make_ranker(), system_cases, protocol)
             free_memory()  # before the next one is loaded
             results = write_results(unfinished, domain, protocol, cases, {name: system}, settings)
+        if lost := factories.keys() - results["systems"].keys():
+            raise RunError(
+                f"{unfinished}: removed by something else, and what was measured of {', '.join(sorted(lost))} with it; "
+                "the same command measures it again"
+            )
         with atomic_path(target_folder) as temporary:  # copied: killed at any moment, one of both is whole
             temporary.mkdir()
             copy_matching(unfinished, temporary, RESULTS)

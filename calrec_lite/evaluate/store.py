@@ -128,7 +128,7 @@ def read_metrics(folder: Path) -> dict[str, Any]:
 def read_rankings(folder: Path, columns: list[str]) -> pa.Table:
     """Columns of the rankings.parquet in `folder`. Raises InputError if it is damaged."""
     try:
-        return pq.read_table(folder / "rankings.parquet", columns=columns)
+        return pq.read_table(folder / "rankings.parquet", columns=columns, partitioning=None)
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"{folder / 'rankings.parquet'}: not readable ({reason}); evaluate again") from None

@@ -12,6 +12,7 @@ from calrec_lite.fitting.opening import IDENTITY_FILE, fitted_folder, is_fitted,
 from calrec_lite.package.layout import FITTED, TRANSITIONS, PackageInfo, write_package
 from calrec_lite.package.save import complete_model, copy_model, refuse_foreign
 from calrec_lite.run import Run
+from calrec_lite.stored import MANIFEST
 from calrec_lite.training.handover import stage_origin
 
 
@@ -52,7 +53,7 @@ def export_adapter(run: Run, to: Path) -> Path:
         )
     refuse_foreign(to)
     with atomic_path(to) as temporary:
-        shutil.copytree(run.stages[-1].adapter, temporary)
+        shutil.copytree(run.stages[-1].intact(run.stages[-1].adapter), temporary)
         copy_matching(origin, temporary, TERMS)
         config = json.loads((temporary / "adapter_config.json").read_text(encoding="utf-8"))
         config |= {"base_model_name_or_path": base_name(run.recipe), "revision": run.recipe.base.revision}
@@ -64,7 +65,7 @@ def export_adapter(run: Run, to: Path) -> Path:
 def _copy_fitted(run: Run, merged: Path, to: Path) -> None:
     if not is_fitted(run, merged):  # trained with other lists in the recipe
         open_recommender(run, merged)
-    shutil.copytree(fitted_folder(run, merged), to / FITTED, ignore=shutil.ignore_patterns(IDENTITY_FILE))
+    shutil.copytree(fitted_folder(run, merged), to / FITTED, ignore=shutil.ignore_patterns(IDENTITY_FILE, MANIFEST))
 
 
 def _describe(folder: Path, run: Run, adapter: bool = False) -> None:
@@ -90,4 +91,4 @@ def _describe(folder: Path, run: Run, adapter: bool = False) -> None:
     wanted = recipe.recommend.transitions or recipe.recommend.fits or recipe.loss.effective_collaborative
     if recipe.export.catalogue and wanted:
         Transitions.of(domain).save(folder / TRANSITIONS, domain.catalogue.ids)
-    (folder / "README.md").write_text(render_card(run, adapter), encoding="utf-8")
+    (folder / "README.md").write_text(render_card(run, adapter, options.strategy), encoding="utf-8")

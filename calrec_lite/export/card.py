@@ -9,6 +9,7 @@ import yaml
 
 from calrec_lite import __version__
 from calrec_lite.errors import InputError
+from calrec_lite.evaluate.settings import changed_settings
 from calrec_lite.evaluate.store import read_metrics
 from calrec_lite.evaluate.tables import table, weights_table
 from calrec_lite.fitting.opening import fitted_folder
@@ -16,15 +17,20 @@ from calrec_lite.recipe import Recipe, resolved
 from calrec_lite.recommend.fusion import WEIGHTS_FILE
 from calrec_lite.run import Run
 
+SHOWN = 200  # characters of a text of others
 
-def render_card(run: Run, adapter: bool = False) -> str:
+
+def render_card(run: Run, adapter: bool = False, strategy: str | None = None) -> str:
     """The card's text: what was trained on what, how it was measured, how to use it.
 
     Args:
         adapter: whether it is of the adapter alone.
+        strategy: by which the folder makes lists; default: the recipe's.
     """
     recipe = run.recipe
-    results = _results(run)
+    strategy = strategy or recipe.recommend.strategy
+    results, note = _results(run, strategy)
+    system = _system(results, strategy)
     base = base_name(recipe)
     metadata = {
         "library_name": "peft" if adapter else "transformers",
@@ -33,19 +39,20 @@ def render_card(run: Run, adapter: bool = False) -> str:
         **({"license": recipe.base.license} if recipe.base.license else {}),
         **({"base_model": base} if _on_hub(base) else {}),
         **({"datasets": hub} if (hub := _hub_datasets(run)) else {}),
-        **({"model-index": [_model_index(recipe.name, results)]} if results else {}),
+        **({"model-index": [_model_index(recipe.name, results, system)]} if results and system else {}),
     }
     domain = run.domain(recipe.target)
     parts = [
         f"---\n{yaml.safe_dump(metadata, sort_keys=False)}---",
         f"# {recipe.name}",
-        f"A sequential recommender for `{domain.name}` ({len(domain.catalogue):,} items), finetuned from `{base}` by "
-        f"the method of CALRec with calrec-lite {__version__}. "
-        f"Licence of the base: {recipe.base.license or 'see there'}.",
-        *([] if not recipe.export.catalogue else [_USE_ADAPTER.format(base=base) if adapter else _USE]),
+        f"A sequential recommender for `{domain.name}` ({len(domain.catalogue):,} items), finetuned from {_code(base)} "
+        f"by the method of CALRec with calrec-lite {__version__}. "
+        f"Licence of the base: {_licence(recipe.base.license)}.",
+        *([] if not recipe.export.catalogue else [_USE_ADAPTER.format(base=_code(base)) if adapter else _USE]),
         *(["## Lists", _weights(run)] if recipe.recommend.fits and recipe.export.catalogue and not adapter else []),
         "## Results",
-        table(results) if results else "Not evaluated yet: run `calrec-lite evaluate` and export again.",
+        *([table(results)] if results else []),
+        *([note] if note else []),
         "## Stages",
         _stages(run.stage_metrics()),
         "## Data",
@@ -53,7 +60,7 @@ def render_card(run: Run, adapter: bool = False) -> str:
         "## Limits",
         f"{_LIMITS} {_NEW_ITEMS}" if recipe.export.catalogue else f"{_LIMITS} {_NO_CATALOGUE}",
         "## Recipe",
-        f"```yaml\n{yaml.safe_dump(_public_recipe(recipe), sort_keys=False, allow_unicode=True)}```",
+        _block("yaml", yaml.safe_dump(_short(_public_recipe(recipe)), sort_keys=False, allow_unicode=True)),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -69,6 +76,38 @@ def _weights(run: Run) -> str:
     )
 
 
+def _licence(name: str | None) -> str:
+    if name is None:
+        return "see there"
+    return name if re.fullmatch(r"[\w.+-]{1,100}", name) else _code(name)
+
+
+def _code(text: str) -> str:
+    """A text of others as Markdown code in a line; a long one is cut."""
+    line = _short(" ".join(text.split()))
+    mark = "`" * (_backticks(line) + 1)
+    return f"{mark} {line} {mark}" if "`" in line else f"{mark}{line}{mark}"
+
+
+def _block(language: str, text: str) -> str:
+    """Lines as Markdown code, closed by a fence that is not in them."""
+    fence = "`" * max(3, _backticks(text) + 1)
+    return f"{fence}{language}\n{text}{fence}"
+
+
+def _backticks(text: str) -> int:
+    return max(map(len, re.findall("`+", text)), default=0)
+
+
+def _short(value: Any) -> Any:
+    """A value of a recipe, or all within it: labels and wording that are long are cut."""
+    if isinstance(value, dict):
+        return {_short(key): _short(below) for key, below in value.items()}
+    if isinstance(value, list):
+        return [_short(below) for below in value]
+    return f"{value[:SHOWN]}..." if isinstance(value, str) and len(value) > SHOWN else value
+
+
 def base_name(recipe: Recipe) -> str:
     """The base's public name: no path of this machine."""
     return _public(recipe.base.model).partition("#")[0]
@@ -77,7 +116,7 @@ def base_name(recipe: Recipe) -> str:
 def _public(source: str) -> str:
     """A Hub id or an address as it is; a path of this machine without its folders."""
     path = source.partition("#")[0]
-    return source if "://" in path or _on_hub(path) else Path(path).expanduser().resolve().name
+    return source if re.match("[a-z]+://", path) or _on_hub(path) else Path(path).expanduser().resolve().name
 
 
 def _public_recipe(recipe: Recipe) -> dict[str, Any]:
@@ -113,7 +152,7 @@ recommender.recommend([["a title", "another title"]], k=10)
 
 _USE_ADAPTER = (
     "This is the LoRA adapter alone. `calrec-lite merge BASE ADAPTER TO` adds this folder, as ADAPTER, to the "
-    "weights of `{base}` in the folder BASE; PEFT loads it onto them as it is."
+    "weights of {base} in the folder BASE; PEFT loads it onto them as it is."
 )
 
 
@@ -128,13 +167,31 @@ _NEW_ITEMS = (
 _NO_CATALOGUE = "The catalogue is not part of this export: put its `catalogue.jsonl` beside `calrec.json` to use it."
 
 
-def _results(run: Run) -> dict[str, Any] | None:
-    """The run's evaluation; None where it is missing, not complete, or of other data than the recipe's target."""
+def _results(run: Run, strategy: str) -> tuple[dict[str, Any] | None, str]:
+    """The run's evaluation, if it is of the recipe's data and of lists as they are made now, and what is to be said."""
+    again = "run `calrec-lite evaluate` and export again."
     try:
         results = read_metrics(run.evaluation)
     except InputError:
+        return None, f"Not evaluated yet: {again}"
+    if results["domain"]["fingerprint"] != run.domain(run.recipe.target).fingerprint:
+        return None, f"Not evaluated yet: {again}"
+    if changes := changed_settings(run, results):
+        return None, f"Not evaluated since the settings of its lists have changed ({'; '.join(changes)}): {again}"
+    if strategy == run.recipe.recommend.strategy:
+        return results, ""
+    row = _system(results, strategy)
+    measured = f"they are row `{row}`" if row else "they were not measured"
+    return results, f"From this folder alone lists are made by `{strategy}`: {measured}."
+
+
+def _system(results: dict[str, Any] | None, strategy: str) -> str | None:
+    """The system of an evaluation whose lists are those of the final model by `strategy`; None: not measured."""
+    if not results:
         return None
-    return results if results["domain"]["fingerprint"] == run.domain(run.recipe.target).fingerprint else None
+    same = results.get("recommend", {}).get("strategy", strategy) == strategy
+    name = "final" if same else f"final_{strategy}"
+    return name if name in results["systems"] else None
 
 
 def _stages(stages: dict[str, Any]) -> str:
@@ -171,11 +228,11 @@ def _data(run: Run) -> str:
     return "\n".join(lines)
 
 
-def _model_index(name: str, results: dict[str, Any]) -> dict[str, Any]:
+def _model_index(name: str, results: dict[str, Any], system: str) -> dict[str, Any]:
     domain = results["domain"]
     metrics = [
         {"type": metric, "value": round(interval["value"], 4), "name": metric}
-        for metric, interval in results["systems"]["final"].items()
+        for metric, interval in results["systems"][system].items()
     ]
     return {
         "name": name,

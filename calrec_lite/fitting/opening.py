@@ -21,6 +21,7 @@ from calrec_lite.recommend.readings import PARTS
 from calrec_lite.recommend.recommender import Recommender, batches, lists_in_memory
 from calrec_lite.recommend.user_tower import History
 from calrec_lite.run import Run
+from calrec_lite.stored import require_unchanged, write_manifest
 
 IDENTITY_FILE = "fitted_to.json"  # in a folder of fitted readings: to what
 
@@ -38,8 +39,12 @@ def open_recommender(
         transitions: count what followed what even where the lists do without it.
         placed: how the weights are loaded; default: what `placement` decides.
         options: how lists are made; default: as the recipe says.
+
+    Raises:
+        InputError: the weights are not what the run wrote.
     """
     recipe = run.recipe
+    run.require_intact(folder)
     options = options or recipe.recommend
     loading = run.loading.model_copy(update={"attention": "sdpa"})  # a tree of continuations needs a special mask
     towers = Towers(load_model(folder, loading, *(placed or placement(folder, loading))))
@@ -79,6 +84,7 @@ def fitted(run: Run, folder: Path, alone: Recommender, options: Recommend) -> Fu
         temporary.mkdir()
         fusion.save(temporary, domain.catalogue.ids)
         write_json(temporary / IDENTITY_FILE, _asked(run, folder, options))
+        write_manifest(temporary, ["*.parquet", "*.safetensors"])  # not the weights: `tune` writes them anew
     print(f"weights: {fusion.described}")
     # Vectors are kept in 16 bits: lists are the same now and whenever it is opened again.
     return Fusion.open(
@@ -102,6 +108,7 @@ def kept_fusion(run: Run, folder: Path, options: Recommend) -> Fusion | None:
         stored = json.loads((place / IDENTITY_FILE).read_text(encoding="utf-8"))
         if {key: stored[key] for key in asked} != asked:
             return None
+        require_unchanged(place)
         require_fitted(place, options.strategy)
         domain = run.domain(run.recipe.target)
         return Fusion.open(

@@ -7,6 +7,7 @@ import numpy as np
 
 from calrec_lite.data.domain import Catalogue
 from calrec_lite.data.transitions import Transitions
+from calrec_lite.errors import InputError
 from calrec_lite.prior.collaborative import CollaborativePrior
 from calrec_lite.text.encoding import Encoder, Tokens, require_distinct
 from calrec_lite.text.template import Template
@@ -70,9 +71,13 @@ def encode_catalogue(
     """
     template = Template(encoder.text, catalogue.labels if labels is None else tuple(labels))
     texts = [template.item(f) for f in catalogue.fields]
-    tokens = encoder.limit(encoder.items(texts, progress))
-    require_distinct(name, texts, tokens)
-    trie = Trie.build(tokens)
+    whole = encoder.items(texts, progress)
+    try:
+        tokens = encoder.limit(whole)
+        require_distinct(name, texts, tokens)
+        trie = Trie.build(tokens)
+    except ValueError as error:  # a tokenizer without a sign of its own for the end of every text
+        raise InputError(f"domain `{name}`: {error}; this base's tokenizer does not suit these items") from None
     counts = np.zeros(len(tokens), np.int64) if counts is None else counts
     bias = (prior * np.log(trie.below(counts + 1.0))).astype(np.float32)
     mixed = None if transitions is None else CollaborativePrior(trie, counts, transitions, collaborative, prior)

@@ -18,9 +18,8 @@ def generation_loss(hidden: Tensor, head: Tensor, chunk: Chunk) -> Tensor:
         hidden: (B, T, D) states after the final norm.
         head: (V, D) weights of the LM head.
 
-    The caller divides by the positions of the whole optimiser step. With `softmax: catalogue` the
-    probability is over the children of the trie's fork and positions without a fork cost nothing;
-    the chunk's `vocabulary_weight` adds so much of the loss over the vocabulary.
+    The caller divides by the positions of the whole optimiser step. With `softmax: catalogue` the probability is over
+    the children of a fork of the trie; the chunk's `vocabulary_weight` adds so much of the loss over the vocabulary.
     """
     flat = hidden.flatten(0, 1)  # (B * T, D)
     if chunk.forks is None:
@@ -76,10 +75,9 @@ class _HeadLoss(_GradientInForward):
 def catalogue_nll(states: Tensor, head: Tensor, forks: Forks) -> Tensor:
     """(F,) -log P(child taken | children of the fork).
 
-    Only the columns of tokens that are children somewhere in the chunk are computed; each fork then
-    gathers its own, so no mask over the vocabulary exists. The logits start from the items' popularity and
-    the user's transitions (`prior`; logit adjustment, Menon et al. 2021): the model learns how a user differs.
-    They are scaled down (`loss.logit_scale`): a language model predicts words far better than it can purchases.
+    Only columns of tokens that are children somewhere in the chunk are computed; each fork gathers its own. The logits
+    start from the items' popularity and the user's transitions (`prior`; logit adjustment, Menon et al. 2021). They are
+    scaled down (`loss.logit_scale`): a language model predicts words far better than it can purchases.
 
     Args:
         states: (F, D) the state that decides each fork. head: (V, D), frozen: it gets no gradient.
@@ -88,8 +86,7 @@ def catalogue_nll(states: Tensor, head: Tensor, forks: Forks) -> Tensor:
 
 
 class _ForkLoss(_GradientInForward):
-    """As `_HeadLoss`: loss and gradient of a slice of forks at a time, for the forks of a large catalogue have children
-    all over the vocabulary."""
+    """As `_HeadLoss`, a slice of forks at a time: those of a large catalogue have children all over the vocabulary."""
 
     @staticmethod
     def forward(ctx: Any, states: Tensor, children: Tensor, forks: Forks) -> Tensor:

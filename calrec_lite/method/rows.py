@@ -16,7 +16,7 @@ from calrec_lite.text.encoding import Encoder, Row
 class DomainRows:
     """A domain's windows: row i is `items[start[i] : end[i]]` of `user[i]`'s part of the flat item sequence.
 
-    `length` is in tokens.
+    `length` is in tokens, those of items that do not fit counted too, up to `Encoder.longest_row`.
     """
 
     catalogue: EncodedCatalogue
@@ -110,7 +110,8 @@ def _rows(
 ) -> DomainRows:
     item_tokens = np.array([len(t) for t in catalogue.tokens])[items] + len(encoder.next)
     total = np.concatenate([[0], np.cumsum(item_tokens)])
-    length = np.minimum(total[end] - total[start], encoder.text.max_history_tokens + encoder.text.max_item_tokens)
+    around = len(encoder.start) + len(encoder.first) - len(encoder.next) + 1  # what a row has beside its items
+    length = np.minimum(total[end] - total[start] + around, encoder.longest_row)
     return DomainRows(catalogue, items, user, start, end, length)
 
 

@@ -1,11 +1,9 @@
 """The two-tower step: one gradient of the objective, however it is cut into micro-batches (docs/method.md, 3).
 
-Where a whole step fits in memory it is plain autograd. Otherwise the item vectors are computed first, without a
-graph. With `direction: user_to_item` an anchor's contrastive terms need them and no other anchor, so each chunk of
-rows is run once, and the item texts once more, with the gradient at their vectors that all chunks have added up. The
-other directions need every anchor's vectors at once: rows, too, are run without a graph first, and again with it
-(GradCache, Gao et al. 2021), unless `offload` keeps all their graphs. Memory is that of one chunk. Random states are
-recorded in the first pass and replayed in the second, so that dropout is the same in both.
+Where a whole step fits in memory it is plain autograd. Otherwise item vectors are computed first, without a graph. With
+`direction: user_to_item` an anchor's terms need these and no other anchor: each chunk of rows runs once, item texts
+once more, by the gradient that chunks gathered at their vectors. In the other directions rows, too, run without a graph
+first (GradCache, Gao et al. 2021), unless `offload` keeps all graphs. Dropout is the same in both passes.
 """
 
 from collections.abc import Callable, Iterator
@@ -89,14 +87,12 @@ def _cached(towers: Towers, batch: StepBatch, loss: Loss, weight: float, backwar
     texts, item_rng = _texts(towers, batch)
     with torch.no_grad():  # the likelihood is computed where it is needed: with its graph
         rows, row_rng = _outputs_and_rng(lambda c: towers.rows(c, likelihood=backward is None), batch.chunks)
-    user = torch.cat([r.user for r in rows]).requires_grad_()
-    target = torch.cat([r.target for r in rows]).requires_grad_()
+    user, target = (torch.cat(own).requires_grad_() for own in zip(*((r.user, r.target) for r in rows)))
     nll = torch.stack([r.nll for r in rows]).sum()
     with torch.enable_grad():
         tt, ut = _contrastive(user, target, texts, batch, loss)
-        if backward:
-            (loss.alpha * tt + loss.beta * ut).backward()
     if backward:
+        (loss.alpha * tt + loss.beta * ut).backward()
         rng_after = rng_state(batch.anchor_item.device)
         sizes = [len(chunk.anchor_row) for chunk in batch.chunks]
         gradients = _grad(user).split(sizes), _grad(target).split(sizes)

@@ -1,7 +1,7 @@
 """The base LLM and its tokenizer: where they come from, how they are loaded, how the adapter is put in."""
 
-import json
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +9,10 @@ import torch
 from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
-from safetensors import SafetensorError, safe_open
+from peft.utils.other import get_pattern_key
 from safetensors.torch import load_file
 from torch import nn
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
@@ -25,7 +24,16 @@ from transformers import (
 from calrec_lite.errors import InputError, RunError
 from calrec_lite.files import BESIDE_WEIGHTS, atomic_path, cache_folder, file_sha256
 from calrec_lite.model.device import choose_dtype, device
-from calrec_lite.model.merge import shards
+from calrec_lite.model.merge import shards, stored_tensors
+from calrec_lite.model.whole import (
+    REMEDY,
+    SAFELY,
+    one_line,
+    refused,
+    require_complete,
+    require_finite,
+    require_whole,
+)
 from calrec_lite.recipe import Base, Lora
 from calrec_lite.sources import fetch, snapshot
 
@@ -37,7 +45,7 @@ def base_folder(base: Base) -> Path:
     folder (packed weights can be neither trained nor merged onto).
 
     Raises:
-        InputError: if there is no such model, or it has no safetensors.
+        InputError: if there is no such model, it has no safetensors, or they are not whole.
     """
     location = base.model.partition("#")[0]
     if location.endswith(".gguf"):
@@ -49,8 +57,7 @@ def base_folder(base: Base) -> Path:
         raise InputError(f"base.model: {folder} holds no config.json, so it is no transformers model")
     if not any(folder.glob("*.safetensors")):
         raise InputError(f"base.model: {folder} holds no *.safetensors (pickled weights are never loaded)")
-    if "quantization_config" in json.loads((folder / "config.json").read_text(encoding="utf-8")):
-        raise InputError(f"base.model: {base.model} is quantised already; name its unquantised original")
+    require_whole(folder, base.trust_remote_code)
     return folder
 
 
@@ -63,16 +70,21 @@ def _from_hub(base: Base) -> Path:
 def _unpack_gguf(path: Path, name: str) -> Path:
     folder = cache_folder() / "bases" / f"{path.stem}-{file_sha256(path)[:16]}"
     if (folder / "config.json").is_file():
+        require_whole(folder)
         return folder
     print(f"unpacking {name.partition('#')[0]} to bf16, once")
     source: dict[str, Any] = {"gguf_file": path.name, "local_files_only": True}
-    try:
+    with refused(f"base.model: {path} cannot be read as GGUF"):
         tokenizer = AutoTokenizer.from_pretrained(path.parent, **source)
-        model = AutoModelForCausalLM.from_pretrained(
-            path.parent, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16, **source
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            path.parent,
+            quantization_config=GgufConfig(dequantize=True),
+            dtype=torch.bfloat16,
+            output_loading_info=True,
+            **source,
         )
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"base.model: {path} cannot be read as GGUF: {str(error).splitlines()[0]}") from None
+    model, info = loaded
+    require_complete(info, path)
     with atomic_path(folder) as temporary:
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
@@ -81,12 +93,8 @@ def _unpack_gguf(path: Path, name: str) -> Path:
 
 def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """The tokenizer of a local model folder. Raises InputError where there is none."""
-    try:
+    with refused(f"{folder}: has no tokenizer that can be loaded"):
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{folder}: has no tokenizer that can be loaded: {' '.join(str(error).split())[:300]}"
-        ) from None
 
 
 Placement = tuple[bool, torch.device]  # whether quantised, and where
@@ -111,8 +119,7 @@ def loaded_bytes(folder: Path, base: Base) -> int:
     """Bytes of a folder's full weights in `base.dtype`, in whatever dtype they are stored."""
     parameters = 0
     for file in shards(folder):
-        with safe_open(file, "pt") as weights:
-            parameters += sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
+        parameters += sum(math.prod(entry["shape"]) for entry in stored_tensors(file)[0].values())
     return parameters * int(getattr(torch, choose_dtype(base, folder).dtype).itemsize)
 
 
@@ -135,30 +142,29 @@ def load_model(
 
     Raises:
         InputError: transformers cannot load it so: an architecture or attention that it does not know or has not
-            installed.
+            installed; or its weights are not whole, or no numbers.
         RunError: there is not memory enough for it.
     """
     dtype = getattr(torch, choose_dtype(base, folder, where).dtype)
     if quantisation is None and quantised:
         quantisation = _quantisation(base, dtype)
     try:
-        _require_causal(folder, base)
-        model = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=dtype,
-            quantization_config=quantisation,
-            device_map={"": where or device()},
-            attn_implementation=base.attention,
-            trust_remote_code=base.trust_remote_code,
-            local_files_only=True,
-        )
-    except (ImportError, ValueError, OSError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise InputError(f"base: {base.model} with attention: {base.attention} cannot be loaded: {reason}") from None
-    except torch.OutOfMemoryError:
+        with refused(f"{folder} with attention: {base.attention} cannot be loaded"):
+            require_whole(folder, base.trust_remote_code)
+            model = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=dtype,
+                quantization_config=quantisation,
+                device_map={"": where or device()},
+                attn_implementation=base.attention,
+                trust_remote_code=base.trust_remote_code,
+                **SAFELY,
+            )
+            require_finite(model, shards(folder) if quantisation else None, folder)
+    except (RuntimeError, MemoryError) as error:  # `refused` leaves out only what says that memory lacks
         raise RunError(
             f"out of memory while {folder} was loaded: free the GPU, or load it in 4 bits (`recommend --4bit`; a run: "
-            "base.load_in_4bit: true under another `name`)"
+            f"base.load_in_4bit: true under another `name`) ({one_line(error)})"
         ) from None
     model.config.use_cache = False
     if dtype is not torch.bfloat16:  # the type in which bitsandbytes' fused kernel for NF4 on a CPU multiplies
@@ -191,14 +197,39 @@ def is_quantised(model: nn.Module) -> bool:
 
 
 def load_adapter_weights(model: PeftModel, folder: Path) -> None:
-    """Put the weights of a saved adapter into the one that is there."""
-    set_peft_model_state_dict(model, load_file(folder / "adapter_model.safetensors"))
+    """Put the weights of a saved adapter into the one that is there.
+
+    Raises:
+        InputError: some are missing, of another shape, of other layers, or no numbers.
+    """
+    with refused(f"{folder}: its adapter cannot be loaded"):
+        tensors = load_file(folder / "adapter_model.safetensors")
+        found: Any = set_peft_model_state_dict(model, tensors)
+    missing = [name for name in found.missing_keys if ".lora_" in name]
+    bad = [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]
+    for names, fault in (
+        (missing, "lacks"),
+        (found.unexpected_keys, "fits another model: it has"),
+        (bad, "has NaN in"),
+    ):
+        if names:
+            raise InputError(f"{folder}: its adapter {fault} {names[0]} ({len(names)} tensors); {REMEDY}")
 
 
-def _require_causal(folder: Path, base: Base) -> None:
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=base.trust_remote_code, local_files_only=True)
-    if config.is_encoder_decoder:
-        raise InputError(f"base.model: {base.model} is an encoder-decoder; a causal language model is needed")
+def require_positions(model: PreTrainedModel | PeftModel, tokens: int) -> None:
+    """Raise InputError for rows beyond the base's own length: learned positions end there, rotary ones were never
+    trained further."""
+    if tokens > (known := positions(model.config)):
+        raise InputError(
+            f"text: rows have up to {tokens} tokens, and this base reads {known} (max_position_embeddings): set "
+            "text.max_history_tokens, text.max_items or text.max_item_tokens lower"
+        )
+
+
+def positions(config: Any) -> int:
+    """Tokens that a model reads; no end where its config names none."""
+    known = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return known if isinstance(known, int) and known > 0 else sys.maxsize
 
 
 def lora_config(lora: Lora) -> LoraConfig:
@@ -235,14 +266,18 @@ def add_lora(
     if gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.enable_input_require_grads()
-    try:
-        if carried:
-            adapted = PeftModel.from_pretrained(model, str(carried), is_trainable=True)
-        else:
-            adapted = get_peft_model(model, config)
-    except ValueError as error:
-        raise InputError(f"base.lora: {' '.join(str(error).split())[:200]}") from None
-    return ready_adapter(adapted)
+    if carried:
+        with refused(f"{carried}: not a LoRA adapter"):
+            config = LoraConfig.from_pretrained(str(carried))
+        config.inference_mode = False  # as which it was saved
+    asked = [] if isinstance(config.target_modules, str) else list(config.target_modules or [])  # PEFT changes it
+    with refused("base.lora"):
+        adapted = get_peft_model(model, config)  # type: ignore[arg-type]  # its hint knows no LoraConfig
+    _require_each_applies(adapted, asked, [*(config.rank_pattern or {}), *(config.alpha_pattern or {})])
+    ready = ready_adapter(adapted)
+    if carried:
+        load_adapter_weights(ready, carried)
+    return ready
 
 
 def ready_adapter(adapted: PeftModel) -> PeftModel:
@@ -252,6 +287,18 @@ def ready_adapter(adapted: PeftModel) -> PeftModel:
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     return adapted
+
+
+def _require_each_applies(adapted: PeftModel, targets: list[str], patterns: list[str]) -> None:
+    """Raise InputError where a name adapts nothing while others do: PEFT passes over it in silence."""
+    layers = [n.removeprefix("base_model.model.") for n, m in adapted.named_modules() if isinstance(m, LoraLayer)]
+    unused = [name for name in targets if not any(f".{layer}".endswith(f".{name}") for layer in layers)]
+    unused += [key for key in patterns if not any(get_pattern_key([key], layer) == key for layer in layers)]
+    if unused:
+        kinds = sorted({layer.rpartition(".")[2] for layer in layers})
+        raise InputError(
+            f"base.lora.targets: {', '.join(unused)} adapts no layer of this base; adapted: {', '.join(kinds)}"
+        )
 
 
 def _require_linear(adapted: PeftModel) -> None:

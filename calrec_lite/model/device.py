@@ -22,6 +22,8 @@ PROBE_SECONDS = 0.1
 PROBE_TOKENS = 128  # in a product, enough for it to be bound by arithmetic
 PROBE_WEIGHTS = 1 << 18  # a larger layer is cut to so many: a product then takes some milliseconds of one thread
 FASTER = 0.9  # of float32's time, or less: a gain large enough that a second probe would find it again
+USUAL = 1024, 4096  # width of the states, and of the MLP between them
+WIDEST = 1 << 17  # no model is: a config that says so would take memory for the probe
 SLOWER = 1.5  # times as long as float32: worth a warning where the recipe asks for the type
 AMPERE = (8, 0)  # compute capability from which a GPU multiplies bfloat16
 
@@ -108,9 +110,10 @@ def _sizes(folder: Path) -> tuple[int, int]:
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         text = config.get("text_config", config)
-        return int(text["hidden_size"]), int(text["intermediate_size"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return 1024, 4096
+        sizes = int(text["hidden_size"]), int(text["intermediate_size"])
+        return sizes if all(0 < size <= WIDEST for size in sizes) else USUAL
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
+        return USUAL
 
 
 def half_time(half: torch.dtype, hidden: int, inner: int) -> float:

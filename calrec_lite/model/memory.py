@@ -4,6 +4,7 @@ import ctypes
 import gc
 import sys
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -43,6 +44,15 @@ def _widest(model: PeftModel) -> int:
 def state_bytes(model: PeftModel) -> int:
     """Bytes of a number of the states."""
     return model.get_input_embeddings().weight.dtype.itemsize
+
+
+def cache_bytes(decoder: Any) -> int:
+    """Bytes of a token's keys and values in all layers, as a config says; 0 where it does not."""
+    text = decoder.config.get_text_config()
+    heads = getattr(text, "num_attention_heads", None) or 0
+    width = getattr(text, "head_dim", None) or (text.hidden_size // heads if heads else 0)
+    groups = getattr(text, "num_key_value_heads", None) or heads
+    return 2 * int(getattr(text, "num_hidden_layers", 0)) * groups * width * next(decoder.parameters()).dtype.itemsize
 
 
 def free_bytes(device: torch.device) -> int:

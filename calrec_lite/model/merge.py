@@ -12,12 +12,15 @@ import torch
 from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 from peft import LoraConfig
 from peft.utils.other import get_pattern_key
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
 
 from calrec_lite.errors import InputError
 from calrec_lite.files import BESIDE_WEIGHTS, atomic_path, copy_matching
+from calrec_lite.model.whole import REMEDY, read_config, refused, require_plain_folder, require_whole
+from calrec_lite.stored import read_object
 
 NEVER_QUANTISED = re.compile(r"embed|lm_head|norm")  # what transformers leaves unquantised in a 4-bit model
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
@@ -66,11 +69,11 @@ def merge_adapter(
         InputError: if the adapter does nothing, does not fit the base, or is of a kind that cannot be merged here.
     """
     deltas = _read_deltas(adapter)
-    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
-    if "quantization_config" in config:
-        raise InputError(f"{base}: the base's own weights are quantised; merge onto the unquantised original")
     files = shards(base)
-    shapes = {_module(key): entry["shape"] for shard in files for key, entry in _header(shard)[0].items()}
+    require_plain_folder(base)
+    if "auto_map" not in read_config(base):  # a base's own code is not run to merge
+        require_whole(base)
+    shapes = {_module(key): entry["shape"] for shard in files for key, entry in stored_tensors(shard)[0].items()}
     missing = sorted(key for key, d in deltas.items() if shapes.get(key) != [d.b.shape[0], d.a.shape[1]])
     if missing:
         raise InputError(
@@ -94,8 +97,11 @@ def shards(base: Path) -> list[Path]:
     """
     index = base / "model.safetensors.index.json"
     names = {"model.safetensors"}
-    if index.is_file():
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    if index.is_file() and not (base / "model.safetensors").is_file():  # of both, transformers takes the one file
+        places = read_object(index, REMEDY).get("weight_map")
+        names = set(map(str, places.values())) if isinstance(places, dict) else set()
+        if not names or any(Path(name).name != name for name in names):
+            raise InputError(f"{index}: its `weight_map` does not give each tensor a file beside it; {REMEDY}")
     if missing := sorted(name for name in names if not (base / name).is_file()):
         raise InputError(f"{base}: lacks {', '.join(missing)}; download the base again, with its safetensors")
     return [base / name for name in sorted(names)]
@@ -108,25 +114,37 @@ def _module(key: str) -> str:
 
 def _read_deltas(adapter: Path) -> dict[str, Delta]:
     """Name of the base's tensor -> what is added to it."""
-    try:
+    with refused(f"{adapter}: not a LoRA adapter"):
         config = LoraConfig.from_pretrained(str(adapter))
         tensors = load_file(adapter / "adapter_model.safetensors")
-    except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"{adapter}: not a LoRA adapter: {str(error).splitlines()[0]}") from None
     require_plain(config, str(adapter))
     names = sorted(k.removesuffix(".lora_A.weight") for k in tensors if k.endswith(".lora_A.weight"))
     extra = [k for k in tensors if not re.search(r"\.lora_(A|B|magnitude_vector)(\.weight)?$", k)]
     if extra:
         raise InputError(f"{adapter}: holds weights that are no LoRA ({extra[0]}); they cannot be merged")
     deltas = {}
-    for name in names:
-        a, b = tensors[f"{name}.lora_A.weight"], tensors[f"{name}.lora_B.weight"]
-        magnitude = tensors.get(f"{name}.lora_magnitude_vector")
-        layer = name.removeprefix("base_model.model.")
-        deltas[f"{layer}.weight"] = Delta(a, b, _scaling(config, layer, a.shape[0]), magnitude)
+    with refused(f"{adapter}: not a LoRA adapter"):
+        for name in names:
+            layer = name.removeprefix("base_model.model.")
+            deltas[f"{layer}.weight"] = _delta(tensors, name, config)
+    if bad := [n for n, t in tensors.items() if not bool(t.isfinite().all())]:
+        raise InputError(f"{adapter}: {bad[0]} holds what is no number (NaN or infinite): train it again")
     if not deltas or not any(bool(d.b.any()) for d in deltas.values()):
         raise InputError(f"{adapter}: does nothing (every lora_B is zero): was it trained?")
     return deltas
+
+
+def _delta(tensors: dict[str, Tensor], name: str, config: LoraConfig) -> Delta:
+    """A layer's adapter. Raises ValueError or KeyError where its parts do not belong together."""
+    a, b = tensors[f"{name}.lora_A.weight"], tensors[f"{name}.lora_B.weight"]
+    magnitude = tensors.get(f"{name}.lora_magnitude_vector")
+    fits = a.ndim == b.ndim == 2 and a.shape[0] == b.shape[1] > 0
+    if not fits or (magnitude is not None and magnitude.shape != b.shape[:1]):
+        raise ValueError(f"the parts of {name} do not fit each other")
+    scaling = _scaling(config, name.removeprefix("base_model.model."), a.shape[0])
+    if not math.isfinite(scaling):
+        raise ValueError(f"lora_alpha is {scaling}")
+    return Delta(a, b, scaling, magnitude)
 
 
 def require_plain(config: LoraConfig, name: str) -> None:
@@ -161,7 +179,7 @@ def _write_shard(source: Path, to: Path, deltas: dict[str, Delta], onto: str, ba
 
     Read, not mapped: a mapped file would count as memory from the first touch of each page to the end.
     """
-    entries, begin = _header(source)
+    entries, begin = stored_tensors(source)
     header = json.dumps({"__metadata__": {"format": "pt"}, **entries}, separators=(",", ":")).encode()
     header += b" " * (-len(header) % 8)
     with source.open("rb") as file, to.open("wb") as out:
@@ -180,19 +198,20 @@ def _write_shard(source: Path, to: Path, deltas: dict[str, Delta], onto: str, ba
             bar.update(1)
 
 
-def _header(shard: Path) -> tuple[dict[str, Any], int]:
-    """The tensors of a safetensors file by name, in the order of their bytes, and where these begin."""
-    try:
+def stored_tensors(shard: Path) -> tuple[dict[str, Any], int]:
+    """The tensors of a safetensors file by name, in the order of their bytes, and where these begin.
+
+    Raises:
+        InputError: the file is not whole.
+    """
+    with refused(f"{shard}: not a whole safetensors file; {REMEDY}"):
+        with safe_open(shard, "pt"):  # the library checks sizes and places
+            pass
         with shard.open("rb") as file:
             size = struct.unpack("<Q", file.read(8))[0]
             entries = json.loads(file.read(size))
-    except (struct.error, ValueError):
-        raise InputError(f"{shard}: not a whole safetensors file; download the base again") from None
     entries.pop("__metadata__", None)
-    ordered = dict(sorted(entries.items(), key=lambda entry: entry[1]["data_offsets"]))
-    if shard.stat().st_size != 8 + size + max((e["data_offsets"][1] for e in ordered.values()), default=0):
-        raise InputError(f"{shard}: not a whole safetensors file; download the base again")
-    return ordered, 8 + size
+    return dict(sorted(entries.items(), key=lambda entry: entry[1]["data_offsets"])), 8 + size
 
 
 def _copy(file: IO[bytes], out: IO[bytes], size: int) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import re
 import time
 from collections import Counter
@@ -88,10 +89,11 @@ def choose_files(folder: Path) -> Upload:
     """Sort the files of an export into what is sent and what is not.
 
     Raises:
-        InputError: if `folder` is no export, or a weights file is missing or cut off.
+        InputError: if `folder` is no export, a weights file is missing or cut off, or a link leads out of it.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
+    _refuse_links_out(folder)
     files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
     sizes = {name: path.stat().st_size for name, path in files.items() if _matches(name, _ALLOWED)}
     missing = [name for name in ("calrec.json", "README.md") if name not in sizes]
@@ -107,6 +109,16 @@ def choose_files(folder: Path) -> Upload:
     top_counts = Counter(name.partition("/")[0] + ("/" if "/" in name else "") for name in files if name not in sizes)
     left_out = [f"{top} ({count} files)" if count > 1 else top for top, count in top_counts.items()]
     return Upload(folder, sizes, left_out)
+
+
+def _refuse_links_out(folder: Path) -> None:
+    """What a link leads to may be any file of this machine, under the name of one that is sent."""
+    for path in folder.rglob("*"):
+        target = Path(os.path.realpath(path))  # `resolve` breaks at a link to itself
+        if path.is_symlink() and not (target.is_relative_to(folder.resolve()) and target.exists()):
+            raise InputError(
+                f"{path}: is a link out of the folder, or to nothing; put the file itself in its place, or remove it"
+            )
 
 
 def _matches(name: str, patterns: tuple[str, ...]) -> bool:

@@ -15,7 +15,7 @@ from calrec_lite.data.transitions import Transitions
 from calrec_lite.errors import InputError
 from calrec_lite.files import BESIDE_WEIGHTS, size_and_time
 from calrec_lite.method.catalogue import EncodedCatalogue, encode_catalogue
-from calrec_lite.recipe import Recommend, Section, Text
+from calrec_lite.recipe import Recommend, Section, Share, Text
 from calrec_lite.sources import snapshot
 from calrec_lite.text.encoding import Encoder
 
@@ -36,10 +36,10 @@ class PackageInfo(Section):
     dtype: Literal["bfloat16", "float16", "float32"] = Field(description="in which it was trained and measured")
     text: Text
     recommend: Recommend
-    prior: float = Field(description="weight of the items' log training counts in their logits")
-    logit_scale: float = Field(1.0, description="of the LM head's logits, to which these are added")
-    collaborative: float = Field(0.0, description="weight of a user's transitions beside the counts in `prior`")
-    seed: int
+    prior: Share = Field(description="weight of the items' log training counts in their logits")
+    logit_scale: float = Field(1.0, gt=0, le=1e3, description="of the LM head's logits, to which these are added")
+    collaborative: Share = Field(0.0, description="weight of a user's transitions beside the counts in `prior`")
+    seed: int = Field(ge=0, lt=2**32)
 
 
 class Line(Section):
@@ -47,7 +47,7 @@ class Line(Section):
 
     id: str
     fields: dict[str, str]
-    count: NonNegativeInt = Field(0, description="how often the item was trained on; 0 for a new one")
+    count: NonNegativeInt = Field(0, lt=2**40, description="how often the item was trained on; 0 for a new one")
     also: list[str] = Field([], description="ids of further items of the same text")
 
 
@@ -153,11 +153,11 @@ def open_package(source: str | Path, revision: str | None = None) -> Package:
     """
     folder = locate(source, revision)
     try:
-        info = PackageInfo.model_validate_json((folder / NAME).read_text(encoding="utf-8"))
+        info = PackageInfo.model_validate_json((folder / NAME).read_bytes())
     except FileNotFoundError:
         raise InputError(f"{source}: no {NAME} in it; name a folder that `calrec-lite export` wrote") from None
     except ValueError as error:
-        raise InputError(f"{folder / NAME}: {str(error).splitlines()[0]}; written by another version?") from None
+        raise InputError(f"{folder / NAME}: {_first(error)}; written by another version?") from None
     if (folder / "adapter_config.json").is_file():
         raise InputError(f"{source}: an adapter alone; export without --adapter to recommend from it")
     lines = folder / CATALOGUE
@@ -167,6 +167,14 @@ def open_package(source: str | Path, revision: str | None = None) -> Package:
     counts = np.array([i.count for i in items], np.int64)
     aliases = {alias: n for n, i in enumerate(items) for alias in (i.id, *i.also)}
     return Package(folder, info, [i.id for i in items], [i.fields for i in items], counts, aliases)
+
+
+def _first(error: ValueError) -> str:
+    """What is wrong first, and with which key; not the value, which is foreign."""
+    if not isinstance(error, ValidationError):
+        return str(error).splitlines()[0]
+    first = error.errors(include_input=False)[0]
+    return f"`{'.'.join(map(str, first['loc']))}`: {first['msg']}" if first["loc"] else str(first["msg"])
 
 
 def _read_catalogue(file: Path, labels: Sequence[str]) -> list[Line]:

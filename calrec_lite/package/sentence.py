@@ -26,8 +26,9 @@ def write_sentence_files(folder: Path, encoder: Encoder) -> None:
         scores = users @ items.T                       # cosines: all rows have length 1
 
     `encode` gives the same vectors for both kinds of text, but only `encode_document` cuts an item at
-    `max_item_tokens` as `Encoder.limit` does. (`encode` is right for items that differ beyond it only, which
-    `Encoder.limit` leaves whole, and for one of exactly that length whose line break is part of a token.)
+    `max_item_tokens` as `Encoder.limit` does. (Neither is right for items that differ beyond it only, which are cut
+    by a catalogue, and for one with a control token's name in its text, which is that token here; `encode` is right
+    for one of exactly that length whose line break is part of a token.)
     Nothing cuts a history at `max_history_tokens`: pass the items that fit, as `Encoder.recent` picks them. A
     text beyond the model's own positions loses its end (`max_seq_length`).
 

@@ -8,9 +8,12 @@ import pyarrow.compute as pc
 
 from calrec_lite.data.domain import Domain, Split
 from calrec_lite.errors import InputError, RunError
+from calrec_lite.evaluate.settings import changed_settings
 from calrec_lite.evaluate.store import read_rankings
 from calrec_lite.fitting.opening import open_recommender
 from calrec_lite.run import Run
+
+SHOWN = 200  # characters of a title, a user's name, a reason
 
 
 @dataclass(frozen=True)
@@ -49,28 +52,34 @@ def examples(
     rows = [rows[i] for i in np.sort(drawn)]
     user_index = {user: u for u, user in enumerate(domain.sequences.users)}
     item_index = {item: i for i, item in enumerate(domain.catalogue.ids)}
-    titles = domain.catalogue.titles
+    titles = list(map(_short, domain.catalogue.titles))
     histories = [_history(domain, user_index[row["user"]], split) for row in rows]
     reasons_by_item: list[dict[str, str]] = [{} for _ in rows]
     note = "Lists without reasons, as asked."
     if reasons:
         try:
-            if results.get("recommend") != run.recipe.recommend.model_dump(mode="json"):
-                raise InputError("`recommend` in the recipe has changed since they were measured")
+            if changes := changed_settings(run, results):
+                raise InputError(f"they were measured with other settings ({'; '.join(changes)})")
             reasons_by_item = _reasons(run, system, histories)
             note = "The reasons are of a second pass over the same histories; its rounding may differ a little."
         except (InputError, RunError) as error:
             note = f"Lists without reasons: {error}."
     return [
         Example(
-            user=row["user"],
+            user=_short(row["user"]),
             history=[titles[i] for i in history],
             target=titles[item_index[row["target"]]],
             rank=row["rank"],
-            items=[Listed(titles[item_index[i]], reason_of.get(i, ""), i == row["target"]) for i in row["list"]],
+            items=[
+                Listed(titles[item_index[i]], _short(reason_of.get(i, "")), i == row["target"]) for i in row["list"]
+            ],
         )
         for row, history, reason_of in zip(rows, histories, reasons_by_item)
     ], note
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
 def _history(domain: Domain, user: int, split: Split) -> list[int]:

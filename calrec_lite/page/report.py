@@ -14,6 +14,7 @@ from calrec_lite.data.report import describe
 from calrec_lite.errors import InputError
 from calrec_lite.evaluate.baselines import BASELINE_NAMES
 from calrec_lite.evaluate.compare import compare
+from calrec_lite.evaluate.settings import changed_settings
 from calrec_lite.evaluate.store import read_metrics
 from calrec_lite.evaluate.tables import caption, measured_on
 from calrec_lite.files import atomic_path
@@ -62,6 +63,7 @@ def write_report(run: Run, reasons: bool = True) -> Path:
         "results": results,
         "measured_on": measured_on(results),
         "caption": caption(results),
+        "changes": "; ".join(changed_settings(run, results)),
         "subject": subject,
         "metrics": _metric_names(results),
         **_systems(run, results, subject),

@@ -2,7 +2,7 @@
 
 from calrec_lite.recipe.listing import Fused, Recommend, TowerSettings
 from calrec_lite.recipe.measuring import Evaluate, Holdout, MiniLMSettings, SASRecSettings
-from calrec_lite.recipe.section import Section
+from calrec_lite.recipe.section import Section, Share
 from calrec_lite.recipe.sections import (
     Ablate,
     Base,
@@ -36,6 +36,7 @@ __all__ = [
     "Recommend",
     "SASRecSettings",
     "Section",
+    "Share",
     "Stage",
     "Text",
     "TowerSettings",

@@ -19,7 +19,7 @@ FREE = {
 }
 SECTIONS = ("seed", "base", "domains", "text", "stages", "loss", "optim")  # how lists are made may change afterwards
 # Data are compared by the fingerprint of what was prepared, wherever it lay and whatever its columns are called.
-READING = ("reader", "interactions", "items", "columns", "fields")
+READING = ("reader", "interactions", "items", "columns", "fields", "html")
 
 
 def without_free(values: dict[str, Any]) -> dict[str, Any]:

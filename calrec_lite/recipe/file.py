@@ -1,6 +1,7 @@
 """Recipe files: YAML with `extends` and `--set`, read with line numbers, every error reported at once."""
 
 import difflib
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, get_args
@@ -11,8 +12,12 @@ from pydantic import BaseModel, ValidationError
 from calrec_lite.errors import InputError
 from calrec_lite.files import atomic_path
 from calrec_lite.recipe import Recipe, resolved
+from calrec_lite.recipe.reading import KeyPath, Place, read_resolved, read_value, read_values
 
-KeyPath = tuple[str | int, ...]
+SHOWN = 200  # characters of a name or a value in an error
+MOST_FILES = 30  # of which a recipe is merged
+MOST_MISTAKES = 20  # that are reported
+SECRET = re.compile(r"(?i)(^|[_.-])(token|secret|password|passwd|passphrase|credentials?|auth|key|apikey)$")
 PACKAGE = Path(__file__).parents[1]
 
 
@@ -32,23 +37,23 @@ def load_recipe(source: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     Raises:
         InputError: with every mistake found, each with file, line and, where one is near, a suggestion.
     """
-    lines: dict[KeyPath, str] = {}
-    values = _read(_find(str(source), None), lines, ())
+    lines: dict[KeyPath, Place] = {}
+    values = _read(_find(str(source), None), lines, (), [])
     for override in overrides:
         _override(values, override, lines)
     return check_recipe(values, lines)
 
 
-def check_recipe(values: Any, lines: dict[KeyPath, str] | None = None) -> Recipe:
+def check_recipe(values: Any, lines: dict[KeyPath, Place] | None = None) -> Recipe:
     """Turn plain data into a Recipe. Raises InputError with all mistakes."""
     lines = lines or {}
     try:
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
-        raise InputError(_report(((_trim(e["loc"], values), _message(e)) for e in error.errors()), lines)) from None
+        raise InputError(_report(_mistake(e, _trim(e["loc"], values), lines) for e in error.errors())) from None
     cross_errors = recipe.cross_errors()
     if cross_errors:
-        raise InputError(_report(cross_errors, lines))
+        raise InputError(_report(_said(_place(path, lines), path, message) for path, message in cross_errors))
     return recipe
 
 
@@ -64,81 +69,50 @@ def load_resolved(path: Path) -> Recipe:
     Raises:
         InputError: it was damaged.
     """
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError) as error:
-        raise _not_yaml(path, error) from None
-    return check_recipe(values)
-
-
-def _not_yaml(source: object, error: Exception) -> InputError:
-    """For a YAMLError, or a ValueError: UnicodeDecodeError is one."""
-    return InputError(f"{source}: not valid YAML: {' '.join(str(error).split())}")
+    return check_recipe(read_resolved(path))
 
 
 def _find(name: str, folder: Path | None) -> Path:
     candidates = [Path(name)] if folder is None else [folder / name]
     candidates += [builtin_folder() / name, builtin_folder() / f"{name}.yaml"]
     for path in candidates:
-        if path.is_file():
-            return path
+        try:
+            if path.is_file():
+                return path
+        except OSError as error:  # a folder that may not be entered, a name that is too long
+            raise InputError(f"{_cut(name)}: cannot be read: {error.strerror}") from None
     near = difflib.get_close_matches(name, [p.stem for p in builtin_folder().glob("*.yaml")], 1)
     hint = f"; did you mean `{near[0]}`?" if near else ""
-    raise InputError(f"{name}: no such recipe file, and no built-in recipe of that name{hint}")
+    raise InputError(f"{_cut(name)}: no such recipe file, and no built-in recipe of that name{hint}")
 
 
-def _read(path: Path, lines: dict[KeyPath, str], seen: tuple[Path, ...]) -> Any:
-    """The values of a file merged over those it extends; `lines` receives the place of each key."""
+def _read(path: Path, lines: dict[KeyPath, Place], seen: tuple[Path, ...], read: list[Path]) -> Any:
+    """The values of a file merged over those it extends; `lines` receives the place of each key.
+
+    Args:
+        seen: the files by way of which it is extended. read: all that were read so far.
+    """
+    own = not seen
     if path.resolve() in seen:
         raise InputError(f"{path}: extends itself by way of {' -> '.join(map(str, seen))}")
-    try:
-        file_lines: dict[KeyPath, str] = {}
-        node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-        values = _construct(node, (), path, file_lines) if node is not None else {}
-    except (yaml.YAMLError, ValueError) as error:
-        raise _not_yaml(path, error) from None
+    file_lines: dict[KeyPath, Place] = {}
+    values = read_values(path, own, file_lines)
     if not isinstance(values, dict):
         raise InputError(f"{path}: a recipe is a mapping of sections (base:, domains:, ...)")
+    if values and not own and not any(_near(str(key), [*Recipe.model_fields, "extends"]) for key in values):
+        raise InputError(f"{path}: is extended, and no recipe: it has none of {', '.join(Recipe.model_fields)}")
     parents = values.pop("extends", [])
     parents = [parents] if isinstance(parents, str) else parents
     if not isinstance(parents, list) or not all(isinstance(p, str) for p in parents):
         raise InputError(f"{path}: extends: give a file name or a list of them")
+    read.append(path)
+    if len(read) + len(parents) > MOST_FILES:
+        raise InputError(f"{path}: extends: more than {MOST_FILES} files with those that these extend")
     merged: Any = {}
     for parent in parents:
-        merged = _merge(merged, _read(_find(parent, path.parent), lines, (*seen, path.resolve())))
+        merged = _merge(merged, _read(_find(parent, path.parent), lines, (*seen, path.resolve()), read))
     lines.update(file_lines)
     return _merge(merged, values)
-
-
-def _construct(node: yaml.Node, at: KeyPath, path: Path, lines: dict[KeyPath, str]) -> Any:
-    lines.setdefault(at, f"{path}:{node.start_mark.line + 1}")
-    if isinstance(node, yaml.MappingNode):
-        out: dict[Any, Any] = {}
-        for key_node, value_node in node.value:
-            if not isinstance(key_node, yaml.ScalarNode):
-                raise InputError(
-                    f"{path}:{key_node.start_mark.line + 1}: a key must be a single word; quote text in braces"
-                )
-            key = _scalar(key_node)
-            if key in out:
-                raise InputError(f"{path}:{key_node.start_mark.line + 1}: key `{key}` appears twice")
-            lines[(*at, key)] = f"{path}:{key_node.start_mark.line + 1}"
-            out[key] = _construct(value_node, (*at, key), path, lines)
-        return out
-    if isinstance(node, yaml.SequenceNode):
-        return [_construct(child, (*at, i), path, lines) for i, child in enumerate(node.value)]
-    return _scalar(node) if isinstance(node, yaml.ScalarNode) else None
-
-
-def _scalar(node: yaml.ScalarNode) -> Any:
-    loader = yaml.SafeLoader("")
-    value = loader.construct_object(node)
-    if isinstance(value, str) and node.style is None:  # YAML 1.1 reads 1e-3 as text
-        try:
-            return float(value) if set(value) <= set("0123456789.eE+-") and any(c.isdigit() for c in value) else value
-        except ValueError:
-            return value
-    return value
 
 
 def _merge(below: Any, above: Any) -> Any:
@@ -149,36 +123,42 @@ def _merge(below: Any, above: Any) -> Any:
     return above
 
 
-def _override(values: Any, override: str, lines: dict[KeyPath, str]) -> None:
+def _override(values: Any, override: str, lines: dict[KeyPath, Place]) -> None:
     key, equals, text = override.partition("=")
+    place = Place(_cut(f"--set {key}=..." if SECRET.search(key) else f"--set {override}"))
     if not equals or not key:
-        raise InputError(f"--set {override}: write it as key.sub=value")
-    try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        value = _construct(node, (), Path("--set"), {}) if node is not None else None
-    except (yaml.YAMLError, ValueError) as error:
-        raise _not_yaml(f"--set {override}", error) from None
-    parts: list[str | int] = [int(p) if p.isdigit() else p for p in key.split(".")]
+        raise InputError(f"{place}: write it as key.sub=value")
+    value = read_value(text, place)
+    path: list[str | int] = []
     section = values
-    for part in parts[:-1]:
-        if isinstance(section, list) and isinstance(part, int) and part < len(section):
-            section = section[part]
-        elif isinstance(section, dict):
+    *above, last = key.split(".")
+    for part in above:
+        if isinstance(section, dict):
+            path.append(part)
             section = section.setdefault(part, {})
+        elif isinstance(section, list) and (position := _position(part, section)) is not None:
+            path.append(position)
+            section = section[position]
         else:
-            raise InputError(f"--set {override}: there is no `{part}` on the way to `{key}`")
-    last = parts[-1]
+            raise InputError(f"{place}: there is no `{_cut(part)}` on the way to `{_cut(key)}`")
     if isinstance(section, list):
-        if not isinstance(last, int) or last >= len(section):
-            raise InputError(f"--set {override}: `{last}` is not a position in a list of {len(section)}")
-        section[last] = value
+        position = _position(last, section)
+        if position is None:
+            raise InputError(f"{place}: `{_cut(last)}` is not a position in a list of {len(section)}")
+        section[position] = value
     elif isinstance(section, dict):
         section[last] = value
     else:
-        raise InputError(f"--set {override}: `{'.'.join(map(str, parts[:-1]))}` is a single value, not a section")
-    for n in range(1, len(parts)):
-        lines.setdefault(tuple(parts[:n]), f"--set {override}")
-    lines[tuple(parts)] = f"--set {override}"
+        raise InputError(f"{place}: `{_cut('.'.join(above))}` is a single value, not a section")
+    path.append(last if isinstance(section, dict) else int(last))
+    for n in range(1, len(path)):
+        lines.setdefault(tuple(path[:n]), place)
+    lines[tuple(path)] = place
+
+
+def _position(part: str, section: list[Any]) -> int | None:
+    """The place in a list that `part` names."""
+    return int(part) if re.fullmatch("[0-9]{1,9}", part) and int(part) < len(section) else None
 
 
 def _trim(location: tuple[int | str, ...], values: Any) -> KeyPath:
@@ -196,20 +176,44 @@ def _trim(location: tuple[int | str, ...], values: Any) -> KeyPath:
     return tuple(out)
 
 
-def _message(error: Any) -> str:
+def _mistake(error: Any, path: KeyPath, lines: dict[KeyPath, Place]) -> str:
+    """What to say of a mistake. Of files that are only extended nothing is quoted."""
+    place = _place(path, lines)
     if error["type"] == "extra_forbidden":
         keys = _keys_at(error["loc"][:-1])
-        near = difflib.get_close_matches(str(error["loc"][-1]), keys, 1)
-        hint = f"did you mean `{near[0]}`?" if near else f"known: {', '.join(keys)}"
-        return f"unknown key; {hint}"
+        near = _near(str(error["loc"][-1]), keys)
+        hint = f"did you mean `{near}`?" if near else f"known: {', '.join(keys)}"
+        return _said(place, path if place.own or near else path[:-1], f"unknown key; {hint}")
     if error["type"] == "missing":
-        return "is missing"
+        return _said(place, path, "is missing")
     message = error["msg"].removeprefix("Value error, ")
-    return (
-        f"{message[0].lower()}{message[1:]} (got {error['input']!r})"
-        if not isinstance(error["input"], dict)
-        else message
-    )
+    secret = any(SECRET.search(str(part)) for part in path)
+    shown = _shown(error["input"]) if place.own and not secret else ""
+    return _said(place, path, f"{message[0].lower()}{message[1:]}{shown}")
+
+
+def _said(place: Place, path: KeyPath, message: str) -> str:
+    return f"{place}: {_cut('.'.join(map(str, path)) or 'recipe')}: {message}"
+
+
+def _cut(text: str) -> str:
+    """A text in one line that is not too long to be shown."""
+    line = " ".join(text.split())
+    return line if len(line) <= SHOWN else f"{line[:SHOWN]}..."
+
+
+def _shown(value: Any) -> str:
+    """A single value as an error shows it; sections and lists are not."""
+    if value is None or isinstance(value, list | dict):
+        return ""
+    if isinstance(value, int) and abs(value) >= 10**30:  # Python writes none of more than 4,300 digits
+        return " (got a very large number)"
+    return f" (got {_cut(repr(value))})"
+
+
+def _near(key: str, known: list[str]) -> str | None:
+    """The known key that one was perhaps meant to be."""
+    return next(iter(difflib.get_close_matches(key, known, 1)), None) if len(key) <= SHOWN else None
 
 
 def _keys_at(location: KeyPath) -> list[str]:
@@ -227,9 +231,11 @@ def _has_keys(annotation: Any) -> bool:
     return bool(get_args(annotation)) or (isinstance(annotation, type) and issubclass(annotation, BaseModel))
 
 
-def _report(errors: Iterable[tuple[KeyPath, str]], lines: dict[KeyPath, str]) -> str:
-    out = []
-    for path, message in dict.fromkeys(errors):
-        place = next((lines[path[:n]] for n in range(len(path), -1, -1) if path[:n] in lines), "recipe")
-        out.append(f"{place}: {'.'.join(map(str, path)) or 'recipe'}: {message}")
-    return "\n".join(out)
+def _place(path: KeyPath, lines: dict[KeyPath, Place]) -> Place:
+    """Where a key, or what is nearest above it, was said."""
+    return next((lines[path[:n]] for n in range(len(path), -1, -1) if path[:n] in lines), Place("recipe"))
+
+
+def _report(mistakes: Iterable[str]) -> str:
+    out = list(dict.fromkeys(mistakes))
+    return "\n".join([*out[:MOST_MISTAKES], *([f"and {len(out) - MOST_MISTAKES} more"] if out[MOST_MISTAKES:] else [])])

@@ -2,9 +2,9 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
-from calrec_lite.recipe.section import Section, Share
+from calrec_lite.recipe.section import Count, Few, Many, Positive, Section, Share, Weight
 
 
 class Recommend(Section):
@@ -15,31 +15,31 @@ class Recommend(Section):
         description="fused: all readings (docs/method.md, 8), and the LLM's likelihood of the best items by them; "
         "fast: the same without the LLM; the others by the LLM alone",
     )
-    k: PositiveInt = 10
+    k: Many = 10
     exclude_seen: bool = Field(True, description="never recommend what is in the history")
     score: Literal["catalogue", "vocabulary"] = Field(
         "catalogue", description="beam, rerank: probabilities among the items, or of their texts among all texts"
     )
-    beams: PositiveInt = 20
-    samples: PositiveInt = Field(32, description="sample: texts drawn per user [S]")
-    temperature: PositiveFloat = Field(0.5, description="sample [S]")
-    eps: PositiveFloat = Field(1 / 5000, description="sample: of the quasi-round-robin [S]")
+    beams: Few = 20
+    samples: Few = Field(32, description="sample: texts drawn per user [S]")
+    temperature: Annotated[float, Field(ge=1e-3, le=1e3)] = Field(0.5, description="sample [S]")
+    eps: Positive = Field(1 / 5000, description="sample: of the quasi-round-robin [S]")
     order: Literal["likelihood", "paper"] = Field(
         "likelihood", description="sample: exact matches first, or BM25 only [S]"
     )
-    rerank: PositiveInt = Field(
+    rerank: Many = Field(
         100, description="rerank: items closest to v_U, fused: best items by `fast`, that are scored exactly"
     )
-    fusion: Annotated[float, Field(ge=0)] = Field(
+    fusion: Weight = Field(
         0.0, description="rerank: this much of the cosine is added to the log-probability; see `calrec-lite tune`"
     )
-    transitions: Annotated[float, Field(ge=0)] = Field(
+    transitions: Weight = Field(
         0.0,
         description="rerank: this much of the log of what followed the last items in training is added, and the items "
         "it puts first become candidates too; see `calrec-lite tune`",
     )
     index: Literal["exact", "faiss"] = Field("exact", description="dense, rerank: faiss beyond some million items")
-    batch_tokens: PositiveInt = Field(
+    batch_tokens: Count = Field(
         4096, description="prompt tokens decoded together (memory); a shorter prompt counts as one of 64"
     )
 
@@ -57,21 +57,21 @@ class Recommend(Section):
 class TowerSettings(Section):
     """The light user tower, trained over the finished model's item vectors (docs/method.md, 8)."""
 
-    dim: PositiveInt = 128
-    layers: PositiveInt = 1
-    heads: PositiveInt = 2
-    length: PositiveInt = Field(20, description="latest items of a history that it reads; more where they are long")
+    dim: Few = 128
+    layers: Few = 1
+    heads: Few = 2
+    length: Few = Field(20, description="latest items of a history that it reads; more where they are long")
     dropout: Share = 0.5
     memory: bool = Field(True, description="a vector of its own for each item, added to that of its text")
-    learning_rate: PositiveFloat = 1e-3
-    weight_decay: Annotated[float, Field(ge=0)] = 0.1
-    batch_size: PositiveInt = Field(128, description="stretches of `length` items of one step")
-    negatives: PositiveInt | None = Field(
+    learning_rate: Positive = 1e-3
+    weight_decay: Weight = 0.1
+    batch_size: Many = Field(128, description="stretches of `length` items of one step")
+    negatives: Many | None = Field(
         None, description="items drawn for the softmax of a step, for catalogues beyond some 100,000; null: all items"
     )
-    epochs: PositiveInt = Field(40, description="at most")
-    patience: PositiveInt = Field(4, description="stop after so many epochs without a better NDCG@10 on validation")
-    valid_users: PositiveInt | None = Field(5000, description="users, drawn by the seed, for that; null: all")
+    epochs: Count = Field(40, description="at most")
+    patience: Count = Field(4, description="stop after so many epochs without a better NDCG@10 on validation")
+    valid_users: Count | None = Field(5000, description="users, drawn by the seed, for that; null: all")
 
     @model_validator(mode="after")
     def _divides(self) -> "TowerSettings":
@@ -84,7 +84,7 @@ class Fused(Section):
     """What `strategy: fused` and `fast` add up, and how their weights are fitted on validation users."""
 
     tower: TowerSettings = TowerSettings()
-    users: PositiveInt | None = Field(5000, description="for the weights; null: all")
-    likelihood_users: PositiveInt = Field(
+    users: Count | None = Field(5000, description="for the weights; null: all")
+    likelihood_users: Count = Field(
         300, description="of those whose next item is a candidate, for the weights with the LLM's likelihood"
     )

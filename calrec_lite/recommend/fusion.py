@@ -19,6 +19,7 @@ from calrec_lite.recommend.readings import PARTS, Readings, added_up
 from calrec_lite.recommend.user_tower import History
 
 WEIGHTS_FILE = "weights.json"
+LARGEST = 1e6  # weight of a reading
 LIKELIHOOD = "likelihood"  # the part that only the LLM knows
 UNREAD = {"popularity": 1.0}  # weights where no item of a history is known: the fitted ones are of users who have some
 Likelihood = Callable[[Sequence[np.ndarray]], list[np.ndarray]]  # each user's items -> their log-probabilities
@@ -147,8 +148,8 @@ def _read_weights(folder: Path) -> tuple[dict[str, float], dict[str, float] | No
         for weights in (fast, fused or {LIKELIHOOD: 1.0}):
             if not weights or not weights.keys() <= {*PARTS, LIKELIHOOD}:
                 raise ValueError("a weight of no part")
-            if not np.isfinite([*map(float, weights.values())]).all():
-                raise ValueError("a weight that is no number")
+            if not (np.abs([*map(float, weights.values())]) <= LARGEST).all():
+                raise ValueError("a weight that is no number, or none that could be fitted")
         if LIKELIHOOD in fast or (fused is not None and LIKELIHOOD not in fused):
             raise ValueError("the likelihood belongs to `fused`, and only there")
     except FileNotFoundError:

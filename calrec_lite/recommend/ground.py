@@ -14,7 +14,12 @@ EXTRA_MATCHES = 100  # BM25 matches that are computed beyond the length of a lis
 
 def normalised(text: str) -> str:
     """Text as it is compared: case and runs of blanks do not matter."""
-    return " ".join(text.casefold().split())
+    return one_line(text.casefold())
+
+
+def one_line(text: str) -> str:
+    """Text without runs of blanks."""
+    return " ".join(text.split())
 
 
 class Grounder:
@@ -22,12 +27,12 @@ class Grounder:
 
     Args:
         texts: each item as the template writes it.
-        cut: items with more than `text.max_item_tokens`, of which the model knows a shorter text -> that text.
+        cut: items that may have more than `text.max_item_tokens` -> the text that the model knows them by.
     """
 
     def __init__(self, texts: Sequence[str], cut: Mapping[int, str] | None = None) -> None:
-        self.exact = {normalised(t): i for i, t in (cut or {}).items()}
-        self.exact |= {normalised(t): i for i, t in reversed(list(enumerate(texts)))}
+        written = [*(cut or {}).items(), *reversed(list(enumerate(texts)))]  # the last one stands
+        self.exact = {normalised(t): i for i, t in written} | {one_line(t): i for i, t in written}
         self.size = len(texts)
         words = _words(texts)
         self.index: bm25s.BM25 | None = None  # None: no text has a word
@@ -85,7 +90,7 @@ class Grounder:
 
         for text in texts:
             factor = math.exp(eps * best_logprob[text])
-            exact_item = self.exact.get(normalised(text)) if order == "likelihood" else None
+            exact_item = self._exact_item(text) if order == "likelihood" else None
             how = "BM25" if exact_item is None else "exact"
             for item, b in bm25_matches(text) if exact_item is None else [(exact_item, 1.0)]:
                 if factor * b > chosen.get(item, (0.0, ""))[0]:
@@ -99,6 +104,10 @@ class Grounder:
                     break
         ranked = ranked[:k]
         return Ranked(np.array(ranked), np.array([chosen[i][0] for i in ranked]), [chosen[i][1] for i in ranked])
+
+    def _exact_item(self, text: str) -> int | None:
+        """The item of this text: as it is written, or else without regard to case."""
+        return self.exact.get(one_line(text), self.exact.get(normalised(text)))
 
     def _fillers(
         self,

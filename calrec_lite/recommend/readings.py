@@ -34,6 +34,7 @@ DECAY = 0.6  # of an item's weight in the user vectors of `text` and `recent`, w
 LATEST = 20  # items of a history in it: older ones weigh less than a ten-thousandth
 ITEMS_FILE = "items.parquet"
 TOWER_FILE = "tower.safetensors"
+LIMITS = {"dim": 1 << 16, "layers": 64, "heads": 1 << 10, "length": 1 << 16}  # of a tower that is read
 TEXT, MEMORY = "text", "memory"  # columns of ITEMS_FILE
 
 
@@ -115,7 +116,7 @@ class Readings:
             InputError: the files are missing or damaged.
         """
         try:
-            table = pq.read_table(folder / ITEMS_FILE)
+            table = pq.read_table(folder / ITEMS_FILE, partitioning=None)
             known = {item: row for row, item in enumerate(table["item"].to_pylist())}
             stored = [_matrix(table[name]) for name in (TEXT, MEMORY)]
             with safe_open(folder / TOWER_FILE, "pt") as file:
@@ -128,6 +129,10 @@ class Readings:
             )
             rows = np.array([known.get(item, -1) for item in ids], np.int64)
             text, memory = (_placed(values, rows) for values in stored)
+            if not all(bool(values.isfinite().all()) for values in (text, memory, *state.values())):
+                raise ValueError("a value that is no number")
+            if not settings.keys() <= LIMITS.keys() or any(not 0 < n <= LIMITS[name] for name, n in settings.items()):
+                raise ValueError("a tower of other sizes than there are")
             tower = UserTower(text, **settings)
             tower.load_state_dict({**state, MEMORY: memory})
         except (OSError, KeyError, ValueError, RuntimeError, TypeError, pa.ArrowException, SafetensorError) as error:

@@ -1,6 +1,5 @@
 """`Recommender`: histories in, ranked lists of real items out."""
 
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,17 +15,17 @@ from tqdm import tqdm
 from calrec_lite.data.transitions import Transitions
 from calrec_lite.decode.ranked import Ranked
 from calrec_lite.errors import InputError, RunError
-from calrec_lite.files import atomic_path
+from calrec_lite.files import atomic_path, work_folder
 from calrec_lite.method.catalogue import EncodedCatalogue
 from calrec_lite.method.towers import Towers
-from calrec_lite.model.base import load_model, load_tokenizer
+from calrec_lite.model.base import load_model, load_tokenizer, positions
 from calrec_lite.model.device import AskedDType, dtype_here
 from calrec_lite.package.hub import push_folder
 from calrec_lite.package.layout import FITTED, open_package, with_strategy
 from calrec_lite.package.save import copy_package, refuse_foreign
 from calrec_lite.recipe import Base, Recommend
 from calrec_lite.recommend.fusion import Fusion, require_fitted
-from calrec_lite.recommend.ground import normalised
+from calrec_lite.recommend.lookup import Lookup
 from calrec_lite.recommend.strategies import Draw, Strategies, Users
 from calrec_lite.recommend.tables import like_table, read_table
 from calrec_lite.recommend.vectors import text_vectors
@@ -34,6 +33,7 @@ from calrec_lite.text.encoding import Encoder, Tokens
 
 Names = Sequence[str]  # titles or item ids
 Save = Callable[[Recommend, Path], None]
+SHOWN = 5  # names that are not found, of a list of them
 MIN_PROMPT_TOKENS = 64  # a shorter prompt counts as so many: its continuations take memory however short it is
 
 
@@ -78,6 +78,8 @@ class Recommender:
         save: Save | None = None,
         fusion: Fusion | None = None,
     ) -> None:
+        if towers is not None:  # a prompt and an item after it have to fit the model's own length
+            encoder = encoder.within(positions(towers.decoder.config) - max(map(len, catalogue.tokens), default=0))
         self.encoder, self.catalogue, self.ids = encoder, catalogue, ids
         self.aliases = aliases or {}
         self._save = save
@@ -170,8 +172,8 @@ class Recommender:
         Raises:
             InputError, RunError: as `package.hub.push_folder`.
         """
-        with tempfile.TemporaryDirectory(prefix="calrec-lite-") as work:
-            return push_folder(self.save_pretrained(Path(work) / "model"), repo, private, revision)
+        with work_folder() as work:
+            return push_folder(self.save_pretrained(work / "model"), repo, private, revision)
 
     def recommend(
         self,
@@ -182,27 +184,34 @@ class Recommender:
         allow: Names | None = None,
         deny: Names = (),
         candidates: Sequence[Names | None] | None = None,
+        strict: bool = False,
     ) -> list[list[Recommendation]]:
         """The `k` items each user is most likely to take next, best first.
 
         Args:
             histories: for each user titles (or item ids) oldest first. A title the catalogue does not know is
-                written into the history as it is: the model reads it, though it cannot recommend it.
+                written into the history as it is: the model reads it, though it cannot recommend it
+                (`unknown` names them).
             k: default: the recipe's `recommend.k`. A list is shorter only where fewer items may be recommended.
             allow: recommend none but these. deny: recommend none of these. A title means all items that have it.
             candidates: for each user, recommend none but these; None: no such limit.
+            strict: refuse a history with a title that the catalogue does not know.
 
         Raises:
-            InputError: if the catalogue does not know a name in `allow`, `deny` or `candidates`, there are not as many
+            InputError: if the catalogue does not know a name in `allow`, `deny` or `candidates`, or, if `strict`, in a
+                history; if there are not as many
                 candidates as histories, a history is a text instead of a list of them, or k is below 1.
         """
         k = self.options.k if k is None else k
         if k < 1:
             raise InputError(f"k: {k}; ask for 1 item or more")
+        k = min(k, len(self.catalogue))
         for history in (histories, *histories):
             _refuse_text(history, "histories")
         histories = [[self._text_of(name) for name in history] for history in histories]
         known = [[self.find(t) for t in history] for history in histories]
+        if strict and (names := self.lookup.unknown(chain.from_iterable(histories))):
+            raise InputError(f"histories: {self.not_found(names)}")
         if candidates is not None and len(candidates) != len(histories):
             raise InputError(f"candidates: {len(candidates)} sets for {len(histories)} histories; give one for each")
         limits = [None if c is None else self._indices(c, "candidates") for c in candidates or [None] * len(known)]
@@ -251,32 +260,45 @@ class Recommender:
         return lists
 
     def _text_of(self, name: object, is_id: bool = False) -> str:
-        """What is written as a text stays; a number (or anything, with `is_id`) is an id first, and then a title."""
-        known = self._ids.get(str(name)) if is_id or not isinstance(name, str) else None
+        """What is written as a text stays; a number (or anything, with `is_id`) is an id first, and then a title.
+
+        Raises InputError for a text that no tokenizer takes.
+        """
+        try:
+            str(name).encode()
+        except UnicodeEncodeError:
+            raise InputError(f"{name!r}: not UTF-8, or half a character (a lone surrogate); write it anew") from None
+        known = self.lookup.ids.get(str(name)) if is_id or not isinstance(name, str) else None
         return str(name) if known is None else self.catalogue.texts[known]
 
     def find(self, name: str) -> int | None:
-        """The item that a whole item text, a title or an id names, looked up in this order; None if none does.
+        """The item that a whole item text, a title or an id names (`Lookup.find`); None if none does.
 
         A title of several items means the first of them.
         """
-        return next(iter(self._items_named(name)), None)
+        return self.lookup.find(name)
 
-    def _items_named(self, name: str) -> list[int]:
-        """All items of this text or title, or the item of this id."""
-        names, ids = self._titles, self._ids
-        key = normalised(name)
-        if key in names:
-            return names[key]
-        return [ids[n] for n in (name, key) if n in ids][:1]
+    def unknown(self, history: Names) -> list[str]:
+        """The names in a history that no item of the catalogue has."""
+        return self.lookup.unknown(self._text_of(name) for name in history)
+
+    def not_found(self, names: Names) -> str:
+        """What is said of names that are `unknown`: the first of them, each with the nearest titles."""
+        more = f", and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+        return f"not in the catalogue: {', '.join(map(self.lookup.described, names[:SHOWN]))}{more}"
+
+    @cached_property
+    def lookup(self) -> Lookup:
+        """Names to items of this catalogue."""
+        return Lookup(self.catalogue.texts, self.catalogue.titles, self.ids, self.aliases)
 
     def _indices(self, names: Names, what: str) -> np.ndarray:
         _refuse_text(names, what)
         names = [self._text_of(name) for name in names]
-        matches = [self._items_named(name) for name in names]
+        matches = [self.lookup.all_named(name) for name in names]
         for name, items in zip(names, matches):
             if not items:
-                raise InputError(f"{what}: the catalogue has no title or id {name!r}")
+                raise InputError(f"{what}: the catalogue has no title or id {self.lookup.described(name)}")
         return np.array([i for items in matches for i in items], np.int64)
 
     def _mask(self, items: np.ndarray | None) -> np.ndarray:
@@ -285,30 +307,10 @@ class Recommender:
         mask[[] if items is None else items] = True
         return mask
 
-    @cached_property
-    def _titles(self) -> dict[str, list[int]]:
-        """Items by their text and by their title, both `normalised`; where a text equals a title, the text counts."""
-        columns: list[dict[str, list[int]]] = [{}, {}]
-        for column, names in zip(columns, (self.catalogue.texts, self.catalogue.titles)):
-            for i, name in enumerate(names):
-                column.setdefault(normalised(name), []).append(i)
-        return columns[1] | columns[0]
-
-    @cached_property
-    def _ids(self) -> dict[str, int]:
-        """The item of each id or alias as it is written, or else as `normalised` gives it: case may tell ids apart."""
-        exact: dict[str, int] = {}
-        for name, i in chain(zip(self.ids, range(len(self.ids))), self.aliases.items()):
-            exact.setdefault(name, i)
-        by_normalised: dict[str, int] = {}
-        for name, i in exact.items():
-            by_normalised.setdefault(normalised(name), i)
-        return by_normalised | exact
-
     def _tokens(self, history: Sequence[str], known: Sequence[int | None]) -> list[Tokens]:
         unknown = [t for t, i in zip(history, known) if i is None]
         encoded = self.encoder.items([" ".join(t.split()) for t in unknown])
-        cut = iter([self.encoder.limit([t])[0] for t in encoded])  # one by one: `limit` leaves equal texts uncut
+        cut = iter([self.encoder.limit([t])[0] for t in encoded])  # one by one: `limit` changes equal ones
         return [next(cut) if i is None else self.catalogue.tokens[i] for i in known]
 
     def _ranked(

@@ -15,8 +15,10 @@ from calrec_lite.decode.prompt_tree import PromptTree, padded
 from calrec_lite.decode.ranked import Ranked
 from calrec_lite.decode.sample import Sample, sample
 from calrec_lite.decode.trie_tensors import TrieTensors
+from calrec_lite.errors import RunError
 from calrec_lite.method.catalogue import EncodedCatalogue
 from calrec_lite.method.towers import Towers
+from calrec_lite.model.memory import cache_bytes, free_bytes
 from calrec_lite.recipe import Recommend
 from calrec_lite.recommend.faiss_index import FaissIndex
 from calrec_lite.recommend.fusion import Fusion
@@ -142,9 +144,13 @@ class Strategies:
         return TrieTensors.of(self.catalogue, self.options.score).to(self.towers.head.device)
 
     @cached_property
+    def _mean_length(self) -> float:
+        return float(np.mean([len(tokens) for tokens in self.catalogue.tokens]))
+
+    @cached_property
     def _grounder(self) -> Grounder:
-        limit = self.encoder.text.max_item_tokens
-        cut = {i: self.encoder.text_of(t.tolist()) for i, t in enumerate(self.catalogue.tokens) if len(t) == limit}
+        half = self.encoder.text.max_item_tokens // 2  # what was cut has more (`Encoder.limit`)
+        cut = {i: self.encoder.text_of(t.tolist()) for i, t in enumerate(self.catalogue.tokens) if len(t) > half}
         return Grounder(self.catalogue.texts, cut)
 
     @cached_property
@@ -166,6 +172,22 @@ class Strategies:
         """The prompts run through the model, ready for continuations."""
         return PromptTree(self.towers, prompts, self.encoder.pad)
 
+    def _require_memory(self, prompts: Sequence[Tokens], continuations: int, key: str) -> None:
+        """Raise RunError where keys, values and mask of so many continuations, of items of mean length, cannot fit.
+
+        On a CPU: a GPU says so itself, but a system without room kills the process, and nothing is said.
+        """
+        if (device := self.towers.head.device).type != "cpu":
+            return
+        tokens = max(map(len, prompts)) + continuations * self._mean_length
+        needed = len(prompts) * tokens * (cache_bytes(self.towers.decoder) + continuations)
+        if needed > (free := free_bytes(device)):
+            raise RunError(
+                f"{len(prompts)} users at once with {key}: {continuations} may take {needed / 1e9:,.1f} GB, and "
+                f"{free / 1e9:,.1f} GB are free: set {key} or recommend.batch_tokens lower (in the recipe; of an "
+                "export, in calrec.json)"
+            )
+
     def _fast(self, users: Users, allowed: np.ndarray, k: int) -> list[Ranked]:
         assert self.fusion is not None
         return self.fusion.rank(users.known, allowed, k)
@@ -177,6 +199,7 @@ class Strategies:
 
     def _beam(self, users: Users, allowed: np.ndarray, k: int) -> list[Ranked]:
         beams = max(self.options.beams, k)
+        self._require_memory(users.prompts, beams, "recommend.beams")
         tree, paths = self.prompt_tree(users.prompts), self._paths.for_users(users.known)
         return beam_search(tree, self.catalogue.trie, paths, beams, k, allowed)
 
@@ -198,6 +221,7 @@ class Strategies:
     def _sample_texts(self, prompts: Sequence[Tokens]) -> list[list[Sample]]:
         rngs = [np.random.default_rng([self.seed, *p.tolist()]) for p in prompts]
         options, longest = self.options, max(map(len, self.catalogue.tokens))
+        self._require_memory(prompts, options.samples, "recommend.samples")
         return sample(
             self.prompt_tree(prompts), options.samples, options.temperature, self.encoder.stops, longest, rngs
         )

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from calrec_lite.claim import claimed_file
 from calrec_lite.files import atomic_path, cache_folder
 from calrec_lite.method.batch import ItemChunk, item_chunk
 from calrec_lite.method.towers import Towers
@@ -155,12 +156,16 @@ def _cached(
     file = cache_folder() / kind / f"{model_fingerprint(towers)}.safetensors"
     known, stored = _read(file)
     names = [hashlib.sha256(np.array([start, *t], np.int64).tobytes()).digest()[:16] for t in tokens]
-    new = [i for i, name in enumerate(names) if name not in known]
-    if new:
-        fresh = encode(towers, [tokens[i] for i in new], start).cpu()
-        stored = torch.cat([stored, fresh]) if len(known) else fresh
-        known |= {names[i]: at for at, i in enumerate(new, len(known))}
-        _write(file, known, stored)
+    new: list[int] = []
+    if not known.keys() >= set(names):
+        with claimed_file(file, wait=True):
+            known, stored = _read(file)  # anew: another process may just have made them
+            new = [i for i, name in enumerate(names) if name not in known]
+            if new:
+                fresh = encode(towers, [tokens[i] for i in new], start).cpu()
+                stored = torch.cat([stored, fresh]) if len(known) else fresh
+                known |= {names[i]: at for at, i in enumerate(new, len(known))}
+                _write(file, known, stored)
     return stored[torch.tensor([known[name] for name in names])], len(new)
 
 

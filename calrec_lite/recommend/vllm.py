@@ -16,6 +16,7 @@ from calrec_lite.decode.sample import Sample
 from calrec_lite.errors import InputError
 from calrec_lite.model.base import load_tokenizer
 from calrec_lite.model.device import AskedDType, dtype_here
+from calrec_lite.model.whole import require_whole
 from calrec_lite.package.layout import open_package, with_strategy
 from calrec_lite.recipe import Recommend
 from calrec_lite.recommend.recommender import Recommender
@@ -44,6 +45,7 @@ def vllm_recommender(source: str | Path, strategy: str | None = None, dtype: Ask
     if not TEMPERATURES[0] <= options.temperature <= TEMPERATURES[1]:
         raise InputError(f"--engine vllm: recommend.temperature {options.temperature} is not within {TEMPERATURES}")
     LLM = _vllm().LLM
+    require_whole(package.folder)
     encoder = Encoder(load_tokenizer(package.folder), package.text)
     catalogue = package.catalogue(encoder)
     item_tokens = max(map(len, catalogue.tokens))
@@ -51,6 +53,7 @@ def vllm_recommender(source: str | Path, strategy: str | None = None, dtype: Ask
     llm = LLM(
         model=str(package.folder),
         dtype=dtype_here(package.folder, dtype).dtype,
+        load_format="safetensors",  # no pickles
         seed=package.seed,
         max_model_len=max_len,
         enable_prefix_caching=True,  # a user's texts share the prompt's cache
@@ -100,8 +103,8 @@ def prompt_seed(seed: int, prompt: Tokens) -> int:
 
 
 def _max_model_len(folder: Path, encoder: Encoder, item_tokens: int) -> int:
-    """Tokens of the longest prompt and an item; a title that the catalogue lacks may be twice as long as any item."""
-    longest = encoder.text.max_history_tokens + len(encoder.first) + len(encoder.next) + 3 * item_tokens
+    """Tokens of the longest prompt and an item, as far as the model has positions."""
+    longest = encoder.longest_prompt + item_tokens
     positions = getattr(AutoConfig.from_pretrained(folder).get_text_config(), "max_position_embeddings", longest)
     return min(longest, positions)
 

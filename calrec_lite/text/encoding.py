@@ -11,11 +11,13 @@ from tqdm import tqdm
 from calrec_lite.errors import InputError
 from calrec_lite.recipe import Text
 from calrec_lite.text.template import END_OF_ITEM
+from calrec_lite.text.trie import Trie
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Tokens = np.ndarray  # int64, 1-D
+SHOWN = 80  # characters of a text in an error
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,8 @@ class Encoder:
 
     Item texts are tokenised between two copies of the next-item sentence and cut out by character
     offsets, so that the ids are those the tokenizer would give inside a whole history, also where it
-    merges a line break into the punctuation before it or puts a mark before the first word.
+    merges a line break into the punctuation before it or puts a mark before the first word. A control token's name
+    (`<|endoftext|>`) in an item's text is text; in the recipe's own wording it is the token.
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", text: Text) -> None:
@@ -60,7 +63,16 @@ class Encoder:
         self.pad = int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.end)
         self.first = self._ids(text.first)
         self.next = self._ids(f"{text.next} x{END_OF_ITEM}{text.next}", len(text.next) + 3)
-        self.newline = int(self._ids(f"{text.next} x{END_OF_ITEM}", len(text.next) + 2)[-1])
+        ending = self._ids(f"{text.next} x{END_OF_ITEM}", len(text.next) + 2)
+        if not len(ending) or ending[-1] == tokenizer.unk_token_id:
+            raise InputError("this base's tokenizer does not know the line break, which ends an item's text")
+        self.newline = int(ending[-1])
+
+    def within(self, tokens: int) -> "Encoder":
+        """This one where its prompts have so few tokens at most, else one that drops more of the oldest items."""
+        if self.text.max_history_tokens <= tokens:
+            return self
+        return Encoder(self.tokenizer, self.text.model_copy(update={"max_history_tokens": tokens}))
 
     def _ids(self, text: str, start: int = 0) -> Tokens:
         encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
@@ -74,13 +86,40 @@ class Encoder:
         for start in tqdm(range(0, len(texts), 2048), "tokenise items", disable=not progress, unit_scale=2048):
             segments = [f" {t}{END_OF_ITEM}" for t in texts[start : start + 2048]]
             encoded = self.tokenizer(
-                [f"{before}{s}{before}" for s in segments], add_special_tokens=False, return_offsets_mapping=True
+                [f"{before}{s}{before}" for s in segments],
+                add_special_tokens=False,
+                split_special_tokens=True,
+                return_offsets_mapping=True,
             )
             for segment, ids, offsets in zip(segments, encoded["input_ids"], encoded["offset_mapping"]):
                 low, high = len(before), len(before) + len(segment)
                 ends = np.array([e for _, e in offsets])
-                out.append(np.array(ids, np.int64)[(ends > low) & (ends <= high)])
+                tokens = self._without_controls(np.array(ids, np.int64), f"{before}{segment}{before}", offsets)
+                out.append(tokens[(ends > low) & (ends <= high)])
         return out
+
+    @cached_property
+    def _controls(self) -> dict[int, str]:
+        """The control tokens' names by their ids."""
+        return {i: token.content for i, token in self.tokenizer.added_tokens_decoder.items() if token.special}
+
+    @cached_property
+    def _is_control(self) -> np.ndarray:
+        """(V,) whether an id is a control token's."""
+        found = np.zeros(len(self.tokenizer), np.bool_)
+        found[list(self._controls)] = True
+        return found
+
+    def _without_controls(self, tokens: Tokens, text: str, offsets: Sequence[tuple[int, int]]) -> Tokens:
+        """A text's ids with the unknown token where a tokenizer of whole words or pieces found a control token's name
+        all the same. Raises InputError where it has none."""
+        for n in np.flatnonzero(self._is_control[tokens]).tolist():
+            name = self._controls[int(tokens[n])]
+            if text[slice(*offsets[n])].strip() == name:  # an unknown word has the unknown token, but not its name
+                if self.tokenizer.unk_token_id is None:
+                    raise InputError(f"the tokenizer reads {name!r} in an item's text as a control token; leave it out")
+                tokens[n] = self.tokenizer.unk_token_id
+        return tokens
 
     @cached_property
     def stops(self) -> np.ndarray:
@@ -99,16 +138,36 @@ class Encoder:
         return text.partition(END_OF_ITEM)[0].strip()
 
     def limit(self, tokens: list[Tokens]) -> list[Tokens]:
-        """Items cut to `max_item_tokens`, still ending in a line break; where cutting would make two equal, uncut."""
+        """Items cut to `max_item_tokens`, still ending in a line break.
+
+        Where that would make some equal, these keep the first half, and after it stands what tells them apart
+        (`_apart`). None is ever longer; `require_distinct` refuses what is equal even so.
+        """
         most = self.text.max_item_tokens
-        cut = [t if len(t) <= most else np.append(t[: most - 1], self.newline) for t in tokens]
-        positions: dict[bytes, list[int]] = {}
-        for i, t in enumerate(cut):
-            positions.setdefault(t.tobytes(), []).append(i)
-        for equal in positions.values():
-            for i in equal if len(equal) > 1 else ():
-                cut[i] = tokens[i]
+        cut, alike = [self._cut(t, most) for t in tokens], np.empty(0, np.int64)
+        while len(more := np.union1d(alike, _equal(cut))) > len(alike):  # an item may be equal to what was cut anew
+            alike = more
+            groups: dict[bytes, list[int]] = {}
+            for i in alike.tolist():
+                groups.setdefault(tokens[i][: most // 2].tobytes(), []).append(i)
+            for group in groups.values():
+                for i, apart in zip(group, _apart([tokens[i] for i in group])):
+                    cut[i] = np.append(tokens[i][: most // 2], self._cut(apart, most - most // 2))
         return cut
+
+    def _cut(self, tokens: Tokens, most: int) -> Tokens:
+        return tokens if len(tokens) <= most else np.append(tokens[: most - 1], self.newline)
+
+    @cached_property
+    def longest_prompt(self) -> int:
+        """The most tokens a prompt may have: `max_history_tokens`, or the wording and one item where that is more."""
+        one = len(self.start) + len(self.first) + len(self.next) + self.text.max_item_tokens
+        return max(self.text.max_history_tokens, one)
+
+    @cached_property
+    def longest_row(self) -> int:
+        """The most tokens a training row may have: a prompt, the target, end-of-text."""
+        return self.longest_prompt + self.text.max_item_tokens + 1
 
     def prompt(self, history: Sequence[Tokens]) -> Tokens:
         """Ids of the prompt for a history (oldest first), oldest items dropped whole until it fits."""
@@ -145,6 +204,28 @@ class Encoder:
         return Row(np.concatenate(pieces), np.array(starts), np.array(ends), np.asarray(items), domain, user)
 
 
+def _equal(tokens: Sequence[Tokens]) -> np.ndarray:
+    """Which sequences (indices) are equal to another one."""
+    positions: dict[bytes, list[int]] = {}
+    for i, t in enumerate(tokens):
+        positions.setdefault(t.tobytes(), []).append(i)
+    return np.array([i for equal in positions.values() if len(equal) > 1 for i in equal], np.int64)
+
+
+def _apart(tokens: Sequence[Tokens]) -> list[Tokens]:
+    """Of each sequence its tokens at the places where it parts from others, then what follows the last such place.
+
+    Of any two, these begin differently.
+    """
+    unique = {t.tobytes(): t for t in tokens}
+    trie = Trie.build(list(unique.values()))
+    ends = {}
+    for i, (key, t) in enumerate(unique.items()):
+        places = trie.depth[trie.owner[trie.path[trie.path_ptr[i] : trie.path_ptr[i + 1]]]]
+        ends[key] = np.append(t[places], t[places[-1] + 1 :]) if len(places) else t
+    return [ends[t.tobytes()] for t in tokens]
+
+
 def require_distinct(name: str, texts: Sequence[str], tokens: Sequence[Tokens]) -> None:
     """Raise InputError where two items of the domain `name` cannot be told apart by their ids."""
     seen: dict[bytes, int] = {}
@@ -152,6 +233,6 @@ def require_distinct(name: str, texts: Sequence[str], tokens: Sequence[Tokens]) 
         first = seen.setdefault(t.tobytes(), i)
         if first != i:
             raise InputError(
-                f"domain `{name}`: the tokenizer cannot tell {texts[first]!r} from {texts[i]!r}; "
-                "add a field that differs to `fields`"
+                f"domain `{name}`: the tokenizer cannot tell {texts[first][:SHOWN]!r} from {texts[i][:SHOWN]!r} in "
+                f"{len(t)} tokens; add a field that differs to `fields`, or raise text.max_item_tokens"
             )

@@ -22,12 +22,7 @@ class Template:
 
     def item(self, fields: Mapping[str, str]) -> str:
         """One item as text, without the line break that ends it."""
-        parts = []
-        for label in self.labels:
-            value = fields.get(label) or self.text.missing
-            if value is not None:
-                parts.append(self.text.field.format(name=label, value=value))
-        return self.text.separator.join(parts)
+        return self.text.item(fields, self.labels)
 
     def segment(self, item: str) -> str:
         """An item's text as it stands inside a history: a space before it, the line break that ends it after it."""

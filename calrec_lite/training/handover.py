@@ -23,7 +23,7 @@ PARITY_ROWS = 8
 
 
 def stage_origin(run: Run, index: int) -> tuple[Path, Path | None]:
-    """The weights a stage starts from and the adapter it carries on, if any (docs/architecture.md).
+    """The weights a stage starts from and the adapter it carries on, if any (docs/architecture.md); both still whole.
 
     `merge`: the merged weights of the stage before. `continue`: what that stage itself started from, with its adapter.
     """
@@ -31,8 +31,8 @@ def stage_origin(run: Run, index: int) -> tuple[Path, Path | None]:
         return run.base, None
     before = run.stages[index - 1]
     if run.recipe.stages[index].handover == "merge":
-        return before.merged, None
-    return stage_origin(run, index - 1)[0], before.adapter
+        return before.intact(before.merged), None
+    return stage_origin(run, index - 1)[0], before.intact(before.adapter)
 
 
 @dataclass(frozen=True)

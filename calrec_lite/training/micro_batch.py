@@ -1,6 +1,5 @@
 """How many rows fit in memory at once: estimated before a step is run, corrected by what it turned out to need."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from calrec_lite.files import write_json
 from calrec_lite.method.rows import Rows
 from calrec_lite.model.memory import activation_bytes, free_bytes, free_ram, state_bytes
 from calrec_lite.recipe import Loss, Text
+from calrec_lite.stored import read_object
 
 SHARE = 0.5  # of the free memory that activations may take; the rest is for weights, buffers and other programs
 NAME = "MicroBatch"  # under which checkpoints keep a size that was halved
@@ -113,7 +113,7 @@ class MicroBatch(TrainerCallback):
 def row_tokens(loss: Loss, text: Text, rows: Rows) -> int:
     """The most tokens that a row brings: its own, and those of its item texts in pass A."""
     texts = min(loss.contrast_per_row or text.max_items, text.max_items) if loss.contrastive else 0
-    return int(rows.length.max()) + texts * text.max_item_tokens
+    return int(rows.length.max()) + texts * (1 + text.max_item_tokens)  # each after a start token
 
 
 def remembered_estimate(
@@ -123,8 +123,9 @@ def remembered_estimate(
 
     Made anew where `checkpointing` was changed since; a size that memory has halved stays that small.
     """
-    estimate = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    if estimate.get("gradient_checkpointing") != checkpointing:
+    estimate = read_object(file, "remove it, and the size is estimated anew") if file.is_file() else {}
+    known = estimate.get("micro_batch_size")
+    if not isinstance(known, int) or known < 1 or estimate.get("gradient_checkpointing") != checkpointing:
         rows = auto_micro_batch(model, batch_size, row_tokens, checkpointing, device)
         estimate = {"micro_batch_size": rows, "gradient_checkpointing": checkpointing}
         write_json(file, estimate)

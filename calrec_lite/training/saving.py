@@ -2,13 +2,13 @@
 
 import hashlib
 import json
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
 
 from calrec_lite.errors import InputError
+from calrec_lite.files import work_folder
 from calrec_lite.model.base import is_quantised
 from calrec_lite.model.merge import merge_adapter
 from calrec_lite.package.layout import TRANSITIONS, PackageInfo, write_package
@@ -34,10 +34,10 @@ def save_trained(
     assert data.items is not None
     rows, loss = data.rows, args.objective
     encoded = rows.parts[0].catalogue
-    with tempfile.TemporaryDirectory(prefix=".calrec-lite-", dir=to.parent) as work:  # not in a small /tmp
-        model.save_pretrained(str(Path(work) / "adapter"))
-        origin = base or _write_base(model, rows.encoder.tokenizer, Path(work) / "base")
-        merge_adapter(origin, Path(work) / "adapter", to, progress=False)
+    with work_folder(to.parent) as work:  # not in a small /tmp
+        model.save_pretrained(str(work / "adapter"))
+        origin = base or _write_base(model, rows.encoder.tokenizer, work / "base")
+        merge_adapter(origin, work / "adapter", to, progress=False)
     complete_model(to, rows.encoder, max(map(len, encoded.tokens)))
     info = PackageInfo(
         domain=NAME,

@@ -1,6 +1,5 @@
 """One stage: base -> adapter -> merged weights, with the validation loss at every hand-over."""
 
-import json
 import math
 import os
 import shutil
@@ -27,6 +26,7 @@ from calrec_lite.model.merge import merge_adapter
 from calrec_lite.recipe import Recipe, Stage
 from calrec_lite.recipe.file import load_recipe
 from calrec_lite.run import Run, StageFolder
+from calrec_lite.stored import read_object, require_unchanged
 from calrec_lite.training.clock import trained_seconds
 from calrec_lite.training.config import CALRecConfig
 from calrec_lite.training.float16 import float16_holds
@@ -77,11 +77,16 @@ def train_run(run: Run) -> None:
         if run.recipe.recommend.fits:
             require_users(run.domain(run.recipe.target))
         for i, folder in enumerate(run.stages):
+            if folder.metrics.is_file():
+                folder.facts()
+                folder.intact(folder.adapter)
             if folder.done:
+                folder.intact(folder.merged)
                 print(f"stage {folder.folder.name}: done already")
             elif folder.metrics.is_file():  # its weights were removed to save room: the adapter holds what it learnt
                 print(f"stage {folder.folder.name}: done already, merged again")
                 merge_adapter(stage_origin(run, i)[0], folder.adapter, folder.merged)
+                folder.record()
             else:
                 _train_stage(run, i)
         if run.recipe.recommend.fits:
@@ -129,6 +134,7 @@ def _train_stage(run: Run, index: int) -> None:
     free_memory()
     facts |= check_handover(trained.collator, valid, run, index, facts)
     free_memory()
+    folder.record()
     write_json(folder.metrics, facts)
     run.note(name, "done")
     shutil.rmtree(folder.checkpoints, ignore_errors=True)
@@ -220,7 +226,11 @@ def _train_to_end(trainer: CALRecTrainer, valid: Rows, folder: StageFolder) -> d
     before_file = folder.folder / "before.json"
     if not before_file.is_file():
         write_json(before_file, {"valid_nats_before": _validation_nats(trainer, valid)})
+    before = read_object(before_file, f"remove {folder.folder} to train the stage again")
     checkpoint = folder.last_checkpoint
+    if checkpoint:
+        remedy = f"remove {checkpoint}, and training goes on from what was before it"
+        require_unchanged(checkpoint, remedy=remedy)
     started = time.perf_counter()
     if checkpoint and (state := _finished(trainer, checkpoint)):  # killed after the last step
         assert isinstance(trainer.model, PeftModel)
@@ -235,7 +245,7 @@ def _train_to_end(trainer: CALRecTrainer, valid: Rows, folder: StageFolder) -> d
             "the validation loss after training is no number: lower optim.learning_rate and give the run another `name`"
         )
     return {
-        **json.loads(before_file.read_text(encoding="utf-8")),
+        **before,
         "valid_nats_after": after,
         "steps": trainer.state.global_step,
         "train_seconds": round(trained_seconds(trainer.state), 1),

@@ -2,6 +2,7 @@
 
 import math
 from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -19,15 +20,18 @@ from transformers import (
     Trainer,
     TrainerCallback,
 )
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from calrec_lite.errors import InputError, RunError
 from calrec_lite.method.batch import ITEMS_AT_ONCE, Collator, StepBatch
 from calrec_lite.method.rows import Rows, StepSampler
 from calrec_lite.method.step import StepLoss, two_tower_step
 from calrec_lite.method.towers import Towers
+from calrec_lite.model.base import require_positions
 from calrec_lite.model.memory import out_of_memory, peak_bytes
 from calrec_lite.model.random_states import RngState, rng_state, set_rng_state
 from calrec_lite.recommend.recommender import Recommender
+from calrec_lite.stored import write_manifest
 from calrec_lite.text.encoding import Row
 from calrec_lite.training.clock import Clock
 from calrec_lite.training.config import CALRecConfig
@@ -117,6 +121,10 @@ class CALRecTrainer(Trainer):
         self.add_callback(Intervals())
         if not args.disable_tqdm:
             self.add_callback(StageProgress())
+        for data in (rows, valid):
+            if data:
+                around = len(encoder.start) + 1 + len(encoder.first)  # what `length` leaves out
+                require_positions(self._peft_model, int(data.length.max(initial=0)) + around)
         self.towers = Towers(self._peft_model, args.offload_checkpoints)
         if args.compile_layers:
             self.towers.compile()
@@ -183,6 +191,13 @@ class CALRecTrainer(Trainer):
             return super().train(*args, **kwargs)
         finally:
             self._peft_model.train(training)
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """As transformers', with a manifest, so that damage is noticed before it is gone on with."""
+        super()._save_checkpoint(*args, **kwargs)
+        if self.args.should_save:
+            folder = Path(str(self.args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+            write_manifest(folder, ["*"])
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
         """Not of use here: a list is a search over a catalogue, not the logits of a data set."""

@@ -19,7 +19,7 @@ from calrec_lite.data.domain import Domain
 from calrec_lite.data.prepare import prepare, prepare_to
 from calrec_lite.data.report import describe
 from calrec_lite.errors import InputError
-from calrec_lite.recipe import DomainSpec
+from calrec_lite.recipe import DomainSpec, Text
 
 Shop = Callable[..., Domain]
 
@@ -60,13 +60,77 @@ def test_without_times_the_inputs_order_stands_and_nothing_is_a_duplicate(shop: 
 
 
 def test_items_with_the_same_text_are_one(shop: Shop) -> None:
-    titles = {"a": "Apple", "b": " apple", "x": "<b>Apple</b>", "y": "Apple  ", "unseen": "Apple"}
+    titles = {"a": "Apple", "b": " apple", "x": "App\u200ble", "y": "Apple  ", "unseen": "Apple"}
     domain = shop([("u", "y", 1), ("u", "x", 2), ("v", "b", 1), ("v", "a", 2)], titles)
     assert domain.catalogue.titles == ["Apple", "apple"]
     assert domain.catalogue.aliases == {"a": 0, "x": 0, "y": 0, "b": 1}
     assert domain.catalogue.ids == ["a", "b"]
     assert histories(domain) == {"u": ["Apple", "Apple"], "v": ["apple", "Apple"]}
     assert domain.info["merged_items"] == 2
+
+
+REPAIRED = {
+    "a": "Java List<String>",
+    "b": "Java List<Integer>",
+    "c": "Pens <Blue",
+    "d": "Pens <Red",
+    "e": "Pens &lt;Red",
+    "f": "10²",
+    "g": "102",
+    "h": "<b>Tea</b>",
+    "i": '<span class="x"',
+}
+
+
+@pytest.mark.parametrize("html", [None, True])
+def test_items_that_a_repair_would_make_equal_stay_apart(shop: Shop, html: bool | None) -> None:
+    domain = shop([("u", item, n) for n, item in enumerate(REPAIRED)], REPAIRED, html=html)
+    entity = [] if html else ["Pens &lt;Red"]  # of HTML this is how `<Red` is written
+    tea = ["Tea"] if html else ["<b>Tea</b>", '<span class="x"']
+    expected = ["102", "10²", "Java List<Integer>", "Java List<String>", "Pens <Blue", "Pens <Red", *entity, *tea]
+    assert sorted(domain.catalogue.titles) == sorted(expected)
+    assert domain.info["merged_items"] == (1 if html else 0)
+    text = describe(domain)
+    if html:
+        assert "  repaired                  7 values: HTML taken out\n" in text
+        assert "`Java List<String>` -> `Java List`" in text
+        assert "  kept apart                6 items that the repair would have made equal stay as written\n" in text
+        assert "`Java List` -> `Java List<String>`" in text
+        assert '`<span class="x"` -> ``' in text
+    assert "  repaired                  1 values: characters replaced by plain ones, or invisible\n" in text
+    assert "`10²` -> `102`" in text
+
+
+@pytest.mark.parametrize(
+    ("text", "titles", "alike"),
+    [
+        (Text(), ["Tea", "Tea"], 1),  # no brand, and the brand X
+        (Text(missing="None"), ["Tea", "Tea", "Tea"], 0),
+        (Text(missing=None, field="{value}"), ["Tea", "Tea", "Tea"], 1),  # of `Tea, Unknown` in one field and in two
+        (None, ["Tea", "Tea", "Tea"], 0),
+    ],
+)
+def test_items_that_the_recipe_words_alike_are_one(
+    tmp_path: Path, text: Text | None, titles: list[str], alike: int
+) -> None:
+    rows = [("u", "a", "Tea", "Unknown"), ("u", "b", "Tea", ""), ("v", "c", "Tea", "X"), ("v", "d", "Tea, Unknown", "")]
+    path = write_csv(tmp_path / "e.csv", ["user", "item", "title", "brand"], rows)
+    spec = DomainSpec(interactions=str(path), min_user_events=1)
+    domain = prepare("d", spec, 0, text)
+    assert [title for title in domain.catalogue.titles if title == "Tea"] == titles
+    assert len(domain.catalogue) == 4 - alike
+    assert domain.info["worded_alike"]["values"] == alike
+    assert domain.info["merged_items"] == alike
+    words = [(text or Text()).item(fields, domain.catalogue.labels) for fields in domain.catalogue.fields]
+    assert len(set(words)) == len(words) or text is None
+    said = describe(domain)
+    assert ("worded alike              1 of these texts" in said) == bool(alike)
+    if text == Text():
+        assert "`Tea, Unknown` -> `Title: Tea, Brand: Unknown`" in said
+        assert domain.catalogue.aliases["a"] == domain.catalogue.aliases["b"]
+    folder = tmp_path / "prepared"
+    prepare_to("d", spec, 0, folder, text=text)
+    assert prepare_to("d", spec, 0, folder, text=Text(separator="; ")).info["source_key"] != domain.info["source_key"]
 
 
 def test_merging_comes_before_the_item_threshold(shop: Shop) -> None:
@@ -229,7 +293,7 @@ def test_the_report_says_what_was_dropped_and_why(shop: Shop) -> None:
         ("", "b", 1),
         ("v", "b", 0),
     ]
-    text = describe(shop(events, titles, min_user_events=2))
+    text = describe(shop(events, titles, min_user_events=2, html=True))
     assert text.splitlines()[0] == "shop: 1 users, 2 items, 3 events, 1970-01-01 to 1970-01-01"
     for line in (
         "read            7 rows, 4 item records (0 of them repeat an item)",
@@ -289,7 +353,7 @@ def test_the_same_rows_in_any_format_have_one_fingerprint(tmp_path: Path) -> Non
     records = [dict(zip(("user", "item", "time"), event, strict=True)) for event in events]
     tab = "user\titem\ttime\n" + "".join("\t".join(map(str, event)) + "\n" for event in events)
     listed = [
-        {"user": 1, "item": [10, 11, 12], "time": [1388534400.0, 1388620800.9, 1388707200000]},
+        {"user": 1, "item": [10, 11, 12], "time": [1388534400.0, 1388620800.9, 1388707200]},
         {"user": 2, "item": [10], "time": [1388534400]},
         {"user": 3, "item": [], "time": []},
     ]

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ def failing(interactions: Path, items: Path | None = None, **options: Any) -> st
     return message
 
 
+UTC = pa.timestamp("us", "UTC")
 EVENTS = "user,item,time\nu,a,1\nu,b,2\nu,c,3\n"
 ITEMS = "item,title\na,Apple\nb,Bread\nc,Cheese\n"
 
@@ -69,7 +71,7 @@ def test_lists_of_items_times_and_texts_are_read_side_by_side(tmp_path: Path) ->
         "user": "u",
         "item": [1, 2],
         "time": [20, 10],
-        "title": ["Tea", "<b>Cup</b>"],
+        "title": ["Tea", "Cup"],
         "category": [["x", "y"], []],
     }
     domain = made(write(tmp_path / "e.jsonl", json_lines([record])))
@@ -114,6 +116,36 @@ def test_odd_names_of_columns_labels_and_files(tmp_path: Path) -> None:
     path = write(folder / "*.jsonl", json_lines([{"the user": 1, 'it"em': "a", "na'me": "Tea"}]))
     columns = {"user": "the user", "item": 'it"em'}
     assert made(path, columns=columns, fields={"Item": "na'me"}).catalogue.fields == [{"Item": "Tea"}]
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl.gz", "parquet"])
+@pytest.mark.parametrize("name", ["events[1]", "ev*", "e?", "[!x]", "user=9/item=z/time=2020-01-01/e", "a\\[1]", "x\\"])
+def test_a_name_is_no_pattern_and_a_folder_is_no_column(tmp_path: Path, name: str, kind: str) -> None:
+    """Beside files that the name would match as a pattern."""
+    rows = [{"user": user, "item": "a", "time": time, "title": "Tea"} for user, time in (("u", 1), ("v", 2))]
+
+    def put(path: Path, rows: list[dict[str, Any]]) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if kind == "parquet":
+            pq.write_table(pa.Table.from_pylist(rows), path)
+            return path
+        separator = "\t" if kind == "tsv" else ","
+        table = "\n".join(separator.join(map(str, row)) for row in [rows[0].keys(), *(row.values() for row in rows)])
+        return write(path, json_lines(rows) if "json" in kind else table)
+
+    for other in ("events1", "evil", "ev", "eX", "y", "a1"):
+        put(tmp_path / f"{other}.{kind}", [{"user": "wrong", "item": "b", "time": 3, "title": "Wrong"}])
+    domain = made(put(tmp_path / f"{name}.{kind}", rows))
+    assert histories(domain) == {"u": ["Tea"], "v": ["Tea"]}
+    domain.save(tmp_path / "runs" / "user=9" / "times=1")
+    assert histories(Domain.open(tmp_path / "runs" / "user=9" / "times=1")) == histories(domain)
+
+
+def test_the_folder_for_temporary_files_is_no_pattern(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder in ("t[1]", "t1", "*"):
+        (tmp_path / folder).mkdir()
+        monkeypatch.setattr("tempfile.tempdir", str(tmp_path / folder))
+        assert histories(made(write(tmp_path / "e.csv", "user,item,title\nu,a,Tea\n"))) == {"u": ["Tea"]}
 
 
 def test_movielens_csv(tmp_path: Path) -> None:
@@ -167,6 +199,8 @@ def test_amazon_2018_with_its_junk(tmp_path: Path) -> None:
     ]
     assert domain.info["junk_values"] == {"Title": 2, "Price": 2}
     assert domain.info["read"]["duplicate_item_records"] == 1
+    kept = made(tmp_path / "X_5.json.gz", tmp_path / "meta_X.json.gz", reader="amazon2018", html=False)
+    assert "Blue <i>Pen</i>" in kept.catalogue.titles
 
 
 @pytest.mark.parametrize(
@@ -230,6 +264,189 @@ def test_wrong_json_lines(tmp_path: Path, content: str | bytes, message: str) ->
     assert found == f"{tmp_path}/{message}"
 
 
+@pytest.mark.parametrize(
+    ("column", "values", "titles"),
+    [
+        ("title", pa.array([b"Tea", "Größe".encode()], pa.binary()), ["Größe", "Tea"]),
+        ("title", pa.array([[b"Tea"], [b"a", b"b"]]), ["Tea", "a > b"]),
+        ("title", pa.array([10**15, 2 * 10**15], UTC), ["2001-09-09 01:46:40+00", "2033-05-18 03:33:20+00"]),
+        ("title", pa.array([[0], [10**6]], pa.list_(UTC)), ["1970-01-01 00:00:00+00", "1970-01-01 00:00:01+00"]),
+        ("title", pa.array([[0], [1]], pa.list_(pa.time64("us"))), ["00:00:00", "00:00:00.000001"]),
+        ("user", pa.array([b"u", b"u"], pa.binary()), ["A", "B"]),
+        ("time", pa.array([10**15, 10**15 + 1], UTC), ["A", "B"]),
+        ("time", pa.array([b"5", b"4"], pa.binary()), ["A", "B"]),
+    ],
+)
+def test_text_of_parquets_other_types(tmp_path: Path, column: str, values: pa.Array, titles: list[str]) -> None:
+    columns = {"user": ["u", "u"], "item": ["a", "b"], "time": [1, 2], "title": ["A", "B"], column: values}
+    pq.write_table(pa.table(columns), tmp_path / "e.parquet")
+    domain = made(tmp_path / "e.parquet")
+    assert domain.sequences.users == ["u"]
+    assert domain.catalogue.titles == titles
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "message"),
+    [
+        (
+            "title",
+            pa.array([True]),
+            "column `title` (BOOLEAN), item `a`: `True` (bool) is no text; write it as text (UTF",
+        ),
+        (
+            "title",
+            pa.array([[False]]),
+            "column `title` (BOOLEAN[]), item `a`: `False` (bool) is no text; write it as text",
+        ),
+        (
+            "title",
+            pa.array([b"\xff"]),
+            "column `title` (BLOB), item `a`: is not UTF-8; write it as text (UTF-8), or choose",
+        ),
+        (
+            "user",
+            pa.array([b"\xff"]),
+            "column `user` is of type BLOB and holds what is no text; write it as text (UTF-8)",
+        ),
+        (
+            "user",
+            pa.array([{"id": 1}]),
+            "column `user` is of type STRUCT(id BIGINT) and holds what is no text; write it",
+        ),
+        (
+            "item",
+            pa.array([[["a"]]]),
+            "column `item` is of type VARCHAR[][] and holds what is no text; write it as text",
+        ),
+        (
+            "item",
+            pa.array([True]),
+            "column `item` is of type BOOLEAN and holds what is no text; write it as text (UTF-8",
+        ),
+        (
+            "time",
+            pa.array([True]),
+            "column `time` is of type BOOLEAN and holds what is no text; write it as text (UTF-8",
+        ),
+    ],
+)
+def test_what_is_no_text_in_parquet(tmp_path: Path, column: str, values: pa.Array, message: str) -> None:
+    pq.write_table(
+        pa.table({"user": ["u"], "item": ["a"], "time": [1], "title": ["A"], column: values}), tmp_path / "e.pq"
+    )
+    assert failing(tmp_path / "e.pq").startswith(f"{tmp_path}/e.pq: {message}")
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        (
+            {"user": True},
+            "e.jsonl: column `user` is of type BOOLEAN and holds what is no text; write it as text (UTF-8)",
+        ),
+        (
+            {"user": {"id": 1}},
+            "e.jsonl: column `user` is of type STRUCT and holds what is no text; write it as text (UTF",
+        ),
+        (
+            {"item": ["a"]},
+            "e.jsonl: column `item` is of type [] and others and holds what is no text; write it as text",
+        ),
+        (
+            {"title": ["x", [True]]},
+            "e.jsonl: column `title` ([] and others), item `a`: `True` (bool) is no text; write it",
+        ),
+        ({"title": "\ud800"}, "e.jsonl"),
+    ],
+)
+def test_what_is_no_text_in_json(tmp_path: Path, record: dict[str, Any], message: str) -> None:
+    rows = [{"user": "u", "item": "b", "title": "B"}, {"user": "u", "item": "a", "title": "A", **record}]
+    assert failing(write(tmp_path / "e.jsonl", json_lines(rows))).startswith(f"{tmp_path}/{message}")
+
+
+def long(content: str) -> str:
+    """With the word LONG spelt out, which names of tests need not be."""
+    return content.replace("LONG", "x" * LONG)
+
+
+LONG = 2_200_000  # characters
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "titles"),
+    [
+        ("e.csv", "user,item,title\ru,a,Tea\rv,b,Cup\r", ["Cup", "Tea"]),
+        ("e.csv", "user,item,title\r\nu,a,Tea\nv,b,Cup\r\n", ["Cup", "Tea"]),
+        ("e.csv", 'user,item,title\nu,a,"Tea\r\nred"\nv,b,Cup', ["Cup", "Tea red"]),
+        ("e.tsv.gz", "user\titem\ttitle\nu\ta\tTea\r\nv\tb\tCup\r", ["Cup", "Tea"]),
+        ("e.csv", '"us\ner",item,title\nu,a,Tea\n', ["Tea"]),
+        ("e.csv", "user,item,title\nu,a,LONG\n", ["LONG"]),
+        ("e.jsonl", '{"user": "u", "item": "a", "title": "Tea", "x": {"k": 1, "K": 2}}\n', ["Tea"]),
+        ("e.jsonl", '{"user": "u", "item": "a", "Title": "Cup", "title": "Tea"}\n', ["Tea"]),
+        ("e.jsonl", '{"user": "u", "item": "a", "title": "Tea", "": 1, "title_1": "x"}\n', ["Tea"]),
+        (
+            "e.jsonl",
+            "".join(f'{{"user": "u", "item": "a", "title": "Tea", "k{n}": 1, "l{n}": 1}}\n' for n in range(201)),
+            ["Tea"],
+        ),
+    ],
+)
+def test_files_that_are_odd_but_sound(tmp_path: Path, name: str, content: str, titles: list[str]) -> None:
+    columns = {"user": "us er"} if "us\ner" in content else {}
+    assert made(write(tmp_path / name, long(content)), columns=columns).catalogue.titles == list(map(long, titles))
+
+
+def test_columns_that_differ_in_capitals_only(tmp_path: Path) -> None:
+    row = {"user": "u", "item": "a", "Title": "Cup", "title": "Tea"}
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "e.parquet")
+    assert failing(tmp_path / "e.parquet") == f"{tmp_path}/e.parquet: two columns are called `title`; rename one"
+    path = write(tmp_path / "e.jsonl", json_lines([row]))
+    fields = {"Title": "Title", "Other": "title"}
+    assert failing(path, fields=fields) == f"{path}: two columns are called `title`; rename one"
+    assert made(path, fields={"Title": "Title"}).catalogue.titles == ["Cup"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (
+            "e.jsonl",
+            '{"user": "u", "item": "a", "title": ' + "[" * 1200 + "]" * 1200 + "}",
+            "e.jsonl: column `title` (VARCHAR[][]), item `a`: is nested too deep; write it",
+        ),
+        ("e.csv", "user,LONG\n", "e.csv:1: the header cannot be read (field larger than field limit"),
+        ("e.csv", "user,item,title\nu,a,LONGLONGLONGLONGLONGLONGLONGLONG\n", "e.csv:2: a line of more than 16 MB"),
+        ("e.csv", 'user,item,title\nu,a,"LONG\n', "e.csv:2: Value with unterminated quote found."),
+        ("e.csv", "user,item,title\nu,a,LONG,1\n", "e.csv:2: Expected Number of Columns: 3 Found: 4"),
+        (
+            "e.csv",
+            f"{','.join(f'column{n}' for n in range(99))}\n",
+            "e.csv: no column `user` for `columns.user`. The",
+        ),
+        (
+            "e.csv",
+            "user,item,time,title\nu,a,\x1b]0;x\x07,T\n",
+            "e.csv: row 1: column `time`: `\\x1b]0;x\\x07` is neither",
+        ),
+    ],
+)
+def test_messages_name_the_place_and_echo_little(tmp_path: Path, name: str, content: str, message: str) -> None:
+    said = failing(write(tmp_path / name, long(content)))
+    assert said.startswith(f"{tmp_path}/{message}")
+    assert len(said) < 600
+    assert said.isprintable()
+
+
+def test_one_changed_byte_in_parquet(tmp_path: Path) -> None:
+    path = tmp_path / "e.parquet"
+    pq.write_table(pa.table({"user": ["u", "v"], "item": ["a", "b"], "time": [1, 2], "title": ["A", "B"]}), path)
+    whole = path.read_bytes()
+    for at in range(4, len(whole), len(whole) // 40):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :])
+        with suppress(InputError):  # nothing else
+            made(path)
+
+
 def test_a_line_that_breaks_far_down_is_named(tmp_path: Path) -> None:
     lines = ['{"user": "u", "item": "a"}'] * 40_000
     lines[30_000] = '{"user": "u", "item" "a"}'
@@ -290,5 +507,5 @@ def test_other_wrong_files(tmp_path: Path) -> None:
     assert failing(events, strangers) == f"{strangers}: has no record of any item in e.csv, such as `a`"
     broken = write(tmp_path / "i.jsonl", json.dumps({"item": "a", "title": "A"}) + "\n{\n")
     assert failing(events, broken).startswith(f"{broken}:2: malformed JSON at column")
-    empty = write(tmp_path / "empty.csv", "item,title\na,\nb,<br>\nc,\n")
+    empty = write(tmp_path / "empty.csv", "item,title\na,\nb,\u200b\nc,\n")
     assert "e.csv: no usable row is left of 3: 3 item without text" in failing(events, empty)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
 
 import calrec_lite.evaluate.baselines.minilm as minilm_module
 from calrec_lite.errors import InputError
@@ -105,3 +106,11 @@ def test_every_baseline_is_built_from_a_recipe(make_domain: Any, encoder_folder:
     ranker = build_baseline(name, domain, recipe)
     assert type(ranker) is {**BASELINES, "minilm": MiniLMBaseline, "sasrec": SASRecBaseline}[name]
     assert len(evaluate_system(ranker, cases, Protocol.of(recipe)).ranks) == len(cases.users)
+
+
+def test_an_encoder_that_is_not_whole_is_refused(make_domain: Any, encoder_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(encoder_folder, tmp_path / "encoder")
+    weights = load_file(folder / "model.safetensors")
+    save_file({k: v for k, v in weights.items() if "word_embeddings" not in k}, folder / "model.safetensors")
+    with pytest.raises(InputError, match="weights lack embeddings.word_embeddings.weight"):
+        MiniLMBaseline(make_domain(SEQUENCES, TITLES), 0, Options(model=str(folder), latest=[2]), True)

@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM
 from calrec_lite.cli import main
 from calrec_lite.cli.evaluate import _place
 from calrec_lite.errors import InputError
+from calrec_lite.evaluate.evaluate_run import evaluate_run
 from calrec_lite.evaluate.tune import FUSION, tune_fusion
 from calrec_lite.export.bundle import export_adapter, export_run
 from calrec_lite.export.card import render_card
@@ -27,6 +28,7 @@ from calrec_lite.measure.cases import build_cases
 from calrec_lite.measure.metrics import ndcg_at, ranks_from_lists
 from calrec_lite.model.merge import merge_adapter
 from calrec_lite.package.save import _without_places
+from calrec_lite.page.report import write_report
 from calrec_lite.recipe import resolved
 from calrec_lite.recipe.file import check_recipe
 from calrec_lite.recommend import Recommender
@@ -161,6 +163,23 @@ def test_places_that_others_wrote_down_are_taken_out(trained: Run, tmp_path: Pat
     assert "base.model: other" in card
 
 
+def test_texts_of_others_are_no_markup_on_a_card(trained: Run) -> None:
+    """A base's name, a licence, wording and labels: in code that they cannot close, and cut where they are long."""
+    values = resolved(trained.recipe)
+    values["base"] |= {"model": "/nowhere/a`<b>``[me](x)", "license": "<img src=x> `[me](http://x)"}
+    values["text"]["first"] = f"``` <b> {'x' * 1500}"
+    values["domains"]["shop"]["fields"] = {"Title": "title", "````": "title", "y" * 300: "title"}
+    card = render_card(Run(check_recipe(values), trained.folder))
+    body, fence, recipe = card.partition("`````yaml\n")
+    assert fence
+    assert recipe.count("`````") == 1
+    assert recipe.endswith("\n`````\n")
+    assert yaml.safe_load(recipe.removesuffix("`````\n"))["text"]["first"] == f"``` <b> {'x' * 192}..."
+    assert "y" * 201 not in card
+    assert "finetuned from ``` a`<b>``[me](x) ``` by" in body
+    assert "Licence of the base: `` <img src=x> `[me](http://x) ``." in body
+
+
 def test_a_card_shows_no_evaluation_of_other_data(trained: Run, tmp_path: Path) -> None:
     folder = shutil.copytree(trained.folder, tmp_path / "run")
     run = Run.open(folder)
@@ -172,6 +191,27 @@ def test_a_card_shows_no_evaluation_of_other_data(trained: Run, tmp_path: Path) 
     assert "model-index" not in render_card(run)
     file.write_text("{")
     assert "Not evaluated yet" in render_card(run)
+
+
+def test_a_card_shows_no_evaluation_of_other_lists(trained: Run, exported: tuple[dict, Path], tmp_path: Path) -> None:
+    """What `tune` advises is taken over by `train --set`, and the evaluation is still of the lists before."""
+
+    def with_lists(folder: Path = trained.folder, **options: object) -> Run:
+        changed = trained.recipe.recommend.model_copy(update=options)
+        return Run(trained.recipe.model_copy(update={"recommend": changed}), folder)
+
+    tuned = with_lists(strategy="rerank", fusion=5.0)
+    card = render_card(tuned)
+    assert "recommend.strategy: beam, now rerank; recommend.fusion: 0.0, now 5.0): run `calrec-lite evaluate`" in card
+    assert "model-index" not in card
+    assert "| final " not in card
+    assert "model-index" in render_card(with_lists(k=3))  # how long a list is shown changes none
+    copied = shutil.copytree(trained.folder, tmp_path / "tiny", ignore=shutil.ignore_patterns("export*"))
+    write_report(with_lists(copied, beams=16), reasons=False)
+    page = (copied / "evaluation" / "report.html").read_text()
+    assert "have changed since</b> (recommend.beams: 15, now 16)" in page
+    evaluate_run(with_lists(copied, strategy="rerank", fusion=5.0))
+    assert "model-index" in render_card(with_lists(copied, strategy="rerank", fusion=5.0))
 
 
 def test_a_card_without_a_catalogue_does_not_tell_to_use_one(trained: Run) -> None:

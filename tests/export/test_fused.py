@@ -7,12 +7,19 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from calrec_lite.cli import main
 from calrec_lite.errors import InputError
-from calrec_lite.export.bundle import export_run
+from calrec_lite.evaluate.evaluate_run import evaluate_run
+from calrec_lite.export.bundle import export_adapter, export_run
+from calrec_lite.export.card import render_card
 from calrec_lite.fitting.opening import open_recommender
 from calrec_lite.measure.cases import build_cases
 from calrec_lite.package.hub import choose_files
@@ -278,6 +285,25 @@ def test_an_export_lacks_nothing_that_its_strategy_needs(fused_run: Run, tmp_pat
     assert (tmp_path / "export" / "fitted" / "weights.json").read_bytes() != before
 
 
+def test_a_card_shows_no_evaluation_by_other_weights(fused_run: Run, tmp_path: Path) -> None:
+    """`tune` writes weights into the run, and the evaluation is still of those before."""
+    folder = shutil.copytree(fused_run.folder, tmp_path / "run", copy_function=shutil.copy2)
+    readings = fused_run.recipe.evaluate.model_copy(update={"readings": ["beam"], "base": False})
+    run = Run(fused_run.recipe.model_copy(update={"evaluate": readings}), folder)
+    results = evaluate_run(run)
+    assert "model-index" in render_card(run)
+    card = (export_adapter(run, tmp_path / "adapter") / "README.md").read_text()  # without what lists are fused of
+    assert "From this folder alone lists are made by `beam`: they are row `final_beam`." in card
+    (model,) = yaml.safe_load(card.split("---\n")[1])["model-index"]
+    assert model["results"][0]["metrics"][0]["value"] == round(results["systems"]["final_beam"]["recall@1"]["value"], 4)
+    edit(folder / "fitted" / "1-target" / "weights.json", fast={"popularity": 1.0})
+    card = render_card(run)
+    assert "the weights of the lists were fitted anew): run `calrec-lite evaluate` and export again." in card
+    assert "model-index" not in card
+    evaluate_run(run)
+    assert "model-index" in render_card(run)
+
+
 def test_an_export_without_its_catalogue_has_nothing_of_its_items(fused_run: Run, tmp_path: Path) -> None:
     options = fused_run.recipe.export.model_copy(update={"catalogue": False})
     run = Run(fused_run.recipe.model_copy(update={"export": options}), fused_run.folder)
@@ -305,6 +331,7 @@ DAMAGES = [
     ("fast", {"fast": {"text": "much"}}, "not the weights of readings"),
     ("fast", {"fast": {"text": [1.0]}}, "not the weights of readings"),
     ("fast", {"fast": {"text": float("inf")}}, "not the weights of readings"),
+    ("fast", {"fast": {"text": 1e308}}, "not the weights of readings"),
 ]
 
 
@@ -338,3 +365,28 @@ def test_damaged_files_are_named(changed: Path, name: str, strategy: str, damage
 def test_fast_where_only_fast_was_fitted(changed: Path) -> None:
     edit(changed / "fitted" / "weights.json", fused=None)
     assert len(opened(changed, "fast").recommend([[]], k=5)[0]) == 5
+
+
+@pytest.mark.parametrize("change", ["no number", "endless layers"])
+def test_numbers_of_fitted_readings_that_are_none_are_refused(changed: Path, change: str) -> None:
+    file = changed / "fitted" / "tower.safetensors"
+    with safe_open(file, "pt") as stored:
+        settings, state = stored.metadata(), {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+    if change == "no number":
+        state["norm.weight"][0] = float("nan")
+    else:
+        settings["layers"] = str(10**9)
+    save_file(state, file, settings)
+    with pytest.raises(InputError, match="not readable as fitted readings"):
+        Recommender.from_pretrained(changed, strategy="fast")
+
+
+def test_counts_of_an_export_that_are_none_are_refused(changed: Path) -> None:
+    table = pq.read_table(changed / "transitions.parquet")
+    counts = pa.array([float("nan")] * len(table), table["weight"].type)
+    pq.write_table(
+        table.set_column(table.column_names.index("weight"), table.schema.field("weight"), counts),
+        changed / "transitions.parquet",
+    )
+    with pytest.raises(InputError, match="holds counts that are none"):
+        Recommender.from_pretrained(changed, strategy="fast")

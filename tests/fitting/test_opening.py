@@ -82,7 +82,7 @@ def assert_same(one: Fusion, other: Fusion) -> None:
 
 def test_training_leaves_what_lists_need(fused_run: Run) -> None:
     assert {path.name for path in (fused_run.folder / "fitted").iterdir()} == {"1-target"}
-    assert set(times(place(fused_run))) == {*FITTED_FILES, "fitted_to.json"}
+    assert set(times(place(fused_run))) == {*FITTED_FILES, "fitted_to.json", "manifest.json"}
     weights = written(fused_run)
     assert set(weights["fast"]) == {*PARTS}
     assert set(weights["fused"]) == {*weights["fast"], "likelihood"}
@@ -123,7 +123,7 @@ def test_what_is_damaged_is_fitted_anew_and_is_the_same(fused_run: Run, copied: 
     assert not is_fitted(run, run.final())
     assert_same(opened(run), opened(fused_run))
     assert is_fitted(run, run.final())
-    assert set(times(place(run))) == {*FITTED_FILES, "fitted_to.json"}
+    assert set(times(place(run))) == {*FITTED_FILES, "fitted_to.json", "manifest.json"}
     assert {path.name for path in place(run).parent.iterdir()} == {"1-target"}
 
 
@@ -175,8 +175,10 @@ def test_keys_that_decide_nothing_of_it_leave_it_alone(copied: Copied) -> None:
 def test_other_weights_of_the_model_are_fitted_anew(copied: Copied, tiny_folder: Path) -> None:
     run = copied()
     before = times(place(run))
-    (run.final() / "model.safetensors").unlink()
-    copy_model(tiny_folder, run.final())
+    merged = run.final()
+    (merged / "model.safetensors").unlink()
+    copy_model(tiny_folder, merged)
+    run.stages[-1].record()  # else they would be damage
     opened(run)
     assert times(place(run)) != before
 
@@ -353,3 +355,15 @@ def test_what_was_fitted_goes_with_a_start_that_trained_nothing(copied: Copied) 
     shutil.rmtree(run.stages[0].folder)
     Run.start(run.recipe.model_copy(update={"seed": 9}), run.folder.parent)
     assert not (run.folder / "fitted").exists()
+
+
+def test_what_was_fitted_and_changed_since_is_not_used(copied: Copied) -> None:
+    run = copied()
+    assert is_fitted(run, run.final())
+    file = place(run) / "tower.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-3] ^= 1
+    file.write_bytes(content)
+    assert not is_fitted(run, run.final())
+    opened(run)
+    assert is_fitted(run, run.final())

@@ -305,6 +305,31 @@ def test_half_an_export_is_not_sent(folder: Path) -> None:
         choose_files(folder)
 
 
+@pytest.mark.parametrize("name", ["README.md", "tokenizer.model", "fitted/items.parquet", "fitted", "1_Pooling"])
+def test_links_out_of_the_folder_are_not_followed(folder: Path, name: str) -> None:
+    private = folder.parent / "private"
+    if (folder / name).exists():
+        (folder / name).rename(private)
+    else:
+        private.write_text("hunter2")
+    (folder / name).symlink_to(Path("..", *[".."] * name.count("/"), "private"))
+    with pytest.raises(InputError, match=f"{name}: is a link out of the folder"):
+        choose_files(folder)
+
+
+def test_a_link_to_itself_is_no_file(folder: Path) -> None:
+    (folder / "vocab.txt").symlink_to("vocab.txt")
+    with pytest.raises(InputError, match=r"vocab.txt: is a link"):
+        choose_files(folder)
+
+
+def test_links_within_the_folder_and_to_it_are_followed(folder: Path) -> None:
+    (folder / "config.json").rename(folder / "model.json")
+    (folder / "config.json").symlink_to("model.json")
+    (folder.parent / "link").symlink_to(folder)
+    assert "config.json" in choose_files(folder.parent / "link").sizes
+
+
 def test_an_adapter_is_an_export_too(folder: Path) -> None:
     for name in (*SHARDS, "model.safetensors.index.json", "config.json"):
         (folder / name).unlink()

@@ -111,3 +111,52 @@ def test_memory_that_lacks_says_what_to_lower(package: Path, monkeypatch: pytest
     monkeypatch.setattr(made.strategies, "rank", full)
     with pytest.raises(RunError, match="out of memory with 1 users at once: set recommend.batch_tokens lower than"):
         made.recommend([HISTORY])
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("logit_scale", "NaN"),
+        ("logit_scale", "1e300"),
+        ("prior", "1e308"),
+        ("prior", "-Infinity"),
+        ("collaborative", "NaN"),
+        ("seed", "-1"),
+        ("samples", "1e9"),
+        ("beams", "1e12"),
+        ("rerank", "1e10"),
+        ("k", "1e7"),
+        ("temperature", "1e-300"),
+        ("fusion", "Infinity"),
+        ("batch_tokens", "1e15"),
+    ],
+)
+def test_numbers_that_are_none_or_beyond_all_use_are_named(package: Path, key: str, value: str) -> None:
+    info = json.loads((package / "calrec.json").read_text())
+    (info["recommend"] if key in info["recommend"] else info)[key] = "here"
+    (package / "calrec.json").write_text(json.dumps(info).replace('"here"', value))
+    with pytest.raises(InputError, match=rf"calrec\.json: `(recommend\.)?{key}`: Input should be "):
+        open_package(package)
+
+
+@pytest.mark.parametrize("content", ["5", "", "[" * 100_000, "\xff"])
+def test_a_calrec_json_that_is_none_is_one_line(package: Path, content: str) -> None:
+    (package / "calrec.json").write_bytes(content.encode("latin-1"))
+    with pytest.raises(InputError, match=r"calrec\.json: ") as caught:
+        open_package(package)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("strategy", ["sample", "beam"])
+def test_room_is_asked_for_before_it_is_taken(package: Path, strategy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A system without room kills the process: torch has no error for it on a CPU."""
+    made = Recommender.from_pretrained(package, strategy=strategy, device="cpu")
+    monkeypatch.setattr("calrec_lite.recommend.strategies.free_bytes", lambda device: 1000)
+    with pytest.raises(RunError, match=r"1 users at once with recommend\.(samples|beams): \d+ may take .* GB"):
+        made.recommend([HISTORY])
+
+
+def test_a_list_longer_than_the_catalogue_is_as_long_as_that(package: Path) -> None:
+    made = Recommender.from_pretrained(package, strategy="dense")
+    assert len(made.recommend([[]], 10**15)[0]) == len(made.catalogue)

@@ -108,13 +108,13 @@ def test_the_lists_are_the_measured_ones(measured: Run) -> None:
         assert section.count('class="hit"') == (1 if rank else 0)
 
 
-def hostile(measured: Run, to: Path) -> Run:
-    """The run again, its items' titles and users' names now markup."""
+def hostile(measured: Run, to: Path, title: str = HOSTILE) -> Run:
+    """The run again, its items' titles now markup."""
     shutil.copytree(measured.folder, to, ignore=shutil.ignore_patterns("merged"))
     for name in ("shop", "other"):
         domain = Domain.open(to / "domains" / name)
         for item in domain.catalogue.fields:
-            item["Title"] = f"{HOSTILE} {item['Title']}"
+            item["Title"] = f"{title} {item['Title']}"
         Domain(HOSTILE if name == "other" else name, domain.catalogue, domain.sequences, domain.info).save(
             to / "domains" / name
         )
@@ -128,6 +128,13 @@ def test_other_peoples_text_is_never_markup(measured: Run, tmp_path: Path) -> No
     assert "without reasons" in page.text
     assert [attributes["href"] for tag, attributes in page.tags if tag == "link"] == ["data:,"]
     assert all((attributes["href"] or "").startswith("#") for tag, attributes in page.tags if tag == "a")
+
+
+def test_long_titles_and_names_are_cut(measured: Run, tmp_path: Path) -> None:
+    run = hostile(measured, tmp_path / "run", "x" * 5000)
+    page = Words(write_report(run, reasons=False).read_text(encoding="utf-8"))
+    assert page.text.count(f"{'x' * 200}...") > 100
+    assert "x" * 201 not in page.text
 
 
 def test_without_weights_it_says_why_there_are_no_reasons(measured: Run, tmp_path: Path) -> None:
@@ -148,7 +155,7 @@ def test_reasons_are_of_lists_of_the_same_kind_only(measured: Run, tmp_path: Pat
     run = Run.open(tmp_path / "run")
     run.recipe = changed
     page = Words(write_report(run).read_text(encoding="utf-8"))
-    assert "`recommend` in the recipe has changed since" in page.text
+    assert "they were measured with other settings (recommend." in page.text
     assert "log-probability" not in page.text
 
 

@@ -40,7 +40,11 @@ def listed(folder: str) -> DomainSpec:
         timed = "ts" in json.loads(file.readline())
     columns = {"item": "items"} | ({"time": "ts"} if timed else {})
     return DomainSpec(
-        interactions=f"{place}/seqs.jsonl.gz", items=f"{place}/items.jsonl.gz", columns=columns, min_user_events=1
+        interactions=f"{place}/seqs.jsonl.gz",
+        items=f"{place}/items.jsonl.gz",
+        columns=columns,
+        html=True,
+        min_user_events=1,
     )
 
 

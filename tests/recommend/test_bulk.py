@@ -167,6 +167,58 @@ def test_a_run_killed_while_files_get_their_names(
     assert not list(tmp_path.glob("*.part"))
 
 
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+@pytest.mark.parametrize("lost", ["", ".rejected.jsonl"])
+@pytest.mark.parametrize("at", [4, "end"])
+@pytest.mark.parametrize("how", ["removed", "replaced"])
+def test_output_that_is_gone_is_not_said_to_be_there(
+    users: Path, tmp_path: Path, domain: Domain, suffix: str, lost: str, at: int | str, how: str
+) -> None:
+    out, ranked = tmp_path / f"lists{suffix}", Popular(domain)
+    part = tmp_path / f"{out.name}{lost}.part"
+
+    def lose() -> None:
+        part.unlink()
+        if how == "replaced":
+            part.write_text("something else\n")
+
+    def rank(histories: list[list[str]], candidates: list[list[str] | None]) -> list[list[Recommendation]]:
+        if ranked.calls == at:
+            lose()
+        return ranked(histories, candidates)
+
+    if at == "end":
+        job = Bulk(users, out, OPTIONS, BLOCK)
+        job._finish = lambda: None  # type: ignore[method-assign]  # killed before the files got their names
+        job.run(rank, progress=False)
+        lose()
+    with pytest.raises(RunError, match=rf"{part.name}: removed or changed .*; delete .*state.json, and"):
+        Bulk(users, out, OPTIONS, BLOCK).run(rank, progress=False)
+    assert not out.exists()
+    (tmp_path / f"{out.name}.state.json").unlink()
+    assert Bulk(users, out, OPTIONS, BLOCK).run(ranked, progress=False).users == 51
+    assert out.exists()
+
+
+def test_a_table_that_is_stopped_while_it_is_written_leaves_nothing_half_written(
+    users: Path, tmp_path: Path, domain: Domain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "lists.parquet"
+
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pq.ParquetWriter, "write_table", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            bulk(users, out, Popular(domain))
+    assert not [path.name for path in tmp_path.iterdir() if "tmp" in path.name or "process" in path.name]
+    assert bulk(users, out, Popular(domain)).users == pq.read_metadata(out).num_rows
+    (tmp_path / "folder.parquet").mkdir()  # as other programs write tables
+    with pytest.raises(InputError, match="folder.parquet: is a folder"):
+        Bulk(users, tmp_path / "folder.parquet", OPTIONS)
+
+
 def test_another_input_model_or_k_is_not_gone_on_with(users: Path, tmp_path: Path, domain: Domain) -> None:
     out = tmp_path / "lists.jsonl"
     with pytest.raises(KeyboardInterrupt):
@@ -197,7 +249,9 @@ def test_an_option_of_the_unfinished_run_can_be_taken_over(users: Path, tmp_path
     out = tmp_path / "lists.jsonl"
     assert begun_option(out, "dtype") is None
     with pytest.raises(KeyboardInterrupt):
-        Bulk(users, out, {**OPTIONS, "dtype": "bfloat16"}, BLOCK).run(Popular(domain, 3, KeyboardInterrupt), False)
+        Bulk(users, out, {**OPTIONS, "dtype": "bfloat16"}, BLOCK).run(
+            Popular(domain, 3, KeyboardInterrupt), progress=False
+        )
     assert begun_option(out, "dtype") == "bfloat16"
     assert begun_option(out, "deny") is None
     for damaged in ("{", "[]", '{"run": 1}', "{}"):
@@ -246,7 +300,9 @@ def test_what_cannot_be_read_at_all(users: Path, tmp_path: Path, domain: Domain)
         bulk(bad, out, Popular(domain))
     assert out.read_text() == "an earlier run's\n"
     with pytest.raises(InputError, match="a wrong option"):  # not 52 rejected lines
-        Bulk(users, out, OPTIONS, BLOCK).run(lambda h, c: (_ for _ in ()).throw(InputError("a wrong option")), False)
+        Bulk(users, out, OPTIONS, BLOCK).run(
+            lambda h, c: (_ for _ in ()).throw(InputError("a wrong option")), progress=False
+        )
 
 
 def test_a_line_without_an_end_is_passed_over(tmp_path: Path) -> None:

@@ -27,6 +27,12 @@ def test_exact_matches_stand_in_the_order_of_the_llm() -> None:
     assert "exact" in got.why[0]
 
 
+def test_case_tells_texts_apart_that_differ_in_nothing_else() -> None:
+    grounder = Grounder(["It", "IT", "it", "tea pot", "Heat", "HEAT"], cut={3: "tea"})
+    names = ["it", "IT", " It ", "iT", "heat", "HEAT", "Tea", "gone"]
+    assert [grounder._exact_item(name) for name in names] == [2, 1, 0, 2, 4, 5, 3, None]
+
+
 def test_every_best_match_comes_before_the_weaker_ones() -> None:
     got = rank(["a red cup of steel", "a tea pot, green"], [-1.0, -2.0], order="paper")
     assert got.items.tolist()[:2] == [0, 3]

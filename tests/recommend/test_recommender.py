@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from transformers import OPTConfig, OPTForCausalLM
 
 from calrec_lite.data.domain import Catalogue
 from calrec_lite.decode.sample import Sample
@@ -303,3 +304,15 @@ def test_faiss_in_clusters_keeps_filters_exact_and_most_of_the_nearest() -> None
     assert np.mean([len(set(a) & set(b)) / 10 for a, b in zip(kept.tolist(), wanted[1:].tolist())]) > 0.8
     assert set(found[0, :3].tolist()) == {0, 1, 2}
     assert cosine[0, 3:].isneginf().all()
+
+
+def test_a_history_longer_than_the_models_own_length_loses_its_oldest_items(
+    tiny_folder: Path, encoder: Encoder, catalogue: EncodedCatalogue
+) -> None:
+    """Learned positions end there."""
+    most = len(encoder.prompt(catalogue.tokens[:3])) + max(map(len, catalogue.tokens))
+    shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "ffn_dim": 32}
+    config = OPTConfig(vocab_size=len(encoder.tokenizer), word_embed_proj_dim=32, max_position_embeddings=most, **shape)
+    made = recommender(Towers(OPTForCausalLM(config).eval()), encoder, catalogue)
+    assert len(encoder.prompt(catalogue.tokens[:5])) > most + 2  # OPT has two positions more than it says
+    assert len(made.recommend([["id0", "id1", "id2", "id3", "id4"]], 5)[0]) == 5

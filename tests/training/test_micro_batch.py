@@ -81,7 +81,7 @@ def test_training_goes_on_with_half_and_ends_the_same(
     small = trainer(tiny_folder, domain, encoder, catalogue, tmp_path, 2, dropout=dropout)
     small.train()
     large = trainer(tiny_folder, domain, encoder, catalogue, tmp_path, 8, dropout=dropout)
-    failed = fail_above(large, 2)
+    failed = fail_above(large, 3)  # two of full length are up to three shorter ones
     large.train()
     assert failed == [8, 4]  # once each: later steps start with what fits
     assert large.micro.size == 2
@@ -136,10 +136,10 @@ def test_a_resumed_run_is_cut_as_it_came_to(tiny_folder, domain, encoder, catalo
     """Halved before the checkpoint, it does not run out of memory again, and ends in the same bits."""
     often = {"save_strategy": "steps", "save_steps": 2, "logging_steps": 1}
     whole = trainer(tiny_folder, domain, encoder, catalogue, tmp_path, 8, dropout=0.2, **often)
-    fail_above(whole, 2)
+    fail_above(whole, 3)  # two of full length are up to three shorter ones
     whole.train()
     again = trainer(tiny_folder, domain, encoder, catalogue, tmp_path, 8, dropout=0.2, **often)
-    failed = fail_above(again, 2)
+    failed = fail_above(again, 3)
     again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     assert failed == []
     assert again.micro.size == 2

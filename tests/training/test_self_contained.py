@@ -15,6 +15,7 @@ from calrec_lite.cli import group
 from calrec_lite.errors import InputError, RunError
 from calrec_lite.evaluate.evaluate_run import evaluate_run
 from calrec_lite.evaluate.store import read_metrics, read_rankings
+from calrec_lite.export.bundle import export_run
 from calrec_lite.recipe.file import check_recipe, save_resolved
 from calrec_lite.run import Run
 from tests.training.conftest import values
@@ -127,6 +128,30 @@ def test_other_data_under_the_same_name_is_refused_before_anything_is_replaced(
     assert {f: f.read_bytes() for f in run.folder.rglob("*") if f.is_file()} == kept
 
 
+@pytest.mark.parametrize("lost", [["domains"], ["domains", "run.json"], ["run.json"]])
+def test_data_of_another_working_folder_never_take_the_place_of_a_runs(
+    tiny_folder: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: list[str]
+) -> None:
+    recipe = small(tiny_folder, data)
+    recipe["domains"]["shop"]["interactions"] = "shop.csv"
+    for folder, source in (("here", "shop.csv"), ("there", "other.csv")):
+        (tmp_path / folder).mkdir()
+        shutil.copy(data / source, tmp_path / folder / "shop.csv")
+    monkeypatch.chdir(tmp_path / "here")
+    run = train(check_recipe(recipe), tmp_path / "runs")
+    for name in lost:
+        shutil.move(run.folder / name, tmp_path / name)
+    monkeypatch.chdir(tmp_path / "there")
+    kept = {f: f.read_bytes() for f in run.folder.rglob("*") if f.is_file()}
+    exports = [lambda r: export_run(r, r.export)] if "domains" in lost else []  # it does well with what is there
+    for work in (lambda r: r.prepare("shop"), *exports):
+        with pytest.raises(
+            InputError, match="nothing says what" if len(lost) > 1 else "the data of `shop` has changed"
+        ):
+            work(Run.open(run.folder))
+        assert {f: f.read_bytes() for f in run.folder.rglob("*") if f.is_file()} == kept
+
+
 def test_a_folder_belongs_to_one_process(tiny_folder: Path, data: Path, tmp_path: Path) -> None:
     run = Run.start(check_recipe(small(tiny_folder, data)), tmp_path)
     holder = subprocess.Popen([sys.executable, "-c", HOLD, str(run.folder)], stdout=subprocess.PIPE, text=True)
@@ -172,6 +197,26 @@ def test_an_evaluation_goes_on_with_what_was_measured(
     columns = ["system", "user", "rank", "list"]
     one, other = (read_rankings(tmp_path / name, columns) for name in ("whole", "stopped"))
     assert one.equals(other)
+
+
+def test_an_evaluation_whose_first_systems_are_gone_is_not_written(
+    trained: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    baselines = trained.recipe.evaluate.model_copy(update={"baselines": ["popularity", "transitions"], "base": False})
+    run = Run(trained.recipe.model_copy(update={"evaluate": baselines}), trained.folder)
+    measured = evaluating.evaluate_system
+
+    def removes(*arguments: object) -> object:
+        shutil.rmtree(tmp_path / "e.part")
+        (tmp_path / "e.part").mkdir()
+        return measured(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluating, "evaluate_system", removes)
+        with pytest.raises(RunError, match="what was measured of popularity, .*transitions with it"):
+            evaluate_run(run, folder=tmp_path / "e")
+    assert not (tmp_path / "e").exists()
+    assert set(evaluate_run(run, folder=tmp_path / "e")["systems"]) >= {"popularity", "transitions", "final"}
 
 
 def test_a_half_done_evaluation_of_another_kind_is_not_gone_on_with(trained: Run, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from calrec_lite.claim import claimed_file
 from calrec_lite.files import atomic_path, cache_folder
 
 
@@ -19,8 +20,14 @@ def cached(name: str, settings: Mapping[str, Any], make: Callable[[Path], None])
     text = json.dumps(settings, sort_keys=True)
     folder = cache_folder() / "baselines" / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:24]}"
     if not folder.is_dir():
-        with atomic_path(folder) as temporary:
-            temporary.mkdir()
-            make(temporary)
-            (temporary / "settings.json").write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+        with claimed_file(folder, wait=True):
+            if not folder.is_dir():  # another process may just have made it
+                _make(folder, settings, make)
     return folder
+
+
+def _make(folder: Path, settings: Mapping[str, Any], make: Callable[[Path], None]) -> None:
+    with atomic_path(folder) as temporary:
+        temporary.mkdir()
+        make(temporary)
+        (temporary / "settings.json").write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")

@@ -19,10 +19,11 @@ from calrec_lite.files import size_and_time
 from calrec_lite.measure.cases import build_cases
 from calrec_lite.measure.metrics import ndcg_at, ranks_in_chunks
 from calrec_lite.model.device import device
+from calrec_lite.model.whole import refused, require_whole
 from calrec_lite.recipe import MiniLMSettings
 from calrec_lite.sources import fetch_folder, snapshot
 
-FORMAT = 2  # raise it when the same settings come to give other vectors
+FORMAT = 3  # raise it when the same settings come to give other vectors
 VECTORS_FILE = "vectors.safetensors"
 FILES = ("*.json", "*.txt", "*.model", "*.safetensors")  # of a Hub repository
 BATCH = 64  # texts encoded together
@@ -103,9 +104,17 @@ def _encode(catalogue: Catalogue, model: str) -> NDArray[np.float32]:
     """
     from sentence_transformers import SentenceTransformer  # takes seconds to import
 
-    encoder = SentenceTransformer(
-        str(_encoder_folder(model)), device=str(device()), model_kwargs={"dtype": torch.float32}, local_files_only=True
-    )
+    folder = _encoder_folder(model)
+    if (folder / "config.json").is_file():  # else its modules lie in folders of their own
+        require_whole(folder, encoder=True)
+    with refused(f"evaluate.minilm.model: {folder} cannot be loaded"):
+        encoder = SentenceTransformer(
+            str(folder),
+            device=str(device()),
+            model_kwargs={"dtype": torch.float32, "use_safetensors": True},
+            processor_kwargs={"split_special_tokens": True},  # `[SEP]` in a title is text
+            local_files_only=True,
+        )
     texts = [", ".join(f"{label}: {value}" for label, value in item.items()) for item in catalogue.fields]
     vectors = encoder.encode(texts, batch_size=BATCH, normalize_embeddings=True, show_progress_bar=False)
     return np.asarray(vectors, dtype=np.float32)

@@ -1,0 +1,82 @@
+"""What lies on disk is looked at before it is trusted: JSON that may be damaged, files that may be others by now."""
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from calrec_lite.errors import InputError
+from calrec_lite.files import file_sha256, size_and_time, write_json
+
+MANIFEST = "manifest.json"
+
+
+def read_object(file: Path, remedy: str) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Args:
+        remedy: what the message ends with.
+
+    Raises:
+        InputError: the file cannot be read, or holds something else.
+    """
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{file}: cannot be read ({' '.join(str(error).split())[:200]}); {remedy}") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{file}: holds no JSON object; {remedy}")
+    return value
+
+
+def write_manifest(folder: Path, patterns: Sequence[str]) -> None:
+    """Record size, time of change and SHA-256 of the files in `folder` of some patterns, for `require_unchanged`."""
+    files = sorted(file for pattern in patterns for file in folder.glob(pattern) if file.is_file())
+    write_json(folder / MANIFEST, {"files": {file.relative_to(folder).as_posix(): _entry(file) for file in files}})
+
+
+def require_unchanged(folder: Path, part: str = ".", remedy: str = "") -> None:
+    """Compare a part of a folder with its manifest. Contents are read only of files whose time of change is another.
+
+    Without a manifest (of an earlier version) there is nothing to compare.
+
+    Raises:
+        InputError: a file is missing, or is not the one that was written.
+    """
+    if not (folder / MANIFEST).is_file():
+        return
+    manifest = read_object(folder / MANIFEST, "remove it, and nothing is compared")
+    touched = {name: _compared(folder / name, entry, remedy) for name, entry in _entries(manifest, folder, part)}
+    if any(touched.values()):  # read and found equal: a copy, say; the next command need not read it
+        manifest["files"] |= {name: _entry(folder / name) for name, again in touched.items() if again}
+        with suppress(OSError):  # a run may be kept where nobody writes
+            write_json(folder / MANIFEST, manifest)
+
+
+def _entries(manifest: dict[str, Any], folder: Path, part: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    try:
+        for name, entry in manifest["files"].items():
+            if part == "." or name.startswith(f"{part}/"):
+                yield name, {key: entry[key] for key in ("size", "time", "sha256")}
+    except (KeyError, TypeError, AttributeError):
+        raise InputError(f"{folder / MANIFEST}: is no manifest; remove it, and nothing is compared") from None
+
+
+def _entry(file: Path) -> dict[str, Any]:
+    size, time = size_and_time(file)
+    return {"size": size, "time": time, "sha256": file_sha256(file)}
+
+
+def _compared(file: Path, entry: dict[str, Any], remedy: str) -> bool:
+    """Whether the file had to be read. Raises InputError where it is another than `entry` says."""
+    if not file.is_file():
+        raise InputError(f"{file}: is missing; {remedy}")
+    size, time = size_and_time(file)
+    if size != entry["size"]:
+        raise InputError(f"{file}: has {size:,} bytes, not the {entry['size']:,} that were written; {remedy}")
+    if time == entry["time"]:
+        return False
+    if file_sha256(file) != entry["sha256"]:
+        raise InputError(f"{file}: its content is not what was written; {remedy}")
+    return True

@@ -1,0 +1,41 @@
+"""A short slice of the campaign, without a trained model; the whole of it is tests/campaign/run.py."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.campaign.kills import COMMANDS, kill_round, undisturbed
+from tests.campaign.mutation import FAULTS, summary
+from tests.campaign.outcome import Outcome, attempt
+from tests.campaign.world import World, build
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CALREC_LITE_CACHE", "")  # `build` sets it
+        yield build(tmp_path_factory.mktemp("campaign"), trained=False)
+
+
+def test_mutated_recipes_are_read_or_refused_in_a_few_lines(world: World) -> None:
+    outcomes = [attempt(world, seed=1, number=n, kinds=["recipe", "set"]) for n in range(40)]
+    assert [o for o in outcomes if o.result in FAULTS] == []
+    assert {"ok", "clear"} == {o.result for o in outcomes}
+    assert not list(world.folder.glob("input-*"))
+    assert attempt(world, seed=1, number=7, kinds=["recipe", "set"]) == outcomes[7]
+
+
+def test_causes_are_counted_once_each_with_an_input_that_shows_them() -> None:
+    results = summary(
+        [Outcome(n, "set", "", *o) for n, o in enumerate([("ok",), ("traceback", "a"), ("traceback", "a")])]
+    )
+    assert (results["inputs"], results["ok"], results["tracebacks"]) == (3, 1, 2)
+    assert results["causes"] == [{"result": "traceback", "cause": "a", "count": 2, "kind": "set", "input": 1}]
+
+
+def test_a_killed_prepare_ends_as_if_nobody_had_disturbed_it(world: World) -> None:
+    assert "prepare" in COMMANDS
+    known = {"prepare": undisturbed(world, "prepare")}
+    rounds = [kill_round(world, 0, n, known) for n in range(3)]
+    assert [r.difference for r in rounds] == [""] * 3
+    assert sum(r.kills for r in rounds) > 0

@@ -1,0 +1,139 @@
+"""What a run wrote is compared with what it noted, wherever it is used."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import calrec_lite.stored as stored_module
+import calrec_lite.training.stage as stage_module
+from calrec_lite.errors import InputError
+from calrec_lite.evaluate.evaluate_run import evaluate_run
+from calrec_lite.export.bundle import export_run
+from calrec_lite.recipe.file import check_recipe
+from calrec_lite.run import Run
+from calrec_lite.stored import MANIFEST
+from calrec_lite.training.stage import train_run
+from tests.training.conftest import values
+
+
+@pytest.fixture
+def run(trained: Run, tmp_path: Path) -> Run:
+    """A copy of a finished run, as `cp -a` makes it."""
+    return Run.open(shutil.copytree(trained.folder, tmp_path / "tiny"))
+
+
+def half(file: Path) -> None:
+    os.truncate(file, file.stat().st_size // 2)
+
+
+def one_byte(file: Path) -> None:
+    """Changed: the size stays."""
+    content = bytearray(file.read_bytes())
+    content[-9] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("act", [train_run, evaluate_run, lambda run: export_run(run, run.export)])
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("model.safetensors", half),
+        ("model.safetensors", one_byte),
+        ("tokenizer.json", half),
+        ("tokenizer_config.json", one_byte),
+        ("config.json", one_byte),
+        ("tokenizer.json", Path.unlink),
+    ],
+)
+def test_merged_weights_that_changed_are_not_passed_on(
+    run: Run, name: str, damage: Callable[[Path], None], act: Callable[[Run], object]
+) -> None:
+    file = run.stages[-1].merged / name
+    damage(file)
+    with pytest.raises(InputError, match=rf"{file}: .*; remove .*merged, and `calrec-lite train` .* merges it again"):
+        act(run)
+    assert not run.export.exists()
+    shutil.rmtree(file.parent)  # as the message says
+    train_run(run)
+    assert run.final() == file.parent
+
+
+def test_an_adapter_that_changed_is_not_merged_again(run: Run) -> None:
+    shutil.rmtree(run.stages[0].merged)
+    one_byte(run.stages[0].adapter / "adapter_model.safetensors")
+    with pytest.raises(InputError, match=r"adapter_model.safetensors: its content is not what was written; restore it"):
+        train_run(run)
+
+
+def test_a_copy_is_read_once_and_a_run_without_manifest_as_before(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    for file in run.folder.rglob("*.safetensors"):
+        os.utime(file)
+    run.final()
+
+    def read(path: Path) -> str:
+        raise AssertionError(f"{path} is read again")
+
+    monkeypatch.setattr(stored_module, "file_sha256", read)
+    run.final()
+    (run.stages[-1].folder / MANIFEST).unlink()
+    one_byte(run.final() / "model.safetensors")
+    run.final()
+
+
+@pytest.mark.parametrize(
+    "content", ["", "5", '{"stages": {"1-joint', '{"stages": 3}', '{"stages": {}, "dtype": {"x": 1}}']
+)
+def test_a_damaged_state_is_one_line(run: Run, content: str) -> None:
+    (run.folder / "run.json").write_text(content)
+    with pytest.raises(InputError, match=r"run\.json: .*restore it, or remove it"):
+        Run.start(run.recipe, run.folder.parent)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("metrics.json", '{"steps": 6'),
+        ("metrics.json", "[]"),
+        (MANIFEST, "{"),
+        (MANIFEST, '{"files": {"adapter/x": 5}}'),
+    ],
+)
+def test_a_damaged_record_of_a_stage_is_one_line(run: Run, name: str, content: str) -> None:
+    (run.stages[0].folder / name).write_text(content)
+    with pytest.raises(InputError, match=f"{name}: .*; re(store|move) it"):
+        train_run(run)
+
+
+def test_a_checkpoint_that_changed_is_not_gone_on_with(
+    tiny_folder: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = values(tiny_folder, data)
+    recipe["stages"] = recipe["stages"][1:]
+    run = Run.start(check_recipe(recipe), tmp_path)
+
+    def killed(*arguments: object, **options: object) -> int:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stage_module, "merge_adapter", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train_run(run)
+    checkpoint = run.stages[0].last_checkpoint
+    assert checkpoint
+    assert "optimizer.pt" in json.loads((checkpoint / MANIFEST).read_text())["files"]
+    one_byte(checkpoint / "adapter_model.safetensors")
+    with pytest.raises(
+        InputError, match=f"its content is not what was written; remove {checkpoint}, and training goes on"
+    ):
+        train_run(run)
+
+
+def test_lines_of_a_log_that_are_none_are_left_out(run: Run) -> None:
+    entries = run.log_entries()
+    with run.log.open("ab") as file:
+        file.write(b'5\n{"step": 3}\n\xff\n{"stage": "1-jo')
+    assert run.log_entries() == entries
