@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from calrec_lite.method.batch import Chunk, Collator, StepBatch
 from calrec_lite.method.losses import vocabulary_nll
-from calrec_lite.method.step import StepLoss, _whole
+from calrec_lite.method.step import StepLoss, _cached, _whole
 from calrec_lite.method.towers import RowStates, Towers
 from calrec_lite.training.trainer import CALRecTrainer, _step
 
@@ -78,11 +78,19 @@ class AsTheyCome(CALRecTrainer):
 class KeptGraphs(CALRecTrainer):
     """The other way to micro-batches (docs/architecture.md): chunks keep their graphs, checkpointed; one backward."""
 
+    run = staticmethod(_whole)
+
     def _attempt(self, batch: StepBatch) -> StepLoss | None:
         batch = batch.to(self.args.device)
         loss = self.args.objective
         weight = (1 - loss.alpha - loss.beta) / batch.supervised
-        return _whole(self.towers, batch, loss, weight, lambda scalar: scalar.backward())
+        return self.run(self.towers, batch, loss, weight, lambda scalar: scalar.backward())
+
+
+class RowsTwice(KeptGraphs):
+    """Rows without a graph first, as where the softmax runs over anchors (GradCache)."""
+
+    run = staticmethod(_cached)
 
 
 def _towers(kind: type[Towers]) -> Callable[[CALRecTrainer], None]:
@@ -132,5 +140,7 @@ LADDER = {
     "E: PEFT casts inputs to fp32": Measure(prepare=_cast_inputs),
     "E: micro-batch 4": Measure(micro=4),
     "E: micro-batch 4, graphs kept": Measure(trainer=KeptGraphs, micro=4, checkpointing=True),
+    "E: micro-batch 4, checkpointed": Measure(micro=4, checkpointing=True),
+    "E: micro-batch 4, checkpointed, rows twice": Measure(trainer=RowsTwice, micro=4, checkpointing=True),
     "E: gradient checkpointing": Measure(checkpointing=True),
 }
