@@ -72,12 +72,12 @@ def push_folder(folder: Path, repo: str, private: bool, revision: str | None) ->
         InputError: if there is no token or the Hub refuses it, `folder` is no whole export, or `repo` is not a name.
         RunError: if the connection breaks and stays broken.
     """
+    _check_name(repo)  # before anything is asked of the Hub
     token = _token()
     api = HfApi(token=token, library_name="calrec-lite")
     with _hub_errors(token, repo):
         _check_token(api)
         upload = choose_files(folder)
-        _check_name(repo)
         address = f"{api.endpoint}/{repo}{f'/tree/{revision}' if revision else ''}"
         print(f"{folder} -> {address}\n{upload}", flush=True)
         _ensure_repository(api, repo, private, revision)
