@@ -212,14 +212,16 @@ def _in_child(arguments: list[str], folder: Path) -> int:
 
 def _ended(child: int, seconds: float) -> int | None:
     """The exit code of a child (minus a signal's number) that ends within so many seconds."""
-    end = time.monotonic() + seconds
+    left, before = seconds, time.monotonic()
     while True:
         ended, status = os.waitpid(child, os.WNOHANG)
         if ended:
             return os.waitstatus_to_exitcode(status)
-        if time.monotonic() >= end:
+        if left <= 0:
             return None
-        time.sleep(min(0.002, max(0.0, end - time.monotonic())))
+        time.sleep(min(0.002, left))
+        now = time.monotonic()
+        left, before = left - min(now - before, 1.0), now  # all processes may have been paused in between
 
 
 def _note(folder: Path, fault: str) -> None:
