@@ -58,8 +58,8 @@ def _entries(manifest: dict[str, Any], folder: Path, part: str) -> Iterator[tupl
     try:
         for name, entry in manifest["files"].items():
             if part == "." or name.startswith(f"{part}/"):
-                yield name, {key: entry[key] for key in ("size", "time", "sha256")}
-    except (KeyError, TypeError, AttributeError):
+                yield name, {"size": int(entry["size"]), "time": int(entry["time"]), "sha256": str(entry["sha256"])}
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError):
         raise InputError(f"{folder / MANIFEST}: is no manifest; remove it, and nothing is compared") from None
 
 

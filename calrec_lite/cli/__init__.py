@@ -18,6 +18,8 @@ from calrec_lite.cli.tune import tune
 from calrec_lite.errors import InputError, RunError
 from calrec_lite.threads import share_cores
 
+LONGEST = 1800  # characters of an error's line
+
 
 # `color`: click would take colour codes out of titles without a word; here they are escaped as they are printed.
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "color": True})
@@ -55,7 +57,7 @@ def main() -> None:
         if out.failure and not code:
             message, code = f"standard output: {out.failure.strerror}; what stood there is lost", 1
         for line in message.splitlines():
-            print(f"calrec-lite: {line}", file=sys.stderr)
+            print(f"calrec-lite: {_cut(line)}", file=sys.stderr)
     if code:
         sys.exit(code)
 
@@ -68,6 +70,7 @@ def _run() -> tuple[str, int]:
         except (click.exceptions.Abort, KeyboardInterrupt):
             return f"interrupted; {GO_ON}", 1
         except click.ClickException as error:
+            error.message = _cut(error.message)
             error.show()
             return "", 2
         except InputError as error:
@@ -81,3 +84,9 @@ def _run() -> tuple[str, int]:
                 return failed
             raise
     return "", 0
+
+
+def _cut(line: str) -> str:
+    """Without its middle where it is too long: what was typed may be of any length, and the remedy comes last."""
+    half = LONGEST // 2
+    return line if len(line) <= LONGEST else f"{line[:half]} [...] {line[-half:]}"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from calrec_lite.cli.options import quiet_libraries
+from calrec_lite.cli.options import COUNT, quiet_libraries
 from calrec_lite.errors import InputError
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ FOLDER = click.Path(path_type=Path, file_okay=False)
 
 @click.command()
 @click.argument("run", type=FOLDER)
-@click.option("--users", type=click.IntRange(min=1), help="Measure all systems on so many, instead of the recipe's.")
+@click.option("--users", type=COUNT, help="Measure all systems on so many, instead of the recipe's.")
 @click.option("--split", type=click.Choice(["test", "validation"]), help="Instead of the recipe's split.")
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Also write metrics.json here.")
 def evaluate(run: Path, users: int | None, split: str | None, out: Path | None) -> None:

@@ -9,6 +9,7 @@ import click
 from calrec_lite.errors import InputError
 
 Command = Callable[..., Any]
+COUNT = click.IntRange(1, 10**9)  # libraries take no whole number of any size
 
 
 def require_text(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from calrec_lite import __version__
-from calrec_lite.cli.options import quiet_libraries
+from calrec_lite.cli.options import COUNT, quiet_libraries
 from calrec_lite.errors import InputError
 
 if TYPE_CHECKING:
@@ -27,13 +27,13 @@ INPUT = click.Path(path_type=Path, dir_okay=False)
     '"candidates": [...] limits that user\'s list to some items.',
 )
 @click.option("--out", type=INPUT, help="Lists as .jsonl, .jsonl.gz or .parquet. Started again, it goes on.")
-@click.option("-k", "--k", type=click.IntRange(min=1), help="Length of a list; default: the recipe's.")
+@click.option("-k", "--k", type=COUNT, help="Length of a list; default: the recipe's.")
 @click.option("--strategy", help="How lists are made; default: the recipe's.")
 @click.option("--allow", type=INPUT, help="Recommend these items only: a title or id a line.")
 @click.option("--deny", type=INPUT, help="Never recommend these items: a title or id a line.")
 @click.option("--strict", is_flag=True, help="Refuse histories with items that the catalogue lacks.")
 @click.option("--engine", type=click.Choice(["transformers", "vllm"]), default="transformers", show_default=True)
-@click.option("--block", type=click.IntRange(min=1), default=1024, show_default=True, help="Users ranked together.")
+@click.option("--block", type=COUNT, default=1024, show_default=True, help="Users ranked together.")
 @click.option("--4bit", "quantised", is_flag=True, help="Load the model in 4 bits.")
 def recommend(
     model: str,

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from calrec_lite.cli.options import quiet_libraries
+from calrec_lite.cli.options import COUNT, quiet_libraries
 
 if TYPE_CHECKING:
     from calrec_lite.run import Run
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path, file_okay=False))
-@click.option("--users", type=click.IntRange(min=1), help="Validation users; default: the recipe's, or 500.")
+@click.option("--users", type=COUNT, help="Validation users; default: the recipe's, or 500.")
 def tune(run: Path, users: int | None) -> None:
     """Fit the weights of a trained RUN's lists anew, by validation users only.
 

@@ -16,7 +16,7 @@ from calrec_lite.evaluate.baselines.fast import FAST, by_parts
 from calrec_lite.evaluate.baselines.sasrec import require_cornac
 from calrec_lite.evaluate.protocol import Protocol, Ranker, evaluate_system
 from calrec_lite.evaluate.settings import fitted_weights
-from calrec_lite.evaluate.store import read_metrics, write_results
+from calrec_lite.evaluate.store import RESULTS, read_metrics, write_results
 from calrec_lite.files import atomic_path, copy_matching, size_and_time, write_json
 from calrec_lite.fitting.fit import require_users
 from calrec_lite.fitting.lists import FusionRanker
@@ -29,8 +29,8 @@ from calrec_lite.recipe import Recipe
 from calrec_lite.recommend.fusion import WEIGHTS_FILE
 from calrec_lite.recommend.readings import READINGS
 from calrec_lite.run import Run
+from calrec_lite.stored import write_manifest
 
-RESULTS = ("metrics.json", "rankings.parquet")
 IDENTITY_FILE = "begun.json"  # in the folder of a half-done evaluation: what is measured, and how
 
 
@@ -91,6 +91,7 @@ def evaluate_run(run: Run, trained: bool = True, folder: Path | None = None) -> 
         with atomic_path(target_folder) as temporary:  # copied: killed at any moment, one of both is whole
             temporary.mkdir()
             copy_matching(unfinished, temporary, RESULTS)
+            write_manifest(temporary, RESULTS)
     shutil.rmtree(unfinished)
     return results
 

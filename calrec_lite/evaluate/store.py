@@ -20,8 +20,10 @@ from calrec_lite.errors import InputError
 from calrec_lite.evaluate.protocol import Protocol, SystemResult, slices
 from calrec_lite.files import atomic_path, write_json
 from calrec_lite.measure.cases import Cases
+from calrec_lite.stored import MANIFEST, require_unchanged, write_manifest
 
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "numpy", "duckdb", "cornac")
+RESULTS = ("metrics.json", "rankings.parquet")
 BY_SYSTEM = ("systems", "slices", "users", "users_per_second")
 RANKINGS = pa.schema(
     [
@@ -83,6 +85,8 @@ def write_results(
     with atomic_path(folder / "rankings.parquet") as temporary:
         pq.write_table(rankings, temporary, compression="zstd")
     write_json(folder / "metrics.json", results)
+    if (folder / MANIFEST).is_file():  # of an evaluation that was complete
+        write_manifest(folder, RESULTS)
     return results
 
 
@@ -109,12 +113,13 @@ def previous_results(folder: Path, domain: Domain, protocol: Protocol, cases: Ca
 
 
 def read_metrics(folder: Path) -> dict[str, Any]:
-    """The metrics.json in `folder`. Raises InputError if it is missing or not what `write_results` writes."""
+    """The metrics.json in `folder`. Raises InputError if it is missing or not what was written."""
     path = folder / "metrics.json"
     if not path.is_file() or not (folder / "rankings.parquet").is_file():
         raise InputError(
             f"{folder}: no evaluation (metrics.json and rankings.parquet) there; make one with `calrec-lite evaluate`"
         )
+    require_unchanged(folder, remedy="evaluate again")
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
         missing = {"domain", "protocol", "systems"} - results.keys()

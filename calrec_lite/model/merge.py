@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from calrec_lite.errors import InputError
 from calrec_lite.files import BESIDE_WEIGHTS, atomic_path, copy_matching
-from calrec_lite.model.whole import REMEDY, read_config, refused, require_plain_folder, require_whole
+from calrec_lite.model.whole import REMEDY, is_finite, read_config, refused, require_plain_folder, require_whole
 from calrec_lite.stored import read_object
 
 NEVER_QUANTISED = re.compile(r"embed|lm_head|norm")  # what transformers leaves unquantised in a 4-bit model
@@ -190,11 +190,15 @@ def _write_shard(source: Path, to: Path, deltas: dict[str, Delta], onto: str, ba
             delta = deltas.get(_module(key))
             round_to_nf4 = onto == "dequantized" and len(entry["shape"]) == 2 and not NEVER_QUANTISED.search(key)
             if delta is None and not round_to_nf4:
-                _copy(file, out, end - start)
+                finite = _copy(file, out, end - start, DTYPES.get(entry["dtype"]))
             else:
                 weight = _tensor(file.read(end - start), entry, source, key)
                 weight = _through_nf4(weight) if round_to_nf4 else weight
-                out.write(_raw(delta.applied(weight) if delta else weight))
+                weight = delta.applied(weight) if delta else weight
+                finite = is_finite(weight)
+                out.write(_raw(weight))
+            if not finite:
+                raise InputError(f"{source}: {key}, merged, holds what is no number (NaN or infinite); {REMEDY}")
             bar.update(1)
 
 
@@ -214,11 +218,15 @@ def stored_tensors(shard: Path) -> tuple[dict[str, Any], int]:
     return dict(sorted(entries.items(), key=lambda entry: entry[1]["data_offsets"])), 8 + size
 
 
-def _copy(file: IO[bytes], out: IO[bytes], size: int) -> None:
+def _copy(file: IO[bytes], out: IO[bytes], size: int, dtype: torch.dtype | None) -> bool:
+    """Copy a tensor's bytes; whether they are all numbers, as far as the type is one of `DTYPES`."""
+    finite = True
     while size:
         piece = file.read(min(size, PIECE))
         out.write(piece)
         size -= len(piece)
+        finite = finite and (dtype is None or is_finite(torch.frombuffer(bytearray(piece), dtype=dtype)))
+    return finite
 
 
 def _tensor(data: bytes, entry: dict[str, Any], shard: Path, key: str) -> Tensor:

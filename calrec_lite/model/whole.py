@@ -81,7 +81,7 @@ def require_finite(model: nn.Module, files: Iterable[Path] | None, folder: Path)
         files: read in place of the model, where its weights are quantised.
     """
     tensors = model.state_dict().items() if files is None else _stored(files)
-    if bad := [name for name, tensor in tensors if tensor.is_floating_point() and not _finite(tensor)]:
+    if bad := [name for name, tensor in tensors if tensor.is_floating_point() and not is_finite(tensor)]:
         raise InputError(f"{folder}: {_shown(bad)} of its weights hold what is no number (NaN or infinite); {REMEDY}")
 
 
@@ -146,8 +146,9 @@ def _stored(files: Iterable[Path]) -> Iterator[tuple[str, Tensor]]:
                 yield name, weights.get_tensor(name)
 
 
-def _finite(tensor: Tensor) -> bool:
-    """One pass: what is no number makes the sum none. A sum of large numbers may be none, too."""
+def is_finite(tensor: Tensor) -> bool:
+    """Whether a tensor holds numbers only. One pass, mostly: what is no number makes the sum none."""
+    # A sum of large numbers may be none, too.
     return bool(tensor.sum(dtype=torch.float32).isfinite()) or bool(tensor.isfinite().all())
 
 

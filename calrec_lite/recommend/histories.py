@@ -70,7 +70,7 @@ class Histories:
             for number, entry in enumerate(rows, 1):
                 if number > skip:
                     yield number, _parse(number, entry)
-        except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
+        except (OSError, EOFError, zlib.error, pa.ArrowException, ValueError, OverflowError) as error:
             raise InputError(f"--users {self.path}: damaged after line {number} ({error})") from None
 
     def _lines(self) -> Iterator[bytes]:

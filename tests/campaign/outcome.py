@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.campaign.inputs import Case, make
+from tests.campaign.case import Case
+from tests.campaign.inputs import make
 from tests.campaign.world import ROOT, World
 
 LINES = 25  # a recipe may have twenty mistakes
 WIDEST = 2000  # characters of a line
-LEFT = re.compile(r"\.(tmp|old)$")
+LEFT = re.compile(r"\.(tmp|old|work)$")
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Outcome:
             no few lines), `refused` (though nothing is wrong with it), `wrong` (exit 0, and what came out is not
             right), `lost` (a file that was only to be read is gone or another), `left` (something half-written stays).
         cause: of what is neither ok nor clear, in a line that is the same for the same cause.
+        commit: the state of the code.
     """
 
     number: int
@@ -38,6 +40,7 @@ class Outcome:
     done: str
     result: str
     cause: str = ""
+    commit: str = ""
 
 
 def attempt(world: World, seed: int, number: int, kinds: Sequence[str] = (), show: bool = False) -> Outcome:
@@ -53,8 +56,7 @@ def attempt(world: World, seed: int, number: int, kinds: Sequence[str] = (), sho
         code, out, err, error = run(case.command)
         if show:
             print(f"exit {code}\n{out}{err}{error or ''}", file=sys.stderr)
-        result, cause = _judged(case, code, out, err, error, folder, kept)
-        return Outcome(number, kind, case.done, result, cause)
+        return Outcome(number, kind, case.done, *_judged(case, code, out, err, error, folder, kept))
     finally:
         os.chdir(before)
         shutil.rmtree(folder, ignore_errors=True)
@@ -90,9 +92,9 @@ def _judged(
     case: Case, code: int, out: str, err: str, error: str | None, folder: Path, kept: dict[Path, Any]
 ) -> tuple[str, str]:
     if error:
-        return "traceback", _cause(error)
+        return "traceback", cause(error)
     if "Traceback (most recent call last)" in err or "Exception ignored" in err:
-        return "traceback", _cause(err)
+        return "traceback", cause(err)
     if changed := [path for path, state in kept.items() if _state(path) != state]:
         return "lost", f"{case.command[0]}: {changed[0].name} was changed or removed"
     if left := [path for path in folder.rglob("*") if LEFT.search(path.name)]:
@@ -110,7 +112,7 @@ def _judged(
     return ("wrong", f"{case.command[0]}: {_plain(problem)}") if problem else ("ok", "")
 
 
-def _cause(error: str) -> str:
+def cause(error: str) -> str:
     """The exception's type and where it left this package."""
     places = re.findall(r'File "([^"]+)", line (\d+), in (\S+)', error)
     own = [(f, line, name) for f, line, name in places if f.startswith(str(ROOT / "calrec_lite"))]

@@ -1,31 +1,34 @@
-"""`python tests/campaign/run.py --inputs 10000 --seed 0 --out benchmarks/results/campaign.json`; goes on after a stop.
+"""`python tests/campaign/run.py --inputs 10000 --kills 300 --seed 0 --out benchmarks/results/campaign.json`
 
-`--only N` runs the input N of a seed alone and shows all it said.
+Goes on after a stop, as long as the code is the same. `--only N` runs one input of a seed and shows all it said.
 """
 
 import argparse
 import json
 import multiprocessing
+import shlex
 import sys
 import tempfile
-import time
+from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from calrec_lite import __version__  # noqa: E402
 from tests.campaign.kills import kill_rounds  # noqa: E402
 from tests.campaign.mutation import mutations, prepare_process  # noqa: E402
 from tests.campaign.outcome import attempt  # noqa: E402
+from tests.campaign.state import described_commit  # noqa: E402
 from tests.campaign.world import build  # noqa: E402
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--inputs", type=int, default=0, help="run so many mutated inputs")
-    parser.add_argument("--kills", type=int, default=0, help="kill so many commands at random moments")
+    parser.add_argument("--kills", type=int, default=0, help="disturb commands so many times at random moments")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--mended", action="store_true", help="run no more than what earlier code did not do well")
     parser.add_argument("--only", type=int, help="the number of one input to run and show")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "campaign.json")
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "calrec-lite-campaign")
@@ -38,20 +41,28 @@ def main() -> None:
         prepare_process(world)
         print(attempt(world, options.seed, options.only, show=True))
         return
-    results = json.loads(options.out.read_text(encoding="utf-8")) if options.out.is_file() else {}
-    results |= {"seed": options.seed, "version": __version__, "date": time.strftime("%Y-%m-%d")}
+    results: dict[str, Any] = {}
     if options.inputs:
-        results |= mutations(world, options.seed, options.inputs, world.folder / "inputs.jsonl")
-        _write(options.out, results)
+        results |= mutations(world, options.seed, options.inputs, options.mended)
     if options.kills:
         prepare_process(world)
-        results |= kill_rounds(world, options.seed, options.kills, world.folder / "kills.jsonl")
-        _write(options.out, results)
+        results |= kill_rounds(world, options.seed, options.kills, options.mended)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(_about(options.seed) | results, indent=1, ensure_ascii=False)
+    options.out.write_text(f"{text}\n", encoding="utf-8")
 
 
-def _write(out: Path, results: dict) -> None:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+def _about(seed: int) -> dict[str, Any]:
+    from calrec_lite.evaluate.store import hardware, versions
+
+    return {
+        "command": f"python tests/campaign/run.py {shlex.join(sys.argv[1:])}",
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "versions": versions(),
+        "hardware": hardware(),
+        "commit": described_commit(),
+        "seed": seed,
+    }
 
 
 if __name__ == "__main__":

@@ -9,6 +9,8 @@ from tests.campaign.mutation import FAULTS, summary
 from tests.campaign.outcome import Outcome, attempt
 from tests.campaign.world import World, build
 
+KINDS = ("recipe", "set", "table")
+
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
@@ -17,12 +19,13 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         yield build(tmp_path_factory.mktemp("campaign"), trained=False)
 
 
-def test_mutated_recipes_are_read_or_refused_in_a_few_lines(world: World) -> None:
-    outcomes = [attempt(world, seed=1, number=n, kinds=["recipe", "set"]) for n in range(40)]
+def test_mutated_recipes_and_tables_are_read_or_refused_in_a_few_lines(world: World) -> None:
+    outcomes = [attempt(world, seed=1, number=n, kinds=KINDS) for n in range(50)]
     assert [o for o in outcomes if o.result in FAULTS] == []
     assert {"ok", "clear"} == {o.result for o in outcomes}
+    assert {o.kind for o in outcomes} == set(KINDS)
     assert not list(world.folder.glob("input-*"))
-    assert attempt(world, seed=1, number=7, kinds=["recipe", "set"]) == outcomes[7]
+    assert attempt(world, seed=1, number=7, kinds=KINDS) == outcomes[7]
 
 
 def test_causes_are_counted_once_each_with_an_input_that_shows_them() -> None:
@@ -33,9 +36,10 @@ def test_causes_are_counted_once_each_with_an_input_that_shows_them() -> None:
     assert results["causes"] == [{"result": "traceback", "cause": "a", "count": 2, "kind": "set", "input": 1}]
 
 
-def test_a_killed_prepare_ends_as_if_nobody_had_disturbed_it(world: World) -> None:
+def test_a_disturbed_prepare_ends_as_if_nobody_had_disturbed_it(world: World) -> None:
     assert "prepare" in COMMANDS
     known = {"prepare": undisturbed(world, "prepare")}
-    rounds = [kill_round(world, 0, n, known) for n in range(3)]
-    assert [r.difference for r in rounds] == [""] * 3
-    assert sum(r.kills for r in rounds) > 0
+    rounds = [kill_round(world, 0, n, known, {"SIGKILL": 0.7, "SIGTERM": 0.3}) for n in range(6)]
+    assert [r for r in rounds if r.difference] == []
+    assert sum(r.struck for r in rounds) > 0
+    assert len({r.how for r in rounds}) > 1

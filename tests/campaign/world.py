@@ -6,7 +6,7 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from numpy.random import default_rng
@@ -45,6 +45,10 @@ class World:
     @property
     def recipe(self) -> Path:
         return self.folder / "recipe.yaml"
+
+    def values(self) -> dict[str, Any]:
+        """What the recipe says."""
+        return dict(yaml.safe_load(self.recipe.read_text(encoding="utf-8")))
 
 
 def build(parent: Path, trained: bool = True) -> World:

@@ -75,6 +75,25 @@ def test_a_name_that_cannot_be_is_one_line_and_exit_2(arguments: list[str], says
     assert sorted(Path().iterdir()) == before
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["recommend", "x", "a title", "--block", "9" * 21],
+        ["recommend", "x", "a title", "-k", "9" * 5000],
+        ["evaluate", "x", "--users", "9" * 21],
+        ["y" * 5000],
+        ["train", "recipe.yaml", "--set", "loss." + "z" * 5000],
+        ["prepare", "recipe.yaml", "--set", f"domains.shop.columns.time={'z' * 5000}"],
+    ],
+    ids=lambda arguments: " ".join(arguments)[:40],
+)
+def test_what_is_typed_may_be_of_any_length(arguments: list[str], monkeypatch, capsys) -> None:
+    assert run(arguments, monkeypatch) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) <= 4
+    assert max(map(len, said)) < 2000
+
+
 def test_a_full_disk_is_said_and_leaves_nothing_behind(elsewhere: Path) -> None:
     (elsewhere / "tmp").mkdir()
 

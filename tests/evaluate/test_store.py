@@ -11,9 +11,10 @@ import pytest
 from calrec_lite.errors import InputError
 from calrec_lite.evaluate.baselines.counting import BASELINES
 from calrec_lite.evaluate.protocol import Protocol, SystemResult, evaluate_system
-from calrec_lite.evaluate.store import write_results
+from calrec_lite.evaluate.store import RESULTS, read_metrics, write_results
 from calrec_lite.evaluate.tables import table
 from calrec_lite.measure.cases import build_cases
+from calrec_lite.stored import write_manifest
 
 PROTOCOL = Protocol(bootstrap=50)
 SEQUENCES = [np.random.default_rng(n).permutation(30)[: 3 + n % 7].tolist() for n in range(40)]
@@ -101,6 +102,19 @@ def test_unlike_results_are_not_mixed(make_domain: Any, tmp_path: Path, change: 
     with pytest.raises(InputError, match=message):
         write(tmp_path, other, ["transitions"], change.get("protocol", PROTOCOL))
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("name", RESULTS)
+def test_results_that_changed_are_evaluated_again(make_domain: Any, tmp_path: Path, name: str) -> None:
+    domain = make_domain(SEQUENCES, 30)
+    write(tmp_path, domain, ["popularity"])
+    write_manifest(tmp_path, RESULTS)
+    write(tmp_path, domain, ["transitions"])  # added, and noted
+    assert set(read_metrics(tmp_path)["systems"]) == {"popularity", "transitions"}
+    content = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(content.replace(b"recall@10", b"recall@11") if b"recall" in content else content[:-1])
+    with pytest.raises(InputError, match=f"{name}: .*evaluate again"):
+        read_metrics(tmp_path)
 
 
 def test_table(make_domain: Any, tmp_path: Path) -> None:

@@ -255,3 +255,15 @@ def test_a_base_without_its_safetensors_is_one_line(tiny_folder: Path, tmp_path:
     with pytest.raises(InputError, match="lacks model.*safetensors; download the base again"):
         merge_adapter(base, tmp_path / "adapter", tmp_path / "to")
     assert not (tmp_path / "to").exists()
+
+
+@pytest.mark.parametrize("name", ["model.norm.weight", "model.layers.0.self_attn.q_proj.weight"])
+def test_a_base_that_holds_what_is_no_number_is_not_merged(tiny_folder: Path, tmp_path: Path, name: str) -> None:
+    trained(tiny_folder, tmp_path / "adapter")
+    base = shutil.copytree(tiny_folder, tmp_path / "base")
+    tensors = load_file(base / "model.safetensors")
+    tensors[name].view(-1)[-1] = float("nan")
+    save_file(tensors, base / "model.safetensors", {"format": "pt"})
+    with pytest.raises(InputError, match=f"{name}, merged, holds what is no number"):
+        merge_adapter(base, tmp_path / "adapter", tmp_path / "to", progress=False)
+    assert not (tmp_path / "to").exists()

@@ -305,6 +305,13 @@ def test_what_cannot_be_read_at_all(users: Path, tmp_path: Path, domain: Domain)
         )
 
 
+@pytest.mark.parametrize("user", [pa.array([10**8], pa.date32()), pa.array([10**18], pa.duration("s"))], ids=str)
+def test_a_table_of_what_python_cannot_hold_is_one_line(tmp_path: Path, user: pa.Array) -> None:
+    pq.write_table(pa.table({"user": user, "history": [["a"]]}), tmp_path / "a.parquet")
+    with pytest.raises(InputError, match=r"a\.parquet: damaged after line 0"):
+        list(Histories(tmp_path / "a.parquet").read())
+
+
 def test_a_line_without_an_end_is_passed_over(tmp_path: Path) -> None:
     path = tmp_path / "long.jsonl"
     path.write_bytes(b'{"history": ["' + b"x" * (2 * LONGEST + 5) + b'"]}\n{"user": 2, "history": [7]}')

@@ -100,6 +100,8 @@ def test_a_damaged_state_is_one_line(run: Run, content: str) -> None:
         ("metrics.json", "[]"),
         (MANIFEST, "{"),
         (MANIFEST, '{"files": {"adapter/x": 5}}'),
+        (MANIFEST, '{"files": {"adapter/x": {"size": "x", "time": 1, "sha256": ""}}}'),
+        (MANIFEST, '{"files": {"adapter/x": {"size": Infinity, "time": 1, "sha256": ""}}}'),
     ],
 )
 def test_a_damaged_record_of_a_stage_is_one_line(run: Run, name: str, content: str) -> None:

@@ -18,6 +18,7 @@ from calrec_lite.evaluate.store import read_metrics, read_rankings
 from calrec_lite.export.bundle import export_run
 from calrec_lite.recipe.file import check_recipe, save_resolved
 from calrec_lite.run import Run
+from calrec_lite.stored import MANIFEST
 from tests.training.conftest import values
 
 HOLD = """
@@ -191,7 +192,7 @@ def test_an_evaluation_goes_on_with_what_was_measured(
     gone_on = evaluate_run(trained, folder=tmp_path / "stopped")
     assert capsys.readouterr().out.count("measured already") == 4
     assert not (tmp_path / "stopped.part").exists()
-    assert sorted(f.name for f in (tmp_path / "stopped").iterdir()) == ["metrics.json", "rankings.parquet"]
+    assert sorted(f.name for f in (tmp_path / "stopped").iterdir()) == [MANIFEST, "metrics.json", "rankings.parquet"]
     for key in ("systems", "slices", "users", "protocol", "recommend", "dtype"):
         assert json.dumps(gone_on[key]) == json.dumps(whole[key])  # in the same order, too
     columns = ["system", "user", "rank", "list"]
