@@ -1,5 +1,6 @@
 """The command line. Heavy imports stand inside the commands, so that `--help` answers at once."""
 
+import io
 import sys
 
 import click
@@ -70,8 +71,10 @@ def _run() -> tuple[str, int]:
         except (click.exceptions.Abort, KeyboardInterrupt):
             return f"interrupted; {GO_ON}", 1
         except click.ClickException as error:
-            error.message = _cut(error.message)
-            error.show()
+            shown = io.StringIO()
+            error.show(shown)
+            for line in shown.getvalue().splitlines():
+                print(_cut(line), file=sys.stderr)
             return "", 2
         except InputError as error:
             return str(error), 2
