@@ -94,7 +94,9 @@ def _unpack_gguf(path: Path, name: str) -> Path:
 def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """The tokenizer of a local model folder. Raises InputError where there is none."""
     with refused(f"{folder}: has no tokenizer that can be loaded"):
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
+        tokenizer("a b")  # odd settings show when it is used
+        return tokenizer
 
 
 Placement = tuple[bool, torch.device]  # whether quantised, and where

@@ -14,6 +14,7 @@ KeyPath = tuple[str | int, ...]
 MOST_BYTES = 1 << 18  # of a file; the longest recipe of this package has 5 kB
 MOST_VALUES = 20_000  # what an alias stands for is counted each time
 DEEPEST = 30  # lists and mappings within one another
+MOST = 10**30  # of a whole number: Python does not even print the longest
 MOST_BRACKETS = 200  # open at once, those in texts counted too: PyYAML takes seconds for a thousand
 # Numbers of YAML 1.1 that a reader takes for others: 010 is 8, 1:30 is 90; 08 is a text, which pydantic takes for 8.
 OLD_NUMBER = re.compile(r"[-+]?(0[0-9_.]*[0-9_]+|0[ob][0-7_]+|[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?)")
@@ -147,6 +148,8 @@ class _Values:
         except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError):  # what its constructors raise
             kind = node.tag.rpartition(":")[2] if place.own else "one of its kind"
             raise InputError(f"{place}: a value that cannot be read as {kind[:40]}") from None
+        if isinstance(value, int) and abs(value) > MOST:
+            raise InputError(f"{place}: a number beyond all use")
         if isinstance(value, str):
             if any((ord(c) < 32 and c not in "\t\n\r") or 0xD800 <= ord(c) < 0xE000 for c in value):
                 raise InputError(f"{place}: holds a control character or half of a surrogate pair")

@@ -78,7 +78,9 @@ class Recommender:
         save: Save | None = None,
         fusion: Fusion | None = None,
     ) -> None:
-        if towers is not None:  # a prompt and an item after it have to fit the model's own length
+        if towers is not None:
+            encoder.require_within(len(towers.head), catalogue.tokens)
+            # A prompt and an item after it have to fit the model's own length.
             encoder = encoder.within(positions(towers.decoder.config) - max(map(len, catalogue.tokens), default=0))
         self.encoder, self.catalogue, self.ids = encoder, catalogue, ids
         self.aliases = aliases or {}

@@ -74,6 +74,16 @@ class Encoder:
             return self
         return Encoder(self.tokenizer, self.text.model_copy(update={"max_history_tokens": tokens}))
 
+    def require_within(self, vocabulary: int, texts: Sequence[Tokens]) -> None:
+        """Raise InputError where the wording or one of the item texts holds an id that the model has no row for."""
+        own = np.array([self.end, self.pad, self.newline])
+        highest = max(int(ids.max(initial=0)) for ids in (own, self.start, self.first, self.next, *texts))
+        if highest >= vocabulary:
+            raise InputError(
+                f"the tokenizer writes token {highest}, and the model knows {vocabulary:,} tokens, from 0: "
+                "the two are not of one model"
+            )
+
     def _ids(self, text: str, start: int = 0) -> Tokens:
         encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         return np.array(

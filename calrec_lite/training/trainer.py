@@ -126,6 +126,9 @@ class CALRecTrainer(Trainer):
                 around = len(encoder.start) + 1 + len(encoder.first)  # what `length` leaves out
                 require_positions(self._peft_model, int(data.length.max(initial=0)) + around)
         self.towers = Towers(self._peft_model, args.offload_checkpoints)
+        for data in (rows, valid) if valid else (rows,):
+            for part in data.parts:
+                encoder.require_within(len(self.towers.head), part.catalogue.tokens)
         if args.compile_layers:
             self.towers.compile()
         start = int(encoder.start[0])

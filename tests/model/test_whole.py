@@ -169,6 +169,7 @@ def test_the_one_file_counts_where_there_are_shards_too(tiny_folder: Path, tmp_p
         text("tokenizer.json", 0.5),
         text("tokenizer_config.json", "5"),
         text("tokenizer.json", '{"truncation": true}'),
+        text("tokenizer_config.json", '{"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": "many"}'),
     ],
 )
 def test_a_damaged_tokenizer_is_one_line(tiny_folder: Path, tmp_path: Path, damage: Damage) -> None:

@@ -87,6 +87,14 @@ def test_unknown_names_and_missing_candidates_are_named(
         made.recommend([["id1"], ["id2"]], candidates=[["id3"]])
 
 
+def test_a_tokenizer_of_another_model_is_refused(
+    towers: Towers, encoder: Encoder, catalogue: EncodedCatalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(towers, "head", towers.head[: encoder.end])
+    with pytest.raises(InputError, match=r"the tokenizer writes token \d+, and the model knows [\d,]+ tokens"):
+        recommender(towers, encoder, catalogue)
+
+
 def test_no_list_and_no_histories_are_named(towers: Towers, encoder: Encoder, catalogue: EncodedCatalogue) -> None:
     made = recommender(towers, encoder, catalogue, k=4)
     for k in (0, -1):
