@@ -70,23 +70,26 @@ def _run() -> tuple[str, int]:
             group(standalone_mode=False)
         except (click.exceptions.Abort, KeyboardInterrupt):
             return f"interrupted; {GO_ON}", 1
-        except click.ClickException as error:
-            shown = io.StringIO()
-            error.show(shown)
-            for line in shown.getvalue().splitlines():
-                print(_cut(line), file=sys.stderr)
-            return "", 2
-        except InputError as error:
-            return str(error), 2
-        except RunError as error:
-            return str(error), 1
         except Exception as error:
             if stop.asked:  # a library made another error of it
                 return f"interrupted; {GO_ON}", 1
-            if failed := environment_failed(error):
-                return failed
-            raise
+            return _said(error)
     return "", 0
+
+
+def _said(error: Exception) -> tuple[str, int]:
+    """What is said of an error, and the exit code; raised again where it is a fault of this program."""
+    if isinstance(error, click.ClickException):
+        shown = io.StringIO()
+        error.show(shown)
+        for line in shown.getvalue().splitlines():
+            print(_cut(line), file=sys.stderr)
+        return "", 2
+    if isinstance(error, InputError | RunError):
+        return str(error), 2 if isinstance(error, InputError) else 1
+    if failed := environment_failed(error):
+        return failed
+    raise error
 
 
 def _cut(line: str) -> str:

@@ -21,6 +21,7 @@ SAID = "\\x1b]0;mine\\x07 \\u202ebad\\x00\\x9b\\x1b[31m"
 SIGNALLED = """
 import sys, time
 from pathlib import Path
+import calrec_lite.errors
 from calrec_lite import cli
 from calrec_lite.files import atomic_path
 
@@ -188,7 +189,9 @@ def test_progress_bars_move_their_cursor(capsys) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda n: n.name)
-@pytest.mark.parametrize("error", ["KeyboardInterrupt", "ValueError('a library made this of it')"])
+@pytest.mark.parametrize(
+    "error", ["KeyboardInterrupt", "ValueError('a library made this of it')", "calrec_lite.errors.InputError('we did')"]
+)
 def test_a_signal_ends_a_command_tidily(tmp_path: Path, number: int, error: str) -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", SIGNALLED.format(error=error)],
