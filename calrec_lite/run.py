@@ -82,7 +82,9 @@ class StageFolder:
 
     def facts(self) -> dict[str, Any]:
         """What the finished stage measured. Raises InputError where it cannot be read any more."""
-        return read_object(self.metrics, f"restore it, or remove {self.folder} to train the stage again")
+        remedy = f"restore it, or remove {self.folder} to train the stage again"
+        require_unchanged(self.folder, self.metrics.name, remedy)
+        return read_object(self.metrics, remedy)
 
 
 class Run:

@@ -36,6 +36,14 @@ def write_manifest(folder: Path, patterns: Sequence[str]) -> None:
     write_json(folder / MANIFEST, {"files": {file.relative_to(folder).as_posix(): _entry(file) for file in files}})
 
 
+def record_also(folder: Path, name: str) -> None:
+    """Add one more file to the folder's manifest, where it has one."""
+    if (folder / MANIFEST).is_file():
+        manifest = read_object(folder / MANIFEST, "remove it, and nothing is compared")
+        manifest["files"][name] = _entry(folder / name)
+        write_json(folder / MANIFEST, manifest)
+
+
 def require_unchanged(folder: Path, part: str = ".", remedy: str = "") -> None:
     """Compare a part of a folder with its manifest. Contents are read only of files whose time of change is another.
 
@@ -57,7 +65,7 @@ def require_unchanged(folder: Path, part: str = ".", remedy: str = "") -> None:
 def _entries(manifest: dict[str, Any], folder: Path, part: str) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
         for name, entry in manifest["files"].items():
-            if part == "." or name.startswith(f"{part}/"):
+            if part in (".", name) or name.startswith(f"{part}/"):
                 yield name, {"size": int(entry["size"]), "time": int(entry["time"]), "sha256": str(entry["sha256"])}
     except (KeyError, TypeError, ValueError, OverflowError, AttributeError):
         raise InputError(f"{folder / MANIFEST}: is no manifest; remove it, and nothing is compared") from None

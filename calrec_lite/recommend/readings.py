@@ -4,6 +4,7 @@ A part is a score of all items (PARTS). `strategy: fast` adds them up, weighed;
 `fused` does so too, and adds the LLM's log-probability of the best.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -36,6 +37,12 @@ ITEMS_FILE = "items.parquet"
 TOWER_FILE = "tower.safetensors"
 LIMITS = {"dim": 1 << 16, "layers": 64, "heads": 1 << 10, "length": 1 << 16}  # of a tower that is read
 TEXT, MEMORY = "text", "memory"  # columns of ITEMS_FILE
+# What reading a damaged file may raise.
+DAMAGED = (
+    *(OSError, LookupError, ValueError, AttributeError, RuntimeError, TypeError),
+    pa.ArrowException,
+    SafetensorError,
+)
 
 
 @dataclass(frozen=True)
@@ -103,8 +110,8 @@ class Readings:
             for layer, one in enumerate(self.whitening)
             for name, values in (("mean", one.mean), ("matrix", one.matrix))
         }
-        settings = {name: str(value) for name, value in self.tower.settings.items()}
-        save_file({**state, **whitening}, folder / TOWER_FILE, settings)
+        # One entry: the library writes several in another order each time.
+        save_file({**state, **whitening}, folder / TOWER_FILE, {"settings": json.dumps(self.tower.settings)})
 
     @classmethod
     def open(
@@ -120,7 +127,8 @@ class Readings:
             known = {item: row for row, item in enumerate(table["item"].to_pylist())}
             stored = [_matrix(table[name]) for name in (TEXT, MEMORY)]
             with safe_open(folder / TOWER_FILE, "pt") as file:
-                settings: dict[str, Any] = {name: int(value) for name, value in (file.metadata() or {}).items()}
+                stored_settings = json.loads((file.metadata() or {})["settings"])
+                settings: dict[str, Any] = {name: int(value) for name, value in stored_settings.items()}
                 state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
             layers = range(sum(name.startswith("whitening.") for name in state) // 2)
             whitening = tuple(
@@ -135,7 +143,7 @@ class Readings:
                 raise ValueError("a tower of other sizes than there are")
             tower = UserTower(text, **settings)
             tower.load_state_dict({**state, MEMORY: memory})
-        except (OSError, KeyError, ValueError, RuntimeError, TypeError, pa.ArrowException, SafetensorError) as error:
+        except DAMAGED as error:
             reason = str(error).splitlines()[0]
             raise InputError(f"{folder}: not readable as fitted readings ({reason}); fit or export again") from None
         return cls(text, whitening, tower.eval(), transitions, Words(titles), counts), np.flatnonzero(rows < 0)

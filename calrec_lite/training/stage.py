@@ -26,7 +26,7 @@ from calrec_lite.model.merge import merge_adapter
 from calrec_lite.recipe import Recipe, Stage
 from calrec_lite.recipe.file import load_recipe
 from calrec_lite.run import Run, StageFolder
-from calrec_lite.stored import read_object, require_unchanged
+from calrec_lite.stored import read_object, record_also, require_unchanged
 from calrec_lite.training.clock import trained_seconds
 from calrec_lite.training.config import CALRecConfig
 from calrec_lite.training.float16 import float16_holds
@@ -135,7 +135,8 @@ def _train_stage(run: Run, index: int) -> None:
     facts |= check_handover(trained.collator, valid, run, index, facts)
     free_memory()
     folder.record()
-    write_json(folder.metrics, facts)
+    write_json(folder.metrics, facts)  # from here on the stage is done
+    record_also(folder.folder, folder.metrics.name)
     run.note(name, "done")
     shutil.rmtree(folder.checkpoints, ignore_errors=True)
 

@@ -375,7 +375,7 @@ def test_numbers_of_fitted_readings_that_are_none_are_refused(changed: Path, cha
     if change == "no number":
         state["norm.weight"][0] = float("nan")
     else:
-        settings["layers"] = str(10**9)
+        settings["settings"] = json.dumps({**json.loads(settings["settings"]), "layers": 10**9})
     save_file(state, file, settings)
     with pytest.raises(InputError, match="not readable as fitted readings"):
         Recommender.from_pretrained(changed, strategy="fast")

@@ -69,6 +69,13 @@ def test_an_adapter_that_changed_is_not_merged_again(run: Run) -> None:
         train_run(run)
 
 
+def test_figures_of_a_stage_that_changed_are_not_shown(run: Run) -> None:
+    facts = run.stages[0].facts()
+    run.stages[0].metrics.write_text(json.dumps({**facts, "steps": 10**6}))
+    with pytest.raises(InputError, match=r"metrics.json: .*restore it, or remove .*to train the stage again"):
+        run.stage_metrics()
+
+
 def test_a_copy_is_read_once_and_a_run_without_manifest_as_before(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     for file in run.folder.rglob("*.safetensors"):
         os.utime(file)
