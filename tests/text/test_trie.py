@@ -67,4 +67,4 @@ def test_items_below_an_edge_stand_side_by_side(items: list[np.ndarray]) -> None
     for i in range(len(items)):
         for e in trie.path[trie.path_ptr[i] : trie.path_ptr[i + 1]]:
             below[e].add(i)
-    assert [set(trie.order[a:b].tolist()) for a, b in zip(*trie.spans)] == below
+    assert [set(trie.order[a:b].tolist()) for a, b in zip(trie.begin, trie.end)] == below
