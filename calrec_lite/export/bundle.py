@@ -33,7 +33,7 @@ def export_run(run: Run, to: Path) -> Path:
         copy_model(merged, temporary)
         if run.recipe.recommend.fits and run.recipe.export.catalogue:
             _copy_fitted(run, merged, temporary)
-        complete_model(temporary, run.encoder, max(map(len, run.catalogue(run.recipe.target).tokens)))
+        complete_model(temporary, run.encoder, run.catalogue(run.recipe.target).tokens.longest)
         _describe(temporary, run)
     return to
 

@@ -79,7 +79,7 @@ class Recommender:
         fusion: Fusion | None = None,
     ) -> None:
         if towers is not None:  # a prompt and an item after it have to fit the model's own length
-            encoder = encoder.within(positions(towers.decoder.config) - max(map(len, catalogue.tokens), default=0))
+            encoder = encoder.within(positions(towers.decoder.config) - catalogue.tokens.longest)
         self.encoder, self.catalogue, self.ids = encoder, catalogue, ids
         self.aliases = aliases or {}
         self._save = save
@@ -268,7 +268,7 @@ class Recommender:
             str(name).encode()
         except UnicodeEncodeError:
             raise InputError(f"{name!r}: not UTF-8, or half a character (a lone surrogate); write it anew") from None
-        known = self.lookup.ids.get(str(name)) if is_id or not isinstance(name, str) else None
+        known = self.lookup.find_id(str(name)) if is_id or not isinstance(name, str) else None
         return str(name) if known is None else self.catalogue.texts[known]
 
     def find(self, name: str) -> int | None:

@@ -1,6 +1,7 @@
 """Token ids of many texts in one flat array: an array of its own for each takes more memory than the ids in it."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import overload
 
 import numpy as np
@@ -48,17 +49,17 @@ class TokenLists(Sequence[Tokens]):
     @overload
     def __getitem__(self, index: int) -> Tokens: ...
     @overload
-    def __getitem__(self, index: slice) -> list[Tokens]: ...
-    def __getitem__(self, index: int | slice) -> Tokens | list[Tokens]:
+    def __getitem__(self, index: slice) -> "TokenLists": ...
+    def __getitem__(self, index: int | slice) -> "Tokens | TokenLists":
         if isinstance(index, slice):
-            return [self[i] for i in range(len(self))[index]]
+            return TokenLists.of([self[i] for i in range(len(self))[index]])
         i = range(len(self))[index]
         return self.flat[self.ptr[i] : self.ptr[i + 1]].astype(np.int64)
 
     def keys(self) -> Iterator[bytes]:
         """Each list as bytes, which are in order as the lists are."""
         raw, ends = self.flat.astype(">u4").tobytes(), (4 * self.ptr).tolist()
-        return (raw[a:b] for a, b in zip(ends, ends[1:]))
+        return (raw[a:b] for a, b in pairwise(ends))
 
     def replaced(self, changes: Mapping[int, Tokens]) -> "TokenLists":
         """These lists with others in some places."""

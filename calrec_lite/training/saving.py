@@ -38,7 +38,7 @@ def save_trained(
         model.save_pretrained(str(work / "adapter"))
         origin = base or _write_base(model, rows.encoder.tokenizer, work / "base")
         merge_adapter(origin, work / "adapter", to, progress=False)
-    complete_model(to, rows.encoder, max(map(len, encoded.tokens)))
+    complete_model(to, rows.encoder, encoded.tokens.longest)
     info = PackageInfo(
         domain=NAME,
         fingerprint=hashlib.sha256(json.dumps(data.items.fields).encode()).hexdigest(),
