@@ -17,12 +17,18 @@ from calrec_lite.files import BESIDE_WEIGHTS, size_and_time
 from calrec_lite.method.catalogue import EncodedCatalogue, encode_catalogue
 from calrec_lite.recipe import Recommend, Section, Share, Text
 from calrec_lite.sources import snapshot
+from calrec_lite.stored import MANIFEST, require_unchanged, write_manifest
 from calrec_lite.text.encoding import Encoder
+from calrec_lite.text.tokenised import FEW
 
 NAME = "calrec.json"
 CATALOGUE = "catalogue.jsonl"
 TRANSITIONS = "transitions.parquet"
 FITTED = "fitted"  # folder of what `strategy: fused` and `fast` were fitted to
+KEPT = (  # what nobody edits; a user may edit calrec.json, catalogue.jsonl and the card
+    *("*.safetensors", "*config.json", "*.index.json", "tokenizer*", "*.model", "vocab*", "merges.txt", "*.jinja"),
+    *("special_tokens_map.json", "added_tokens.json", TRANSITIONS, f"{FITTED}/*", "[0-9]_*/*"),
+)
 FINGERPRINTED = (NAME, CATALOGUE, TRANSITIONS, f"{FITTED}/*", "config.json", "tokenizer.json", "model*.safetensors")
 
 
@@ -53,7 +59,7 @@ class Line(Section):
 
 @dataclass(frozen=True)
 class Package:
-    """An opened model folder."""
+    """An opened model folder. What is computed of its items is kept `beside` them; None: in the user's cache."""
 
     folder: Path
     info: PackageInfo
@@ -61,6 +67,7 @@ class Package:
     fields: list[dict[str, str]]
     counts: np.ndarray
     aliases: dict[str, int]
+    beside: Path | None = None
 
     @property
     def text(self) -> Text:
@@ -99,6 +106,8 @@ class Package:
             labels=labels,
             collaborative=info.collaborative,
             transitions=transitions if info.collaborative else None,
+            progress=len(self.ids) > FEW,
+            beside=self.beside,
         )
 
 
@@ -119,6 +128,11 @@ def write_package(folder: Path, info: PackageInfo, catalogue: Catalogue | None, 
                 other_ids = [alias for alias in merged.get(i, []) if alias != item]
                 entry = {"id": item, "fields": fields, "count": count, **({"also": other_ids} if other_ids else {})}
                 file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+
+
+def record(folder: Path) -> None:
+    """Note the finished folder's files, sizes and hashes, which `open_package` compares."""
+    write_manifest(folder, KEPT)
 
 
 def locate(source: str | Path, revision: str | None = None) -> Path:
@@ -149,7 +163,8 @@ def open_package(source: str | Path, revision: str | None = None) -> Package:
     """Open a local folder or download a Hub id.
 
     Raises:
-        InputError: if it is not there, or not written by `calrec-lite export`, or a line of its catalogue is no item.
+        InputError: if it is not there, or not written by `calrec-lite export`, a file of it is another now than was
+            written, or a line of its catalogue is no item.
     """
     folder = locate(source, revision)
     try:
@@ -163,7 +178,10 @@ def open_package(source: str | Path, revision: str | None = None) -> Package:
     lines = folder / CATALOGUE
     if not lines.is_file():
         raise InputError(f"{source}: exported without its catalogue (export.catalogue: false), so it cannot recommend")
-    return _read_catalogue(folder, info)
+    beside = folder if Path(source).is_dir() else None
+    if beside:  # of a downloaded one the Hub's client has compared what it got
+        require_unchanged(folder, remedy=f"export or download it again; if the change is yours, remove {MANIFEST}")
+    return _read_catalogue(folder, info, beside)
 
 
 def _first(error: ValueError) -> str:
@@ -174,7 +192,7 @@ def _first(error: ValueError) -> str:
     return f"`{'.'.join(map(str, first['loc']))}`: {first['msg']}" if first["loc"] else str(first["msg"])
 
 
-def _read_catalogue(folder: Path, info: PackageInfo) -> Package:
+def _read_catalogue(folder: Path, info: PackageInfo, beside: Path | None) -> Package:
     """With the items of catalogue.jsonl, to which a user may have added some. Raises InputError that names the line."""
     file, known, also = folder / CATALOGUE, dict[str, int](), dict[str, int]()
     fields: list[dict[str, str]] = []
@@ -198,7 +216,7 @@ def _read_catalogue(folder: Path, info: PackageInfo) -> Package:
         raise InputError(f"{file}: not UTF-8 ({error}); save it as UTF-8") from None
     if not fields:
         raise InputError(f"{file}: names no item; export again")
-    return Package(folder, info, list(known), fields, np.array(counts, np.int64), also | known)
+    return Package(folder, info, list(known), fields, np.array(counts, np.int64), also | known, beside)
 
 
 def _parse_line(line: str, labels: Sequence[str]) -> Line:

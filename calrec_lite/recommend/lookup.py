@@ -66,9 +66,9 @@ class Lookup:
     def nearest(self, name: str) -> list[str]:
         """Up to three titles that are written much like `name`, the nearest first."""
         key = normalised(plain(name))
-        grams = _trigrams(key)
+        grams = {key[i : i + 3] for i in range(max(1, len(key) - 2))}
         by_key = {normalised(title): title for title in reversed(self.titles)}
-        close = heapq.nlargest(COMPARED, by_key, lambda k: len(grams & _trigrams(k)) / (len(grams) + len(k)))
+        close = heapq.nlargest(COMPARED, by_key, lambda k: sum(g in k for g in grams) / (len(grams) + len(k)))
         return [by_key[k] for k in difflib.get_close_matches(key, close, NEAREST)]
 
     def described(self, name: str) -> str:
@@ -137,7 +137,3 @@ class _Index:
 def _spellings(name: str) -> tuple[str, str]:
     """As it is written, and as `prepare` cleans texts: a catalogue holds what was left after that."""
     return one_line(name), plain(name)
-
-
-def _trigrams(text: str) -> set[str]:
-    return {text[i : i + 3] for i in range(max(1, len(text) - 2))}

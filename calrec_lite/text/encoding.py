@@ -92,6 +92,8 @@ class Encoder:
                 add_special_tokens=False,
                 split_special_tokens=True,
                 return_offsets_mapping=True,
+                return_attention_mask=False,
+                return_token_type_ids=False,
             )
             for segment, ids, offsets in zip(segments, encoded["input_ids"], encoded["offset_mapping"]):
                 low, high = len(before), len(before) + len(segment)

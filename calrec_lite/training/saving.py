@@ -11,7 +11,7 @@ from calrec_lite.errors import InputError
 from calrec_lite.files import work_folder
 from calrec_lite.model.base import is_quantised
 from calrec_lite.model.merge import merge_adapter
-from calrec_lite.package.layout import TRANSITIONS, PackageInfo, write_package
+from calrec_lite.package.layout import TRANSITIONS, PackageInfo, record, write_package
 from calrec_lite.package.save import complete_model, write_short_card
 from calrec_lite.recipe import Recommend
 from calrec_lite.training.config import CALRecConfig
@@ -56,6 +56,7 @@ def save_trained(
         data.transitions().save(to / TRANSITIONS, data.items.ids)
     name = str(getattr(model.config, "_name_or_path", ""))
     write_short_card(to, name if name.count("/") == 1 and not Path(name).exists() else None)
+    record(to)
 
 
 def _write_base(model: PeftModel, tokenizer: Any, to: Path) -> Path:
