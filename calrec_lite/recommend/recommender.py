@@ -133,7 +133,7 @@ class Recommender:
             base = Base(model=str(package.folder), dtype=chosen, load_in_4bit=quantised)
             towers = Towers(load_model(package.folder, base, where=target_device))
         if fusion is not None and towers is not None and len(unknown):
-            added = [catalogue.tokens[i] for i in unknown]
+            added = [catalogue.tokens[i] for i in unknown.tolist()]
             fusion = fusion.with_items(unknown, text_vectors(towers, added, int(encoder.start[0]), encoder.pad))
         return cls(
             towers,
