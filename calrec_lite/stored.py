@@ -36,10 +36,13 @@ def write_manifest(folder: Path, patterns: Sequence[str]) -> None:
     write_json(folder / MANIFEST, {"files": {file.relative_to(folder).as_posix(): _entry(file) for file in files}})
 
 
-def require_unchanged(folder: Path, part: str = ".", remedy: str = "") -> None:
+def require_unchanged(folder: Path, part: str = ".", remedy: str = "", whole: bool = True) -> None:
     """Compare a part of a folder with its manifest. Contents are read only of files whose time of change is another.
 
     Without a manifest (of an earlier version) there is nothing to compare.
+
+    Args:
+        whole: whether a file may not be missing either; where only some are needed, who needs them says so.
 
     Raises:
         InputError: a file is missing, or is not the one that was written.
@@ -47,7 +50,8 @@ def require_unchanged(folder: Path, part: str = ".", remedy: str = "") -> None:
     if not (folder / MANIFEST).is_file():
         return
     manifest = read_object(folder / MANIFEST, "remove it, and nothing is compared")
-    touched = {name: _compared(folder / name, entry, remedy) for name, entry in _entries(manifest, folder, part)}
+    entries = {n: entry for n, entry in _entries(manifest, folder, part) if whole or (folder / n).is_file()}
+    touched = {name: _compared(folder / name, entry, remedy) for name, entry in entries.items()}
     if any(touched.values()):  # read and found equal: a copy, say; the next command need not read it
         manifest["files"] |= {name: _entry(folder / name) for name, again in touched.items() if again}
         with suppress(OSError):  # a run may be kept where nobody writes

@@ -25,9 +25,10 @@ NAME = "calrec.json"
 CATALOGUE = "catalogue.jsonl"
 TRANSITIONS = "transitions.parquet"
 FITTED = "fitted"  # folder of what `strategy: fused` and `fast` were fitted to
-KEPT = (  # what nobody edits; a user may edit calrec.json, catalogue.jsonl and the card
+KEPT = (  # what nobody edits: settings, weights of lists, catalogue and card are the user's
     *("*.safetensors", "*config.json", "*.index.json", "tokenizer*", "*.model", "vocab*", "merges.txt", "*.jinja"),
-    *("special_tokens_map.json", "added_tokens.json", TRANSITIONS, f"{FITTED}/*", "[0-9]_*/*"),
+    *("special_tokens_map.json", "added_tokens.json", TRANSITIONS, "[0-9]_*/*"),
+    *(f"{FITTED}/*.parquet", f"{FITTED}/*.safetensors"),
 )
 FINGERPRINTED = (NAME, CATALOGUE, TRANSITIONS, f"{FITTED}/*", "config.json", "tokenizer.json", "model*.safetensors")
 
@@ -180,7 +181,8 @@ def open_package(source: str | Path, revision: str | None = None) -> Package:
         raise InputError(f"{source}: exported without its catalogue (export.catalogue: false), so it cannot recommend")
     beside = folder if Path(source).is_dir() else None
     if beside:  # of a downloaded one the Hub's client has compared what it got
-        require_unchanged(folder, remedy=f"export or download it again; if the change is yours, remove {MANIFEST}")
+        remedy = f"export or download it again; if the change is yours, remove {MANIFEST}"
+        require_unchanged(folder, remedy=remedy, whole=False)
     return _read_catalogue(folder, info, beside)
 
 
