@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from calrec_lite.errors import InputError
@@ -61,8 +61,15 @@ def require_unchanged(folder: Path, part: str = ".", remedy: str = "", whole: bo
 def _entries(manifest: dict[str, Any], folder: Path, part: str) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
         for name, entry in manifest["files"].items():
+            values = {key: entry[key] for key in ("size", "time", "sha256")}
+            size, changed, digest = values.values()
+            inside = (
+                not PurePosixPath(name).is_absolute() and ".." not in PurePosixPath(name).parts and "\0" not in name
+            )
+            if not (isinstance(size, int) and isinstance(changed, int) and isinstance(digest, str) and inside):
+                raise TypeError
             if part == "." or name.startswith(f"{part}/"):
-                yield name, {key: entry[key] for key in ("size", "time", "sha256")}
+                yield name, values
     except (KeyError, TypeError, AttributeError):
         raise InputError(f"{folder / MANIFEST}: is no manifest; remove it, and nothing is compared") from None
 
