@@ -331,6 +331,7 @@ class Run:
                 progress=True,
                 collaborative=loss.effective_collaborative,
                 transitions=Transitions.of(domain) if loss.effective_collaborative else None,
+                beside=self.folder / "domains" / name,
             )
         return self._encoded[name]
 

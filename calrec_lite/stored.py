@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from calrec_lite.errors import InputError
@@ -44,10 +44,13 @@ def record_also(folder: Path, name: str) -> None:
         write_json(folder / MANIFEST, manifest)
 
 
-def require_unchanged(folder: Path, part: str = ".", remedy: str = "") -> None:
+def require_unchanged(folder: Path, part: str = ".", remedy: str = "", whole: bool = True) -> None:
     """Compare a part of a folder with its manifest. Contents are read only of files whose time of change is another.
 
     Without a manifest (of an earlier version) there is nothing to compare.
+
+    Args:
+        whole: whether a file may not be missing either; where only some are needed, who needs them says so.
 
     Raises:
         InputError: a file is missing, or is not the one that was written.
@@ -55,7 +58,8 @@ def require_unchanged(folder: Path, part: str = ".", remedy: str = "") -> None:
     if not (folder / MANIFEST).is_file():
         return
     manifest = read_object(folder / MANIFEST, "remove it, and nothing is compared")
-    touched = {name: _compared(folder / name, entry, remedy) for name, entry in _entries(manifest, folder, part)}
+    entries = {n: entry for n, entry in _entries(manifest, folder, part) if whole or (folder / n).is_file()}
+    touched = {name: _compared(folder / name, entry, remedy) for name, entry in entries.items()}
     if any(touched.values()):  # read and found equal: a copy, say; the next command need not read it
         manifest["files"] |= {name: _entry(folder / name) for name, again in touched.items() if again}
         with suppress(OSError):  # a run may be kept where nobody writes
@@ -65,9 +69,16 @@ def require_unchanged(folder: Path, part: str = ".", remedy: str = "") -> None:
 def _entries(manifest: dict[str, Any], folder: Path, part: str) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
         for name, entry in manifest["files"].items():
+            values = {key: entry[key] for key in ("size", "time", "sha256")}
+            size, changed, digest = values.values()
+            inside = (
+                not PurePosixPath(name).is_absolute() and ".." not in PurePosixPath(name).parts and "\0" not in name
+            )
+            if not (isinstance(size, int) and isinstance(changed, int) and isinstance(digest, str) and inside):
+                raise TypeError
             if part in (".", name) or name.startswith(f"{part}/"):
-                yield name, {"size": int(entry["size"]), "time": int(entry["time"]), "sha256": str(entry["sha256"])}
-    except (KeyError, TypeError, ValueError, OverflowError, AttributeError):
+                yield name, values
+    except (KeyError, TypeError, AttributeError):
         raise InputError(f"{folder / MANIFEST}: is no manifest; remove it, and nothing is compared") from None
 
 

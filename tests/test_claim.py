@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import threading
@@ -19,6 +20,9 @@ from calrec_lite import claim
 from calrec_lite.claim import SILENT, claimed, refuse_claimed
 from calrec_lite.errors import InputError
 from calrec_lite.evaluate.baselines.cache import cached
+from calrec_lite.files import file_sha256
+from calrec_lite.model.base import base_folder
+from calrec_lite.recipe import Base
 from calrec_lite.recommend.bulk import Bulk
 
 HOLD = """
@@ -150,3 +154,19 @@ def test_what_another_makes_for_the_cache_is_waited_for(
         later.join()
     assert f"being made by process {process.pid}; waiting for it" in capsys.readouterr().out
     assert len(made) == 1
+
+
+def test_a_base_that_another_unpacks_is_waited_for(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CALREC_LITE_CACHE", str(tmp_path))
+    packed = tmp_path / "tiny.gguf"
+    packed.write_bytes(b"no GGUF: whoever unpacked it again would fail")
+    place = tmp_path / "bases" / f"tiny-{file_sha256(packed)[:16]}"
+    shutil.copytree(tiny_folder, tmp_path / "made")
+    with holder("claimed_file", place) as process:
+        later = threading.Timer(0.7, lambda: ((tmp_path / "made").rename(place), process.kill(), process.wait()))
+        later.start()
+        assert base_folder(Base(model=str(packed))) == place
+        later.join()
+    assert f"being made by process {process.pid}; waiting for it" in capsys.readouterr().out

@@ -50,7 +50,7 @@ class TrieTensors(OnDevice):
         flat = (trie.root, trie.ptr, trie.token, trie.chain_ptr, trie.chain, trie.dest, trie.depth, catalogue.bias)
         popularity = catalogue.counts + 1.0
         share = np.log(trie.most(popularity) / trie.below(popularity))
-        length = np.array([len(t) for t in catalogue.tokens], np.int64)
+        length = catalogue.tokens.lengths
         prior = catalogue.collaborative if score == "catalogue" else None
         return cls(score, catalogue.logit_scale, prior, None, *(torch.from_numpy(a) for a in (*flat, share, length)))
 

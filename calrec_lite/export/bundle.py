@@ -9,7 +9,7 @@ from calrec_lite.errors import InputError
 from calrec_lite.export.card import base_name, render_card
 from calrec_lite.files import TERMS, atomic_path, copy_matching
 from calrec_lite.fitting.opening import IDENTITY_FILE, fitted_folder, is_fitted, open_recommender
-from calrec_lite.package.layout import FITTED, TRANSITIONS, PackageInfo, write_package
+from calrec_lite.package.layout import FITTED, TRANSITIONS, PackageInfo, record, write_package
 from calrec_lite.package.save import complete_model, copy_model, refuse_foreign
 from calrec_lite.run import Run
 from calrec_lite.stored import MANIFEST
@@ -33,7 +33,7 @@ def export_run(run: Run, to: Path) -> Path:
         copy_model(merged, temporary)
         if run.recipe.recommend.fits and run.recipe.export.catalogue:
             _copy_fitted(run, merged, temporary)
-        complete_model(temporary, run.encoder, max(map(len, run.catalogue(run.recipe.target).tokens)))
+        complete_model(temporary, run.encoder, run.catalogue(run.recipe.target).tokens.longest)
         _describe(temporary, run)
     return to
 
@@ -92,3 +92,4 @@ def _describe(folder: Path, run: Run, adapter: bool = False) -> None:
     if recipe.export.catalogue and wanted:
         Transitions.of(domain).save(folder / TRANSITIONS, domain.catalogue.ids)
     (folder / "README.md").write_text(render_card(run, adapter, options.strategy), encoding="utf-8")
+    record(folder)

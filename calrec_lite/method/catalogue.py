@@ -2,15 +2,17 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
 from calrec_lite.data.domain import Catalogue
 from calrec_lite.data.transitions import Transitions
-from calrec_lite.errors import InputError
 from calrec_lite.prior.collaborative import CollaborativePrior
-from calrec_lite.text.encoding import Encoder, Tokens, require_distinct
+from calrec_lite.text.encoding import Encoder
 from calrec_lite.text.template import Template
+from calrec_lite.text.token_lists import TokenLists
+from calrec_lite.text.tokenised import Tokenised
 from calrec_lite.text.trie import Trie
 
 
@@ -34,7 +36,7 @@ class EncodedCatalogue:
     name: str
     titles: list[str]
     texts: list[str]
-    tokens: list[Tokens]
+    tokens: TokenLists
     trie: Trie = field(repr=False)
     bias: np.ndarray
     counts: np.ndarray
@@ -56,6 +58,7 @@ def encode_catalogue(
     labels: Sequence[str] | None = None,
     collaborative: float = 0.0,
     transitions: Transitions | None = None,
+    beside: Path | None = None,
 ) -> EncodedCatalogue:
     """Tokenise a catalogue.
 
@@ -65,19 +68,15 @@ def encode_catalogue(
             `loss.logit_scale`).
         labels: of the items' texts, in order; None: all that any item has.
         collaborative, transitions: weight in a user's prior (`loss.collaborative`), and of what; None: of nothing.
+        beside: folder of the catalogue, which keeps the tokens of a large one.
 
     Raises:
         InputError: where two items cannot be told apart by their ids.
     """
     template = Template(encoder.text, catalogue.labels if labels is None else tuple(labels))
     texts = [template.item(f) for f in catalogue.fields]
-    whole = encoder.items(texts, progress)
-    try:
-        tokens = encoder.limit(whole)
-        require_distinct(name, texts, tokens)
-        trie = Trie.build(tokens)
-    except ValueError as error:  # a tokenizer without a sign of its own for the end of every text
-        raise InputError(f"domain `{name}`: {error}; this base's tokenizer does not suit these items") from None
+    tokenised = Tokenised.of(name, texts, encoder, progress, beside)
+    tokens, trie = tokenised.tokens, tokenised.trie
     counts = np.zeros(len(tokens), np.int64) if counts is None else counts
     bias = (prior * np.log(trie.below(counts + 1.0))).astype(np.float32)
     mixed = None if transitions is None else CollaborativePrior(trie, counts, transitions, collaborative, prior)

@@ -108,7 +108,7 @@ def _rows(
     start: np.ndarray,
     end: np.ndarray,
 ) -> DomainRows:
-    item_tokens = np.array([len(t) for t in catalogue.tokens])[items] + len(encoder.next)
+    item_tokens = catalogue.tokens.lengths[items] + len(encoder.next)
     total = np.concatenate([[0], np.cumsum(item_tokens)])
     around = len(encoder.start) + len(encoder.first) - len(encoder.next) + 1  # what a row has beside its items
     length = np.minimum(total[end] - total[start] + around, encoder.longest_row)

@@ -21,6 +21,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from calrec_lite.claim import claimed_file
 from calrec_lite.errors import InputError, RunError
 from calrec_lite.files import BESIDE_WEIGHTS, atomic_path, cache_folder, file_sha256
 from calrec_lite.model.device import choose_dtype, device
@@ -69,10 +70,16 @@ def _from_hub(base: Base) -> Path:
 
 def _unpack_gguf(path: Path, name: str) -> Path:
     folder = cache_folder() / "bases" / f"{path.stem}-{file_sha256(path)[:16]}"
-    if (folder / "config.json").is_file():
-        require_whole(folder)
-        return folder
-    print(f"unpacking {name.partition('#')[0]} to bf16, once")
+    if not (folder / "config.json").is_file():
+        with claimed_file(folder, wait=True):
+            if not (folder / "config.json").is_file():  # another process may just have unpacked it
+                print(f"unpacking {name.partition('#')[0]} to bf16, once")
+                _write_unpacked(path, folder)
+    require_whole(folder)
+    return folder
+
+
+def _write_unpacked(path: Path, folder: Path) -> None:
     source: dict[str, Any] = {"gguf_file": path.name, "local_files_only": True}
     with refused(f"base.model: {path} cannot be read as GGUF"):
         tokenizer = AutoTokenizer.from_pretrained(path.parent, **source)
@@ -88,7 +95,6 @@ def _unpack_gguf(path: Path, name: str) -> Path:
     with atomic_path(folder) as temporary:
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
-    return folder
 
 
 def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:

@@ -23,8 +23,8 @@ from calrec_lite.files import TERMS
 # All that an export may consist of, folder by folder. Whatever matches none of these is not sent: optimiser states,
 # checkpoints, logs, prepared domains. catalogue.jsonl is in an export only if its recipe asks (`export.catalogue`).
 _LOADABLE = (
-    *("README.md", "calrec.json", "catalogue.jsonl", "transitions.parquet", "fitted/*", "config.json"),
-    *("generation_config.json", "model*.safetensors", "model.safetensors.index.json"),
+    *("README.md", "calrec.json", "catalogue.jsonl", "transitions.parquet", "fitted/*", "manifest.json"),
+    *("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json"),
     *("adapter_config.json", "adapter_model.safetensors"),
     *("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.json", "vocab.txt", "merges.txt", "chat_template.jinja", "chat_template.json"),

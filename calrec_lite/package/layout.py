@@ -17,12 +17,19 @@ from calrec_lite.files import BESIDE_WEIGHTS, size_and_time
 from calrec_lite.method.catalogue import EncodedCatalogue, encode_catalogue
 from calrec_lite.recipe import Recommend, Section, Share, Text
 from calrec_lite.sources import snapshot
+from calrec_lite.stored import MANIFEST, require_unchanged, write_manifest
 from calrec_lite.text.encoding import Encoder
+from calrec_lite.text.tokenised import FEW
 
 NAME = "calrec.json"
 CATALOGUE = "catalogue.jsonl"
 TRANSITIONS = "transitions.parquet"
 FITTED = "fitted"  # folder of what `strategy: fused` and `fast` were fitted to
+KEPT = (  # what nobody edits: settings, weights of lists, catalogue and card are the user's
+    *("*.safetensors", "*config.json", "*.index.json", "tokenizer*", "*.model", "vocab*", "merges.txt", "*.jinja"),
+    *("special_tokens_map.json", "added_tokens.json", TRANSITIONS, "[0-9]_*/*"),
+    *(f"{FITTED}/*.parquet", f"{FITTED}/*.safetensors"),
+)
 FINGERPRINTED = (NAME, CATALOGUE, TRANSITIONS, f"{FITTED}/*", "config.json", "tokenizer.json", "model*.safetensors")
 
 
@@ -53,7 +60,7 @@ class Line(Section):
 
 @dataclass(frozen=True)
 class Package:
-    """An opened model folder."""
+    """An opened model folder. What is computed of its items is kept `beside` them; None: in the user's cache."""
 
     folder: Path
     info: PackageInfo
@@ -61,6 +68,7 @@ class Package:
     fields: list[dict[str, str]]
     counts: np.ndarray
     aliases: dict[str, int]
+    beside: Path | None = None
 
     @property
     def text(self) -> Text:
@@ -99,6 +107,8 @@ class Package:
             labels=labels,
             collaborative=info.collaborative,
             transitions=transitions if info.collaborative else None,
+            progress=len(self.ids) > FEW,
+            beside=self.beside,
         )
 
 
@@ -119,6 +129,11 @@ def write_package(folder: Path, info: PackageInfo, catalogue: Catalogue | None, 
                 other_ids = [alias for alias in merged.get(i, []) if alias != item]
                 entry = {"id": item, "fields": fields, "count": count, **({"also": other_ids} if other_ids else {})}
                 file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+
+
+def record(folder: Path) -> None:
+    """Note the finished folder's files, sizes and hashes, which `open_package` compares."""
+    write_manifest(folder, KEPT)
 
 
 def locate(source: str | Path, revision: str | None = None) -> Path:
@@ -149,7 +164,8 @@ def open_package(source: str | Path, revision: str | None = None) -> Package:
     """Open a local folder or download a Hub id.
 
     Raises:
-        InputError: if it is not there, or not written by `calrec-lite export`, or a line of its catalogue is no item.
+        InputError: if it is not there, or not written by `calrec-lite export`, a file of it is another now than was
+            written, or a line of its catalogue is no item.
     """
     folder = locate(source, revision)
     try:
@@ -163,10 +179,11 @@ def open_package(source: str | Path, revision: str | None = None) -> Package:
     lines = folder / CATALOGUE
     if not lines.is_file():
         raise InputError(f"{source}: exported without its catalogue (export.catalogue: false), so it cannot recommend")
-    items = _read_catalogue(lines, info.labels)
-    counts = np.array([i.count for i in items], np.int64)
-    aliases = {alias: n for n, i in enumerate(items) for alias in (i.id, *i.also)}
-    return Package(folder, info, [i.id for i in items], [i.fields for i in items], counts, aliases)
+    beside = folder if Path(source).is_dir() else None
+    if beside:  # of a downloaded one the Hub's client has compared what it got
+        remedy = f"export or download it again; if the change is yours, remove {MANIFEST}"
+        require_unchanged(folder, remedy=remedy, whole=False)
+    return _read_catalogue(folder, info, beside)
 
 
 def _first(error: ValueError) -> str:
@@ -177,44 +194,52 @@ def _first(error: ValueError) -> str:
     return f"`{'.'.join(map(str, first['loc']))}`: {first['msg']}" if first["loc"] else str(first["msg"])
 
 
-def _read_catalogue(file: Path, labels: Sequence[str]) -> list[Line]:
-    """The items of catalogue.jsonl, to which a user may have added some. Raises InputError that names the line."""
-    items: dict[str, Line] = {}
+def _read_catalogue(folder: Path, info: PackageInfo, beside: Path | None) -> Package:
+    """With the items of catalogue.jsonl, to which a user may have added some. Raises InputError that names the line."""
+    file, known, also = folder / CATALOGUE, dict[str, int](), dict[str, int]()
+    fields: list[dict[str, str]] = []
+    counts: list[int] = []
     try:
-        lines = file.read_text(encoding="utf-8-sig").split("\n")  # titles may hold what `splitlines` splits at
+        with file.open(encoding="utf-8-sig", newline="\n") as lines:  # titles may hold what other line ends are made of
+            for number, line in enumerate(lines, 1):
+                if line.isspace():
+                    continue
+                try:
+                    item = _parse_line(line, info.labels)
+                    if known.setdefault(item.id, len(fields)) < len(fields):
+                        fault = f"a second item of id `{item.id}`; give it another, or leave out one of both lines"
+                        raise ValueError(fault)
+                    fields.append(_known_fields(item, info.labels))
+                except ValueError as error:
+                    raise InputError(f"{file}:{number}: {error}") from None
+                also |= dict.fromkeys(item.also, len(counts))
+                counts.append(item.count)
     except UnicodeDecodeError as error:
         raise InputError(f"{file}: not UTF-8 ({error}); save it as UTF-8") from None
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            try:
-                item = _parse_line(line, labels)
-                if items.setdefault(item.id, item) is not item:
-                    raise ValueError(
-                        f"a second item of id `{item.id}`; give it another, or leave out one of both lines"
-                    )
-            except ValueError as error:
-                raise InputError(f"{file}:{number}: {error}") from None
-    if not items:
+    if not fields:
         raise InputError(f"{file}: names no item; export again")
-    return list(items.values())
+    return Package(folder, info, list(known), fields, np.array(counts, np.int64), also | known, beside)
 
 
 def _parse_line(line: str, labels: Sequence[str]) -> Line:
     """An item from its line. Raises ValueError that says how to correct it."""
-    allowed_labels = ", ".join(labels)
     try:
-        item = Line.model_validate_json(line)
+        return Line.model_validate_json(line)
     except ValidationError as error:
         first = error.errors()[0]
         where = f"`{'.'.join(map(str, first['loc']))}`: " if first["loc"] else ""
         example = '{"id": ..., "fields": {label: text}, "count": 0}'
-        raise ValueError(f"{where}{first['msg']}; write {example} with labels of: {allowed_labels}") from None
+        raise ValueError(f"{where}{first['msg']}; write {example} with labels of: {', '.join(labels)}") from None
+
+
+def _known_fields(item: Line, labels: Sequence[str]) -> dict[str, str]:
+    """What an item's text is written of. Raises ValueError that says how to correct it."""
     for label, value in item.fields.items():
         if label not in labels:
-            raise ValueError(f"the model knows no label `{label}`; use {allowed_labels}, or leave it out")
+            raise ValueError(f"the model knows no label `{label}`; use {', '.join(labels)}, or leave it out")
         if "\n" in value:
             raise ValueError(f"`{label}` holds a line break, which ends an item; write it in one line")
     known_fields = {label: item.fields[label] for label in labels if item.fields.get(label, "").strip()}
     if not known_fields:
-        raise ValueError(f"`fields` says nothing of item `{item.id}`; write one of: {allowed_labels}")
-    return item.model_copy(update={"fields": known_fields})
+        raise ValueError(f"`fields` says nothing of item `{item.id}`; write one of: {', '.join(labels)}")
+    return known_fields

@@ -10,7 +10,7 @@ from transformers import GenerationConfig
 
 from calrec_lite.errors import InputError
 from calrec_lite.files import BESIDE_WEIGHTS, copy_matching
-from calrec_lite.package.layout import CATALOGUE, FITTED, NAME, TRANSITIONS, PackageInfo, write_info
+from calrec_lite.package.layout import CATALOGUE, FITTED, NAME, TRANSITIONS, PackageInfo, record, write_info
 from calrec_lite.package.sentence import write_sentence_files
 from calrec_lite.recipe import Recommend
 from calrec_lite.text.encoding import Encoder
@@ -64,6 +64,7 @@ def copy_package(source: Path, options: Recommend, to: Path) -> None:
         shutil.copytree(folder, to / folder.name)
     info = PackageInfo.model_validate_json((source / NAME).read_text(encoding="utf-8"))
     write_info(to, info.model_copy(update={"recommend": options}))
+    record(to)
 
 
 def write_short_card(folder: Path, base: str | None) -> None:

@@ -52,7 +52,9 @@ class UserBias(OnDevice):
             edges: (E,) that are asked for; None: all.
         """
         mixture = prior.mixture(histories, targets)
-        begin, end = prior.trie.spans if edges is None else (ends[edges] for ends in prior.trie.spans)
+        begin, end = prior.trie.begin, prior.trie.end
+        if edges is not None:
+            begin, end = begin[edges], end[edges]
         below = np.concatenate([[0.0], np.cumsum(prior.popularity)])
         running = np.concatenate([[0.0], np.cumsum(mixture.share)])
         arrays = (below[end] - below[begin], begin, end, mixture.popularity, mixture.key, running)

@@ -2,8 +2,10 @@
 
 import difflib
 import heapq
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
+
+import numpy as np
 
 from calrec_lite.data.clean import plain
 from calrec_lite.recommend.ground import normalised, one_line
@@ -26,35 +28,34 @@ class Lookup:
     def __init__(
         self, texts: Sequence[str], titles: Sequence[str], ids: Sequence[str], aliases: Mapping[str, int]
     ) -> None:
-        self.texts, self.titles = texts, titles
-        self.ids: dict[str, int] = {}  # as they are written
-        for name, item in (*zip(ids, range(len(ids))), *aliases.items()):
-            self.ids.setdefault(name, item)
+        self.texts, self.titles, self.ids, self.aliases = texts, titles, ids, aliases
 
     def find(self, name: str) -> int | None:
         """The item of this name, the first of those whose text or title it is; None if none is, or case must decide."""
-        if items := self._spelled.get(one_line(name)):
-            return items[0]
-        spellings = _spellings(name)
-        if items := self._spelled.get(spellings[1]):
-            return items[0]
-        if name in self.ids:
-            return self.ids[name]
-        for names, spelled in ((self._folded, self._spelled), (self._folded_ids, self.ids)):
-            for spelling in spellings:
-                written = names.get(normalised(spelling), ())
-                if len(written) == 1:
-                    found = spelled[written[0]]
-                    return found if isinstance(found, int) else found[0]
+        for spelling in _spellings(name):
+            if items := self._spelled(spelling):
+                return items[0]
+        if (item := self.find_id(name)) is not None:
+            return item
+        for spelling in _spellings(name):
+            if len(written := self._written(spelling)) == 1:
+                return self._spelled(written.pop())[0]
+        for spelling in _spellings(name):
+            if len(ids := {self._id_names[i] for i in self._folded_ids.find(normalised(spelling))}) == 1:
+                return self.find_id(ids.pop())
         return None
+
+    def find_id(self, name: str) -> int | None:
+        """The item of this id; None if none has it."""
+        return next(iter(self._ids.find(name)), self.aliases.get(name))
 
     def all_named(self, name: str) -> list[int]:
         """All items of this text or title, however it is written, or the item of this id."""
         spellings = _spellings(name)
-        if name not in self.ids or spellings[0] in self._spelled:
+        if self.find_id(name) is None or self._spelled(spellings[0]):
             for spelling in spellings:
-                if written := self._folded.get(normalised(spelling)):
-                    return sorted(item for w in written for item in self._spelled[w])
+                if written := self._written(spelling):
+                    return sorted(item for w in written for item in self._spelled(w))
         item = self.find(name)
         return [] if item is None else [item]
 
@@ -65,9 +66,9 @@ class Lookup:
     def nearest(self, name: str) -> list[str]:
         """Up to three titles that are written much like `name`, the nearest first."""
         key = normalised(plain(name))
-        grams = _trigrams(key)
+        grams = {key[i : i + 3] for i in range(max(1, len(key) - 2))}
         by_key = {normalised(title): title for title in reversed(self.titles)}
-        close = heapq.nlargest(COMPARED, by_key, lambda k: len(grams & _trigrams(k)) / (len(grams) + len(k)))
+        close = heapq.nlargest(COMPARED, by_key, lambda k: sum(g in k for g in grams) / (len(grams) + len(k)))
         return [by_key[k] for k in difflib.get_close_matches(key, close, NEAREST)]
 
     def described(self, name: str) -> str:
@@ -75,36 +76,64 @@ class Lookup:
         near = ", ".join(map(repr, self.nearest(name)))
         return f"{name!r}{f' (near it: {near})' if near else ''}"
 
-    @cached_property
-    def _spelled(self) -> dict[str, list[int]]:
-        """Items by their text and by their title; where a text equals a title, the text counts."""
-        columns: list[dict[str, list[int]]] = [{}, {}]
-        for column, names in zip(columns, (self.texts, self.titles)):
-            for item, name in enumerate(names):
-                column.setdefault(one_line(name), []).append(item)
-        return columns[1] | columns[0]
+    def _spelled(self, name: str) -> list[int]:
+        """Items by their text or by their title, on one line; where a text equals a title, the text counts."""
+        return self._texts.find(name) or self._titles.find(name)
+
+    def _written(self, name: str) -> set[str]:
+        """The texts and titles, on one line, that are `name` without regard to case."""
+        folded = normalised(name)
+        names = {one_line(self.texts[i]) for i in self._folded_texts.find(folded)}
+        return names | {one_line(self.titles[i]) for i in self._folded_titles.find(folded)}
 
     @cached_property
-    def _folded(self) -> dict[str, list[str]]:
-        """The keys of `_spelled` that are one without regard to case."""
-        return _by_case(self._spelled)
+    def _texts(self) -> "_Index":
+        return _Index(self.texts, one_line)
 
     @cached_property
-    def _folded_ids(self) -> dict[str, list[str]]:
-        return _by_case(self.ids)
+    def _titles(self) -> "_Index":
+        return _Index(self.titles, one_line)
+
+    @cached_property
+    def _ids(self) -> "_Index":
+        return _Index(self.ids, str)
+
+    @cached_property
+    def _folded_texts(self) -> "_Index":
+        return _Index(self.texts, normalised)
+
+    @cached_property
+    def _folded_titles(self) -> "_Index":
+        return _Index(self.titles, normalised)
+
+    @cached_property
+    def _id_names(self) -> Sequence[str]:
+        return [*self.ids, *self.aliases]
+
+    @cached_property
+    def _folded_ids(self) -> "_Index":
+        return _Index(self._id_names, normalised)
 
 
-def _by_case(names: Iterable[str]) -> dict[str, list[str]]:
-    folded: dict[str, list[str]] = {}
-    for name in names:
-        folded.setdefault(normalised(name), []).append(name)
-    return folded
+class _Index:
+    """Where in `names` a spelling stands. Hashes in order: a dict of a million names takes ten times the memory.
+
+    Args:
+        key: the spelling of a name by which it is found.
+    """
+
+    def __init__(self, names: Sequence[str], key: Callable[[str], str]) -> None:
+        self._names, self._key = names, key
+        hashes = np.fromiter((hash(key(name)) for name in names), np.int64, len(names))
+        self._order = np.argsort(hashes, kind="stable")
+        self._hashes = hashes[self._order]
+
+    def find(self, spelling: str) -> list[int]:
+        """The places of the names of this spelling, ascending."""
+        first, last = (np.searchsorted(self._hashes, hash(spelling), side) for side in ("left", "right"))
+        return [i for i in self._order[first:last].tolist() if self._key(self._names[i]) == spelling]
 
 
 def _spellings(name: str) -> tuple[str, str]:
     """As it is written, and as `prepare` cleans texts: a catalogue holds what was left after that."""
     return one_line(name), plain(name)
-
-
-def _trigrams(text: str) -> set[str]:
-    return {text[i : i + 3] for i in range(max(1, len(text) - 2))}

@@ -81,7 +81,7 @@ class Recommender:
         if towers is not None:
             encoder.require_within(len(towers.head), catalogue.tokens)
             # A prompt and an item after it have to fit the model's own length.
-            encoder = encoder.within(positions(towers.decoder.config) - max(map(len, catalogue.tokens), default=0))
+            encoder = encoder.within(positions(towers.decoder.config) - catalogue.tokens.longest)
         self.encoder, self.catalogue, self.ids = encoder, catalogue, ids
         self.aliases = aliases or {}
         self._save = save
@@ -135,7 +135,7 @@ class Recommender:
             base = Base(model=str(package.folder), dtype=chosen, load_in_4bit=quantised)
             towers = Towers(load_model(package.folder, base, where=target_device))
         if fusion is not None and towers is not None and len(unknown):
-            added = [catalogue.tokens[i] for i in unknown]
+            added = [catalogue.tokens[i] for i in unknown.tolist()]
             fusion = fusion.with_items(unknown, text_vectors(towers, added, int(encoder.start[0]), encoder.pad))
         return cls(
             towers,
@@ -270,7 +270,7 @@ class Recommender:
             str(name).encode()
         except UnicodeEncodeError:
             raise InputError(f"{name!r}: not UTF-8, or half a character (a lone surrogate); write it anew") from None
-        known = self.lookup.ids.get(str(name)) if is_id or not isinstance(name, str) else None
+        known = self.lookup.find_id(str(name)) if is_id or not isinstance(name, str) else None
         return str(name) if known is None else self.catalogue.texts[known]
 
     def find(self, name: str) -> int | None:

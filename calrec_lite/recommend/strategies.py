@@ -145,12 +145,14 @@ class Strategies:
 
     @cached_property
     def _mean_length(self) -> float:
-        return float(np.mean([len(tokens) for tokens in self.catalogue.tokens]))
+        return float(self.catalogue.tokens.lengths.mean())
 
     @cached_property
     def _grounder(self) -> Grounder:
         half = self.encoder.text.max_item_tokens // 2  # what was cut has more (`Encoder.limit`)
-        cut = {i: self.encoder.text_of(t.tolist()) for i, t in enumerate(self.catalogue.tokens) if len(t) > half}
+        tokens = self.catalogue.tokens
+        long = np.flatnonzero(tokens.lengths > half).tolist()
+        cut = {i: self.encoder.text_of(tokens[i].tolist()) for i in long}
         return Grounder(self.catalogue.texts, cut)
 
     @cached_property
@@ -220,7 +222,7 @@ class Strategies:
 
     def _sample_texts(self, prompts: Sequence[Tokens]) -> list[list[Sample]]:
         rngs = [np.random.default_rng([self.seed, *p.tolist()]) for p in prompts]
-        options, longest = self.options, max(map(len, self.catalogue.tokens))
+        options, longest = self.options, self.catalogue.tokens.longest
         self._require_memory(prompts, options.samples, "recommend.samples")
         return sample(
             self.prompt_tree(prompts), options.samples, options.temperature, self.encoder.stops, longest, rngs

@@ -48,7 +48,7 @@ def vllm_recommender(source: str | Path, strategy: str | None = None, dtype: Ask
     require_whole(package.folder)
     encoder = Encoder(load_tokenizer(package.folder), package.text)
     catalogue = package.catalogue(encoder)
-    item_tokens = max(map(len, catalogue.tokens))
+    item_tokens = catalogue.tokens.longest
     max_len = _max_model_len(package.folder, encoder, item_tokens)
     llm = LLM(
         model=str(package.folder),

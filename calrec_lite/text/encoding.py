@@ -11,12 +11,12 @@ from tqdm import tqdm
 from calrec_lite.errors import InputError
 from calrec_lite.recipe import Text
 from calrec_lite.text.template import END_OF_ITEM
+from calrec_lite.text.token_lists import TokenLists, Tokens
 from calrec_lite.text.trie import Trie
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Tokens = np.ndarray  # int64, 1-D
 SHOWN = 80  # characters of a text in an error
 
 
@@ -90,9 +90,11 @@ class Encoder:
             [i for i, (_, end) in zip(*map(encoded.get, ("input_ids", "offset_mapping"))) if end > start], np.int64
         )
 
-    def items(self, texts: Sequence[str], progress: bool = False) -> list[Tokens]:
+    def items(self, texts: Sequence[str], progress: bool = False) -> TokenLists:
         """Ids of item texts, the ending line break included; not truncated. `texts` are single lines."""
-        before, out = self.text.next, []
+        before = self.text.next
+        parts: list[Tokens] = []
+        lengths: list[int] = []
         for start in tqdm(range(0, len(texts), 2048), "tokenise items", disable=not progress, unit_scale=2048):
             segments = [f" {t}{END_OF_ITEM}" for t in texts[start : start + 2048]]
             encoded = self.tokenizer(
@@ -100,13 +102,18 @@ class Encoder:
                 add_special_tokens=False,
                 split_special_tokens=True,
                 return_offsets_mapping=True,
+                return_attention_mask=False,
+                return_token_type_ids=False,
             )
             for segment, ids, offsets in zip(segments, encoded["input_ids"], encoded["offset_mapping"]):
                 low, high = len(before), len(before) + len(segment)
                 ends = np.array([e for _, e in offsets])
                 tokens = self._without_controls(np.array(ids, np.int64), f"{before}{segment}{before}", offsets)
-                out.append(tokens[(ends > low) & (ends <= high)])
-        return out
+                inside = tokens[(ends > low) & (ends <= high)]
+                parts.append(inside.astype(np.int32))
+                lengths.append(len(inside))
+            parts[-len(segments) :] = [np.concatenate(parts[-len(segments) :])]
+        return TokenLists.joined(parts, lengths)
 
     @cached_property
     def _controls(self) -> dict[int, str]:
@@ -147,22 +154,25 @@ class Encoder:
         text = str(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
         return text.partition(END_OF_ITEM)[0].strip()
 
-    def limit(self, tokens: list[Tokens]) -> list[Tokens]:
+    def limit(self, tokens: Sequence[Tokens]) -> TokenLists:
         """Items cut to `max_item_tokens`, still ending in a line break.
 
         Where that would make some equal, these keep the first half, and after it stands what tells them apart
         (`_apart`). None is ever longer; `require_distinct` refuses what is equal even so.
         """
-        most = self.text.max_item_tokens
-        cut, alike = [self._cut(t, most) for t in tokens], np.empty(0, np.int64)
-        while len(more := np.union1d(alike, _equal(cut))) > len(alike):  # an item may be equal to what was cut anew
-            alike = more
+        most, whole = self.text.max_item_tokens, TokenLists.of(tokens)
+        cut = whole.replaced({i: self._cut(whole[i], most) for i in np.flatnonzero(whole.lengths > most).tolist()})
+        alike: set[int] = set()
+        while more := set(cut.equal()) - alike:  # an item may be equal to what was cut anew
+            alike |= more
             groups: dict[bytes, list[int]] = {}
-            for i in alike.tolist():
-                groups.setdefault(tokens[i][: most // 2].tobytes(), []).append(i)
+            for i in sorted(alike):
+                groups.setdefault(whole[i][: most // 2].tobytes(), []).append(i)
+            changed = {}
             for group in groups.values():
-                for i, apart in zip(group, _apart([tokens[i] for i in group])):
-                    cut[i] = np.append(tokens[i][: most // 2], self._cut(apart, most - most // 2))
+                for i, apart in zip(group, _apart([whole[i] for i in group])):
+                    changed[i] = np.append(whole[i][: most // 2], self._cut(apart, most - most // 2))
+            cut = cut.replaced(changed)
         return cut
 
     def _cut(self, tokens: Tokens, most: int) -> Tokens:
@@ -214,14 +224,6 @@ class Encoder:
         return Row(np.concatenate(pieces), np.array(starts), np.array(ends), np.asarray(items), domain, user)
 
 
-def _equal(tokens: Sequence[Tokens]) -> np.ndarray:
-    """Which sequences (indices) are equal to another one."""
-    positions: dict[bytes, list[int]] = {}
-    for i, t in enumerate(tokens):
-        positions.setdefault(t.tobytes(), []).append(i)
-    return np.array([i for equal in positions.values() if len(equal) > 1 for i in equal], np.int64)
-
-
 def _apart(tokens: Sequence[Tokens]) -> list[Tokens]:
     """Of each sequence its tokens at the places where it parts from others, then what follows the last such place.
 
@@ -236,13 +238,13 @@ def _apart(tokens: Sequence[Tokens]) -> list[Tokens]:
     return [ends[t.tobytes()] for t in tokens]
 
 
-def require_distinct(name: str, texts: Sequence[str], tokens: Sequence[Tokens]) -> None:
+def require_distinct(name: str, texts: Sequence[str], tokens: TokenLists) -> None:
     """Raise InputError where two items of the domain `name` cannot be told apart by their ids."""
     seen: dict[bytes, int] = {}
-    for i, t in enumerate(tokens):
-        first = seen.setdefault(t.tobytes(), i)
+    for i in tokens.equal():
+        first = seen.setdefault(tokens[i].tobytes(), i)
         if first != i:
             raise InputError(
                 f"domain `{name}`: the tokenizer cannot tell {texts[first][:SHOWN]!r} from {texts[i][:SHOWN]!r} in "
-                f"{len(t)} tokens; add a field that differs to `fields`, or raise text.max_item_tokens"
+                f"{len(tokens[i])} tokens; add a field that differs to `fields`, or raise text.max_item_tokens"
             )

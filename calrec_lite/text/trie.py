@@ -6,6 +6,10 @@ from functools import cached_property
 
 import numpy as np
 
+from calrec_lite.text.token_lists import TokenLists
+
+LONGEST = np.iinfo(np.int64).max  # tokens: no item has so many
+
 
 @dataclass(frozen=True)
 class Trie:
@@ -24,6 +28,7 @@ class Trie:
         depth: (F,) position within the item's tokens that the fork decides.
         path_ptr, path: (N + 1,), (P,) the edges each item takes.
         order: (N,) the items by their tokens, so that those below an edge stand side by side.
+        begin, end: (E,), (E,) where in `order` the items below each edge begin and end.
     """
 
     root: np.ndarray
@@ -36,6 +41,8 @@ class Trie:
     path_ptr: np.ndarray
     path: np.ndarray
     order: np.ndarray
+    begin: np.ndarray
+    end: np.ndarray
 
     @property
     def n_items(self) -> int:
@@ -55,121 +62,157 @@ class Trie:
         return above
 
     @cached_property
-    def passer(self) -> np.ndarray:
-        """(P,) the item whose path each entry of `path` belongs to."""
-        return np.repeat(np.arange(self.n_items), np.diff(self.path_ptr))
-
-    @cached_property
     def place(self) -> np.ndarray:
         """(N,) where each item stands in `order`."""
         return np.argsort(self.order)
 
-    @cached_property
-    def spans(self) -> tuple[np.ndarray, np.ndarray]:
-        """(E,), (E,) where in `order` the items below each edge begin and end."""
-        begin = np.full(len(self.token), self.n_items)
-        np.minimum.at(begin, self.path, self.place[self.passer])
-        return begin, begin + np.bincount(self.path, minlength=len(self.token))
-
     def open_edges(self, allowed: np.ndarray) -> np.ndarray:
         """(U, E) whether any item below each edge is allowed; `allowed` (U, N)."""
+        before = np.zeros(self.n_items + 1, np.int32)  # how many allowed items stand before each place in `order`
         is_open = np.zeros((len(allowed), len(self.token)), np.bool_)
         for row, items in zip(is_open, allowed):
-            row[self.path[items[self.passer]]] = True
+            np.cumsum(items[self.order], out=before[1:])
+            np.greater(before[self.end], before[self.begin], out=row)
         return is_open
 
     def below(self, weights: np.ndarray) -> np.ndarray:
         """(E,) the sum of the items' weights (N,) below each edge."""
-        return np.bincount(self.path, np.repeat(weights, np.diff(self.path_ptr)), len(self.token))
+        return self._reduced(np.add, weights)
 
     def most(self, weights: np.ndarray) -> np.ndarray:
         """(E,) the largest of the items' weights (N,) below each edge."""
-        largest = np.zeros(len(self.token))
-        np.maximum.at(largest, self.path, weights[self.passer])
-        return largest
+        return self._reduced(np.maximum, weights)
+
+    def _reduced(self, function: np.ufunc, weights: np.ndarray) -> np.ndarray:
+        ends = np.stack([self.begin, self.end], 1).ravel()
+        reduced: np.ndarray = function.reduceat(np.append(weights[self.order], 0), ends)[::2]
+        return reduced
 
     @classmethod
     def build(cls, sequences: Sequence[np.ndarray]) -> "Trie":
         """Build from distinct token sequences, none of which is a prefix of another.
 
+        All forks of a level at once, so that nothing is an object of Python's for each item.
+
         Raises:
             ValueError: if one is (an item would end inside another).
         """
-        if not sequences:
+        if not len(sequences):
             raise ValueError("a trie needs at least one sequence")
-        plain = [s.tolist() for s in sequences]
-        order = sorted(range(len(plain)), key=plain.__getitem__)
-        root_length = _shared(plain[order[0]], plain[order[-1]], 0)
-        edges: list[list[tuple[int, int, int, int]]] = []  # fork -> (representative item, begin, end, dest)
-        depth: list[int] = []
-        paths: list[list[tuple[int, int]]] = [[] for _ in plain]  # item -> (fork, edge within the fork)
-        todo = [(0, len(order), root_length)] if len(order) > 1 else []  # (low, high, depth of the fork)
-        while todo:
-            # forks are numbered as they are taken from the list: a child's number is known when it is put there
-            nexts: list[tuple[int, int, int]] = []
-            for low, high, at in todo:
-                fork = len(edges)
-                edges.append([])
-                depth.append(at)
-                for a, b in _runs(plain, order, low, high, at):
-                    for i in order[a:b]:
-                        paths[i].append((fork, len(edges[fork])))
-                    item = order[a]
-                    if b - a == 1:
-                        edges[fork].append((item, at, len(plain[item]), ~item))
-                        continue
-                    end = _shared(plain[item], plain[order[b - 1]], at)
-                    edges[fork].append((item, at, end, len(nexts)))  # numbered below
-                    nexts.append((a, b, end))
-            base = len(edges)
-            for fork in range(base - len(todo), base):
-                edges[fork] = [(i, a, b, d + base if d >= 0 else d) for i, a, b, d in edges[fork]]
-            todo = nexts
-        return _flatten(plain, root_length, edges, depth, paths, order)
+        items = TokenLists.of(sequences)
+        keys = list(items.keys())
+        order = np.array(sorted(range(len(keys)), key=keys.__getitem__), np.int64)
+        shared = _shared(items, order)
+        root = shared[1:].min(initial=len(items[int(order[0])]))
+        levels = _levels(items.lengths, order, shared)
+        begin, end, start, stop, dest = (_joined([getattr(level, name) for level in levels]) for name in _EDGES)
+        first = items.ptr[order[begin]]
+        chain, _ = gather_ranges(first + start, first + stop)
+        forks = _joined([np.bincount(level.fork, minlength=len(level.depth)) for level in levels])
+        path_ptr, path = _paths(levels, len(order))
+        return cls(
+            root=items[int(order[0])][:root],
+            ptr=_pointers(forks),
+            token=items.flat[first + start].astype(np.int64),
+            chain_ptr=_pointers(stop - start),
+            chain=items.flat[chain].astype(np.int64),
+            dest=dest,
+            depth=_joined([level.depth for level in levels]),
+            path_ptr=path_ptr,
+            path=path,
+            order=order,
+            begin=begin,
+            end=end,
+        )
 
 
-def _shared(a: list[int], b: list[int], start: int) -> int:
-    """Length of the common prefix of two sequences known to agree before `start`."""
-    n = start
-    while n < len(a) and n < len(b) and a[n] == b[n]:
-        n += 1
-    return n
+@dataclass(frozen=True)
+class _Level:
+    """Forks with as many forks above them, and the edges that leave them.
+
+    Attributes:
+        depth: of the forks, as in `Trie`. fork: of each edge, among these.
+        begin, end, dest: of each edge, as in `Trie`. start, stop: between which positions of an item its chain lies.
+        items, edges: who passes which edge, edges counted from the first of all.
+    """
+
+    depth: np.ndarray
+    fork: np.ndarray
+    begin: np.ndarray
+    end: np.ndarray
+    start: np.ndarray
+    stop: np.ndarray
+    dest: np.ndarray
+    items: np.ndarray
+    edges: np.ndarray
 
 
-def _runs(plain: list[list[int]], order: list[int], low: int, high: int, at: int) -> list[tuple[int, int]]:
-    """Runs of sorted sequences `low : high` that share the token at position `at`."""
-    if len(plain[order[low]]) <= at:
-        raise ValueError(f"sequence {order[low]} is a prefix of sequence {order[min(low + 1, high - 1)]}")
-    cuts = [low]
-    for i in range(low + 1, high):
-        if plain[order[i]][at] != plain[order[i - 1]][at]:
-            cuts.append(i)
-    return list(zip(cuts, [*cuts[1:], high]))
+_EDGES = ("begin", "end", "start", "stop", "dest")
 
 
-def _flatten(
-    plain: list[list[int]],
-    root_length: int,
-    edges: list[list[tuple[int, int, int, int]]],
-    depth: list[int],
-    paths: list[list[tuple[int, int]]],
-    order: list[int],
-) -> Trie:
-    ptr = np.cumsum([0, *map(len, edges)])
-    flat = [edge for fork in edges for edge in fork]
-    chains = [plain[i][a:b] for i, a, b, _ in flat]
-    return Trie(
-        root=np.array(plain[0][:root_length] if edges else plain[0], np.int64),
-        ptr=ptr,
-        token=np.array([c[0] for c in chains], np.int64),
-        chain_ptr=np.cumsum([0, *map(len, chains)]),
-        chain=np.array([t for c in chains for t in c], np.int64),
-        dest=np.array([d for *_, d in flat], np.int64),
-        depth=np.array(depth, np.int64),
-        path_ptr=np.cumsum([0, *map(len, paths)]),
-        path=np.array([ptr[f] + e for path in paths for f, e in path], np.int64),
-        order=np.array(order, np.int64),
-    )
+def _levels(lengths: np.ndarray, order: np.ndarray, shared: np.ndarray) -> list[_Level]:
+    """From the first fork down; none where there is one item. `shared` as `_shared` gives it."""
+    found: list[_Level] = []
+    one = int(len(order) > 1)
+    low, high = np.zeros(one, np.int64), np.full(one, len(order))  # of each fork, its part of `order`
+    depth = np.full(one, shared[1:].min(initial=LONGEST))
+    forks = edges = 0
+    while len(low):
+        places, owner = gather_ranges(low, high)
+        agreed = shared[places]
+        begins = (places == low[owner]) | (agreed == depth[owner])  # another token than the item before it
+        first = np.flatnonzero(begins)
+        begin, fork = places[first], owner[first]
+        end = begin + np.diff(np.append(first, len(places)))
+        agreed[first] = LONGEST
+        inner = end - begin > 1
+        stop = np.where(inner, np.minimum.reduceat(agreed, first), lengths[order[begin]])
+        forks += len(low)
+        dest = np.where(inner, forks - 1 + np.cumsum(inner), ~order[begin])
+        passed = edges + np.cumsum(begins) - 1
+        found.append(_Level(depth, fork, begin, end, depth[fork], stop, dest, order[places], passed))
+        edges += len(first)
+        low, high, depth = begin[inner], end[inner], stop[inner]
+    return found
+
+
+def _shared(items: TokenLists, order: np.ndarray) -> np.ndarray:
+    """(N,) how many first tokens each place of `order` shares with the one before it; 0 for the first.
+
+    Raises ValueError where those are all that the one before it has.
+    """
+    start, length = items.ptr[order], items.lengths[order]
+    shared = np.zeros(len(order), np.int64)
+    places, at = np.arange(1, len(order)), 0
+    while len(places):
+        if len(ended := places[length[places - 1] == at]):
+            place = int(ended[0])
+            raise ValueError(f"sequence {order[place - 1]} is a prefix of sequence {order[place]}")
+        places = places[length[places] > at]
+        places = places[items.flat[start[places] + at] == items.flat[start[places - 1] + at]]
+        at += 1
+        shared[places] = at
+    return shared
+
+
+def _paths(levels: Sequence[_Level], n_items: int) -> tuple[np.ndarray, np.ndarray]:
+    """`Trie.path_ptr` and `path`: an item passes an edge on each level until its leaf."""
+    passed = np.zeros(n_items, np.int64)
+    for level in levels:
+        passed[level.items] += 1
+    pointers = _pointers(passed)
+    path = np.zeros(pointers[-1], np.int64)
+    for depth, level in enumerate(levels):
+        path[pointers[level.items] + depth] = level.edges
+    return pointers, path
+
+
+def _joined(parts: Sequence[np.ndarray]) -> np.ndarray:
+    return np.concatenate([np.empty(0, np.int64), *parts])
+
+
+def _pointers(lengths: np.ndarray) -> np.ndarray:
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
 
 
 def gather_ranges(starts: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -11,7 +11,7 @@ from calrec_lite.errors import InputError
 from calrec_lite.files import work_folder
 from calrec_lite.model.base import is_quantised
 from calrec_lite.model.merge import merge_adapter
-from calrec_lite.package.layout import TRANSITIONS, PackageInfo, write_package
+from calrec_lite.package.layout import TRANSITIONS, PackageInfo, record, write_package
 from calrec_lite.package.save import complete_model, write_short_card
 from calrec_lite.recipe import Recommend
 from calrec_lite.training.config import CALRecConfig
@@ -38,7 +38,7 @@ def save_trained(
         model.save_pretrained(str(work / "adapter"))
         origin = base or _write_base(model, rows.encoder.tokenizer, work / "base")
         merge_adapter(origin, work / "adapter", to, progress=False)
-    complete_model(to, rows.encoder, max(map(len, encoded.tokens)))
+    complete_model(to, rows.encoder, encoded.tokens.longest)
     info = PackageInfo(
         domain=NAME,
         fingerprint=hashlib.sha256(json.dumps(data.items.fields).encode()).hexdigest(),
@@ -56,6 +56,7 @@ def save_trained(
         data.transitions().save(to / TRANSITIONS, data.items.ids)
     name = str(getattr(model.config, "_name_or_path", ""))
     write_short_card(to, name if name.count("/") == 1 and not Path(name).exists() else None)
+    record(to)
 
 
 def _write_base(model: PeftModel, tokenizer: Any, to: Path) -> Path:

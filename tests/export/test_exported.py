@@ -33,6 +33,7 @@ from calrec_lite.recipe import resolved
 from calrec_lite.recipe.file import check_recipe
 from calrec_lite.recommend import Recommender
 from calrec_lite.run import Run
+from calrec_lite.stored import MANIFEST
 from calrec_lite.text.template import Template
 from calrec_lite.training.stage import train_run
 from tests.training.conftest import values, weights
@@ -66,6 +67,28 @@ def test_weights_take_no_room_twice(trained: Run, exported: tuple[dict, Path]) -
     assert (ours / "model.safetensors").samefile(theirs / "model.safetensors")
     assert not (ours / "config.json").samefile(theirs / "config.json")
     assert not (ours / "generation_config.json").samefile(theirs / "generation_config.json")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "config.json"])
+def test_a_file_of_an_export_that_changed_is_named(exported: tuple[dict, Path], tmp_path: Path, name: str) -> None:
+    folder = shutil.copytree(exported[1], tmp_path / "export", copy_function=shutil.copy)  # a download: later times
+    Recommender.from_pretrained(folder)
+    for edited in ("calrec.json", "catalogue.jsonl", "README.md"):
+        with (folder / edited).open("a") as file:
+            file.write("\n")
+    saved = Recommender.from_pretrained(folder).save_pretrained(tmp_path / "saved")
+    for place in (folder, saved):
+        content = bytearray((place / name).read_bytes())
+        content[-9] ^= 1
+        (place / name).unlink()  # it may be a link
+        (place / name).write_bytes(content)
+        with pytest.raises(
+            InputError, match=f"{place / name}: its content is not what was written; export or download"
+        ):
+            Recommender.from_pretrained(place)
+    (folder / MANIFEST).unlink()
+    if name == "model.safetensors":
+        Recommender.from_pretrained(folder)
 
 
 def test_an_export_scores_items_as_its_run_does(trained: Run, exported: tuple[dict, Path]) -> None:

@@ -1,10 +1,13 @@
 """The radix tree: every item is a path, every fork really forks."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from calrec_lite.text.token_lists import TokenLists
 from calrec_lite.text.trie import Trie, gather_ranges
 
 # a last token (0) that occurs nowhere else makes any set of distinct sequences free of prefixes
@@ -67,4 +70,21 @@ def test_items_below_an_edge_stand_side_by_side(items: list[np.ndarray]) -> None
     for i in range(len(items)):
         for e in trie.path[trie.path_ptr[i] : trie.path_ptr[i + 1]]:
             below[e].add(i)
-    assert [set(trie.order[a:b].tolist()) for a, b in zip(*trie.spans)] == below
+    assert [set(trie.order[a:b].tolist()) for a, b in zip(trie.begin, trie.end)] == below
+    weights = np.arange(1.0, len(items) + 1)
+    assert trie.below(weights).tolist() == [sum(weights[i] for i in some) for some in below]
+    assert trie.most(weights).tolist() == [max(weights[i] for i in some) for some in below]
+    allowed = np.stack([np.arange(len(items)) % n == 0 for n in (1, 2, 3)])
+    assert trie.open_edges(allowed).tolist() == [[bool(row[list(some)].any()) for some in below] for row in allowed]
+
+
+def test_a_token_of_a_large_catalogue_takes_few_bytes() -> None:
+    rng = np.random.default_rng(0)
+    items = TokenLists.of([np.append(rng.integers(300, 50_000, 20), n) for n in range(4000)])
+    tracemalloc.start()
+    try:
+        Trie.build(items)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 60 * len(items.flat)  # a list of ints takes 40 alone, and three of them stood beside each other

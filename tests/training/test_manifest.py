@@ -15,7 +15,7 @@ from calrec_lite.evaluate.evaluate_run import evaluate_run
 from calrec_lite.export.bundle import export_run
 from calrec_lite.recipe.file import check_recipe
 from calrec_lite.run import Run
-from calrec_lite.stored import MANIFEST
+from calrec_lite.stored import MANIFEST, require_unchanged
 from calrec_lite.training.stage import train_run
 from tests.training.conftest import values
 
@@ -146,3 +146,13 @@ def test_lines_of_a_log_that_are_none_are_left_out(run: Run) -> None:
     with run.log.open("ab") as file:
         file.write(b'5\n{"step": 3}\n\xff\n{"stage": "1-jo')
     assert run.log_entries() == entries
+
+
+@pytest.mark.parametrize("entry", [{"size": "5"}, {"size": None}, {"time": "now"}, {"sha256": 5}, {"name": "../x"}])
+def test_a_manifest_of_other_values_is_named(tmp_path: Path, entry: dict) -> None:
+    """It comes with an export from elsewhere."""
+    (tmp_path / "a").write_text("abc")
+    values = {"size": 4, "time": 0, "sha256": "0", **entry}
+    (tmp_path / MANIFEST).write_text(json.dumps({"files": {values.pop("name", "a"): values}}))
+    with pytest.raises(InputError, match="manifest.json: is no manifest; remove it"):
+        require_unchanged(tmp_path)
