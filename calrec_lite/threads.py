@@ -22,10 +22,10 @@ def cores(cpus: Path = CPUS, groups: Path = GROUPS) -> int:
         physical = len({(cpus / f"cpu{n}" / "topology" / "thread_siblings_list").read_text() for n in allowed})
     except OSError:
         physical = min(psutil.cpu_count(logical=False) or len(allowed), len(allowed))
-    return max(1, min([physical, *map(_group_limit, _control_groups(groups))]))
+    return max(1, min([physical, *map(_group_limit, control_groups(groups))]))
 
 
-def _control_groups(groups: Path) -> list[Path]:
+def control_groups(groups: Path) -> list[Path]:
     """Folders of the control group that this process is in, and of those around it."""
     path = ""
     with suppress(OSError, StopIteration):

@@ -54,7 +54,7 @@ def test_imports_go_only_where_the_page_says(module: Path) -> None:
 
 def test_rooms_without_torch_import_none() -> None:
     """What reads recipes, data and texts starts at once; so does `import calrec_lite`, whose face is lazy."""
-    light = ("errors", "files", "sources", "claim", "threads", "recipe", "data", "text", "run")
+    light = ("errors", "files", "sources", "claim", "threads", "ram", "recipe", "data", "text", "run")
     names = [
         f"calrec_lite.{'.'.join(m.relative_to(PACKAGE).with_suffix('').parts)}" for m in MODULES if room(m) in light
     ]

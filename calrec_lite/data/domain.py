@@ -9,7 +9,7 @@ On disk it is a folder, written whole or not at all:
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import cached_property
@@ -26,6 +26,7 @@ from calrec_lite.errors import InputError
 from calrec_lite.files import atomic_path, file_sha256
 
 Split = Literal["validation", "test"]
+PART = 1 << 16  # users
 TABLES = ("items.parquet", "aliases.parquet", "sequences.parquet")
 ITEMS = pa.schema([("id", pa.string()), ("fields", pa.map_(pa.string(), pa.string()))])
 ALIASES = pa.schema([("alias", pa.string()), ("index", pa.int32())])
@@ -94,9 +95,22 @@ class Sequences:
             return np.stack([lengths - 2 * held_out, lengths - held_out], axis=1)
         if self.times is None:
             raise ValueError("a time split needs times")
-        before = np.stack([self.times < cut for cut in self.cuts], axis=1)  # (E, 2)
-        counts = np.concatenate([np.zeros((1, 2), np.int64), np.cumsum(before, axis=0)])
-        return counts[self.offsets[1:]] - counts[self.offsets[:-1]]
+        ends = np.empty((len(self), 2), np.int64)
+        for part in self.parts():
+            bounds = self.offsets[part.start : part.stop + 1]
+            times = self.times[bounds[0] : bounds[-1]]
+            for i, cut in enumerate(self.cuts):
+                ends[part, i] = np.diff(np.concatenate([[0], np.cumsum(times < cut)])[bounds - bounds[0]])
+        return ends
+
+    @property
+    def train_lengths(self) -> NDArray[np.int64]:
+        """How many events of each user may be trained on, (U,)."""
+        return self._split_ends[:, 0]
+
+    def parts(self) -> Iterator[slice]:
+        """Slices of the users: what takes a multiple of their events' memory is done to one after the other."""
+        return (slice(start, min(start + PART, len(self))) for start in range(0, len(self), PART))
 
     def of(self, u: int) -> NDArray[np.int32]:
         """All items of user u, oldest first (a view)."""
@@ -192,8 +206,11 @@ class Domain:
         """Write the domain as a folder, in one step; a folder of that name is replaced."""
         with atomic_path(folder) as temporary:
             temporary.mkdir()
-            for name, table in zip(TABLES, self._tables(), strict=True):
+            for name, table in zip(TABLES, self._catalogue_tables(), strict=False):
                 pq.write_table(table, temporary / name, compression="zstd")
+            with pq.ParquetWriter(temporary / TABLES[2], SEQUENCES, compression="zstd") as writer:
+                for part in self.sequences.parts():
+                    writer.write_table(_table(self.sequences, part))
             hashes = {name: file_sha256(temporary / name) for name in TABLES}
             info = {"name": self.name, **self.info, "cuts": self.sequences.cuts, "files": hashes}
             text = json.dumps(info, indent=1, ensure_ascii=False)
@@ -212,27 +229,19 @@ class Domain:
                 raise InputError(f"{folder}: {name} is missing; prepare the domain again (`calrec-lite prepare`)")
             if file_sha256(folder / name) != info["files"].get(name):
                 raise InputError(f"{folder / name}: does not belong to the domain.json beside it; prepare it again")
-        items, aliases, sequences = (pq.read_table(folder / name, partitioning=None) for name in TABLES)
+        items, aliases = (pq.read_table(folder / name, partitioning=None) for name in TABLES[:2])
         catalogue = Catalogue(
             ids=items["id"].to_pylist(),
             fields=[dict(pairs) for pairs in items["fields"].to_pylist()],
             aliases=dict(zip(aliases["alias"].to_pylist(), aliases["index"].to_pylist(), strict=True)),
         )
-        return cls(info["name"], catalogue, _sequences(sequences, info.get("cuts")), info)
+        return cls(info["name"], catalogue, _sequences(folder / TABLES[2], info.get("cuts")), info)
 
-    def _tables(self) -> Sequence[pa.Table]:
-        catalogue, sequences = self.catalogue, self.sequences
-        offsets = pa.array(sequences.offsets.astype(np.int32))
-        times = pa.nulls(len(sequences), SEQUENCES.field("times").type)
-        if sequences.times is not None:
-            times = pa.ListArray.from_arrays(offsets, pa.array(sequences.times))
+    def _catalogue_tables(self) -> tuple[pa.Table, pa.Table]:
+        catalogue = self.catalogue
         return (
             pa.table([catalogue.ids, [list(item.items()) for item in catalogue.fields]], schema=ITEMS),
             pa.table([list(catalogue.aliases), list(catalogue.aliases.values())], schema=ALIASES),
-            pa.table(
-                [sequences.users, pa.ListArray.from_arrays(offsets, pa.array(sequences.items)), times],
-                schema=SEQUENCES,
-            ),
         )
 
 
@@ -259,15 +268,37 @@ def moment(seconds: int) -> str:
     return full.strftime("%Y-%m-%d" if seconds % 86400 == 0 else "%Y-%m-%d %H:%M:%S")
 
 
-def _sequences(table: pa.Table, cuts: list[int] | None) -> Sequences:
-    items = table["items"].combine_chunks()
-    times = table["times"].combine_chunks()
-    has_times = times.null_count == 0
-    lengths = items.value_lengths().to_numpy(zero_copy_only=False)
+def _table(sequences: Sequences, part: slice) -> pa.Table:
+    bounds = sequences.offsets[part.start : part.stop + 1]
+    offsets = pa.array((bounds - bounds[0]).astype(np.int32))
+    items, times = (
+        None if events is None else pa.ListArray.from_arrays(offsets, pa.array(events[bounds[0] : bounds[-1]]))
+        for events in (sequences.items, sequences.times)
+    )
+    columns = [sequences.users[part], items, pa.nulls(len(offsets) - 1) if times is None else times]
+    return pa.table(columns, schema=SEQUENCES)
+
+
+def _sequences(path: Path, cuts: list[int] | None) -> Sequences:
+    with pq.ParquetFile(path) as file:
+        columns = [file.metadata.row_group(i).column(1) for i in range(file.num_row_groups)]  # the items
+        room = sum(column.num_values for column in columns)  # one too many for each empty list
+        items, times = np.empty(room, np.int32), np.empty(room, np.int64)
+        users: list[str] = []
+        lengths = [np.zeros(1, np.int64)]
+        end, has_times = 0, True
+        for batch in file.iter_batches(PART):
+            users += batch["user"].to_pylist()
+            lengths.append(batch["items"].value_lengths().to_numpy())
+            here = slice(end, end := end + int(lengths[-1].sum()))
+            items[here] = batch["items"].flatten().to_numpy()
+            has_times = has_times and batch["times"].null_count == 0
+            if has_times:
+                times[here] = batch["times"].flatten().to_numpy()
     return Sequences(
-        users=table["user"].to_pylist(),
-        items=items.flatten().to_numpy(zero_copy_only=False).astype(np.int32, copy=False),
-        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-        times=times.flatten().to_numpy(zero_copy_only=False).astype(np.int64, copy=False) if has_times else None,
-        cuts=(cuts[0], cuts[1]) if cuts else None,
+        users,
+        items[:end],
+        np.cumsum(np.concatenate(lengths)),
+        times[:end] if has_times else None,
+        (cuts[0], cuts[1]) if cuts else None,
     )

@@ -41,7 +41,7 @@ def keep_apart(connection: duckdb.DuckDBPyConnection, n_labels: int) -> Tally:
 
 
 def merge_texts(connection: duckdb.DuckDBPyConnection, labels: Sequence[str], text: Text | None) -> Tally:
-    """Make `texts` (item, own, text) of the items that have events: equal numbers are one item.
+    """Make `texts` (item, own, text) of the items in `names`: equal numbers are one item.
 
     `own` numbers the texts in their order. `text` is the same, or the first `own` of those that the recipe words alike:
     an item without a brand and one of the brand `Unknown`.
@@ -52,7 +52,7 @@ def merge_texts(connection: duckdb.DuckDBPyConnection, labels: Sequence[str], te
     fields = [f"f{i}" for i in range(len(labels))]
     connection.execute(
         f"CREATE TABLE texts AS SELECT *, own AS text FROM (SELECT item, dense_rank() OVER "
-        f"(ORDER BY {', '.join(fields) or '1'}) AS own FROM items WHERE item IN (SELECT item FROM events))"
+        f"(ORDER BY {', '.join(fields) or '1'}) AS own FROM items WHERE item IN (SELECT name FROM names))"
     )
     alike = Tally()
     if text is None or not fields:

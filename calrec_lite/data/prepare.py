@@ -30,6 +30,7 @@ from typing import Any
 import duckdb
 import numpy as np
 
+from calrec_lite.data import events
 from calrec_lite.data.domain import Catalogue, Domain, Sequences, moment, read_info
 from calrec_lite.data.faults import shown
 from calrec_lite.data.merging import keep_apart, merge_texts
@@ -37,6 +38,7 @@ from calrec_lite.data.readers import Raw, read
 from calrec_lite.data.report import statistics
 from calrec_lite.errors import InputError, RunError
 from calrec_lite.files import file_sha256, work_folder
+from calrec_lite.ram import free_ram
 from calrec_lite.recipe import DomainSpec, Holdout, Text
 from calrec_lite.sources import fetch
 from calrec_lite.threads import cores
@@ -44,8 +46,8 @@ from calrec_lite.threads import cores
 FORMAT = 1  # of fingerprints
 VERSION = 3  # raise it when the same files and options give another domain than before
 LOCATIONS = {"interactions", "items"}
+THREAD_MEMORY = 512 << 20  # bytes
 RESHAPING = ("drop_repeats", "min_user_events", "min_item_events", "max_users", "max_user_events")
-Dropped = dict[str, dict[str, int]]
 
 
 def prepare(name: str, spec: DomainSpec, seed: int, text: Text | None = None) -> Domain:
@@ -95,6 +97,7 @@ def prepare_to(
     if check:
         check(domain)
     domain.save(folder)
+    del domain  # not in memory twice
     return Domain.open(folder)
 
 
@@ -123,18 +126,19 @@ def _prepare(
 ) -> Domain:
     with _database() as (connection, folder):
         raw = read(connection, folder, spec, files["interactions"], files.get("items"))
-        dropped: Dropped = {}
+        dropped: events.Dropped = {}
         apart = keep_apart(connection, len(raw.labels))
-        _drop_unusable(connection, raw, dropped)
+        timed = events.drop_unusable(connection, len(raw.labels), dropped)
         alike = merge_texts(connection, raw.labels, text)
-        merged = _count(connection, "count(*) - count(DISTINCT text)", "texts")
-        timed = _order(connection, seed, spec.drop_repeats)
-        _k_core(connection, spec, dropped)
-        catalogue = _catalogue(connection, raw) if _count(connection) else None
-        _cap(connection, spec, seed, dropped)
-        if catalogue is None:
+        merged = events.count(connection, "count(*) - count(DISTINCT text)", "texts")
+        events.order(connection, seed, spec.drop_repeats, timed)
+        events.keep_core(connection, spec, dropped)
+        if not events.count(connection):
             raise InputError(f"{files['interactions']}: no usable row is left of {raw.rows}: {_in_words(dropped)}")
-        sequences = _hold_out(_sequences(connection, timed), name, spec.holdout)
+        catalogue, indices = _catalogue(connection, raw)
+        events.cap(connection, spec, seed, dropped)
+        sequences = events.sequences(connection, indices, timed)
+    sequences = _hold_out(sequences, name, spec.holdout)
     info: dict[str, Any] = {
         "source_key": source_key,
         "options": {**spec.model_dump(mode="json"), "seed": seed},
@@ -157,6 +161,15 @@ def _prepare(
     return Domain(name, catalogue, sequences, info)
 
 
+def _share() -> tuple[int, int]:
+    """Bytes that DuckDB may hold before it spills, and its threads: no more of them than these bytes do for.
+
+    Half of what is free at most: the other half is for the result.
+    """
+    limit = min(cores() * THREAD_MEMORY, free_ram() // 2)
+    return limit, max(1, min(cores(), 2 * limit // THREAD_MEMORY))
+
+
 @contextmanager
 def _database() -> Iterator[tuple[duckdb.DuckDBPyConnection, Path]]:
     """A database in a temporary folder (TMPDIR), and the folder: tables larger than memory stay on disk.
@@ -167,7 +180,11 @@ def _database() -> Iterator[tuple[duckdb.DuckDBPyConnection, Path]]:
     with work_folder() as folder:
         connection = duckdb.connect(str(folder / "work.duckdb"))
         try:
-            connection.execute(f"SET TimeZone = 'UTC'; SET enable_progress_bar = false; SET threads = {cores()}")
+            limit, threads = _share()
+            connection.execute(
+                f"SET TimeZone = 'UTC'; SET enable_progress_bar = false; SET threads = {threads}; "
+                f"SET memory_limit = '{limit}B'"
+            )
             yield connection, folder
         except duckdb.OperationalError as error:  # out of memory or of disk
             raise RunError(
@@ -178,81 +195,11 @@ def _database() -> Iterator[tuple[duckdb.DuckDBPyConnection, Path]]:
             connection.close()
 
 
-def _delete(connection: duckdb.DuckDBPyConnection, condition: str, table: str = "events") -> int:
-    return int(connection.execute(f"DELETE FROM {table} WHERE {condition}").fetchall()[0][0])
-
-
-def _count(connection: duckdb.DuckDBPyConnection, what: str = "count(*)", table: str = "ordered") -> int:
-    return int(connection.execute(f"SELECT {what} FROM {table}").fetchall()[0][0])
-
-
-def _drop_unusable(connection: duckdb.DuckDBPyConnection, raw: Raw, dropped: Dropped) -> None:
-    """Steps 1 and 2, on `events`."""
-    text = " || ".join(f"f{i}" for i in range(len(raw.labels))) or "''"
-    connection.execute(
-        "CREATE TABLE rows AS SELECT user, item, time, fine, row FROM events;"
-        "DROP TABLE events; ALTER TABLE rows RENAME TO events;"
-        f"CREATE TABLE textless AS SELECT item FROM items WHERE {text} = ''"
-    )
-    dropped["no user or item"] = {"events": _delete(connection, "user IS NULL OR item IS NULL")}
-    if _count(connection, "count(time)", "events"):
-        dropped["no time"] = {"events": _delete(connection, "time IS NULL")}
-        order = "row_number() OVER (PARTITION BY user, item, time ORDER BY fine, row)"
-        first = f"SELECT row FROM events QUALIFY {order} = 1"
-        dropped["same user, item and time"] = {"events": _delete(connection, f"row NOT IN ({first})")}
-    for reason, condition in {
-        "item without record": "item NOT IN (SELECT item FROM items)",
-        "item without text": "item IN (SELECT item FROM textless)",
-    }.items():
-        items = _count(connection, "count(DISTINCT item)", f"events WHERE {condition}")
-        dropped[reason] = {"events": _delete(connection, condition), "items": items}
-
-
-def _order(connection: duckdb.DuckDBPyConnection, seed: int, drop_repeats: bool) -> bool:
-    """Make `ordered` (user, item, time, position) from `events`, item being a text's number; True if it has times."""
-    # md5, not DuckDB's own hash, which may change from version to version.
-    tie_breaker = f"md5(concat_ws(chr(31), {seed}, name, {'text' if drop_repeats else 'item'}, time))"
-    timed = _count(connection, "count(time)", "events") > 0
-    connection.execute(
-        "CREATE TABLE users AS SELECT name, row_number() OVER (ORDER BY name) - 1 AS user "
-        "FROM (SELECT DISTINCT user AS name FROM events);"
-        "CREATE TABLE ordered AS SELECT users.user, text AS item, time, "
-        f"row_number() OVER (ORDER BY users.user, {f'time, fine, {tie_breaker}' if timed else 'row'}) AS position "
-        "FROM events JOIN users ON name = events.user JOIN texts USING (item);"
-        "DROP TABLE events"
-    )
-    return timed
-
-
-def _k_core(connection: duckdb.DuckDBPyConnection, spec: DomainSpec, dropped: Dropped) -> None:
-    """Step 5, again and again until nothing changes."""
-    repeats = (
-        "position IN (SELECT position FROM ordered QUALIFY item = lag(item) OVER (PARTITION BY user ORDER BY position))"
-    )
-    few = "{0} IN (SELECT {0} FROM ordered GROUP BY {0} HAVING count(*) < {1})"
-    rules = {"repeat of the previous item": (repeats, "")} if spec.drop_repeats else {}
-    rules["user with too few events"] = (few.format("user", spec.min_user_events), "user")
-    rules["item with too few events"] = (few.format("item", spec.min_item_events), "item")
-    for reason, (_, key) in rules.items():
-        dropped[reason] = {"events": 0} | ({f"{key}s": 0} if key else {})
-    changed = True
-    while changed:
-        changed = False
-        for reason, (condition, key) in rules.items():
-            before = _count(connection, f'count(DISTINCT "{key}")') if key else 0
-            events = _delete(connection, condition, "ordered")
-            dropped[reason]["events"] += events
-            if key and events:
-                dropped[reason][f"{key}s"] += before - _count(connection, f'count(DISTINCT "{key}")')
-            changed = changed or events > 0
-
-
-def _catalogue(connection: duckdb.DuckDBPyConnection, raw: Raw) -> Catalogue:
-    """Number the items that are left, in the order of their text, and renumber `ordered` with them."""
+def _catalogue(connection: duckdb.DuckDBPyConnection, raw: Raw) -> tuple[Catalogue, np.ndarray]:
+    """The items that are left, numbered in the order of their text, and that number (int32) of each text's number."""
     connection.execute(
         "CREATE TABLE numbered AS SELECT text, row_number() OVER (ORDER BY text) - 1 AS index "
-        "FROM (SELECT DISTINCT item AS text FROM ordered);"
-        "UPDATE ordered SET item = index FROM numbered WHERE ordered.item = text"
+        "FROM (SELECT DISTINCT item AS text FROM ordered)"
     )
     columns = "".join(f", arg_min(f{i}, own)" for i in range(len(raw.labels)))
     items = connection.execute(
@@ -260,40 +207,15 @@ def _catalogue(connection: duckdb.DuckDBPyConnection, raw: Raw) -> Catalogue:
         "GROUP BY index ORDER BY index"
     ).fetchall()
     aliases = connection.execute("SELECT item, index FROM texts JOIN numbered USING (text) ORDER BY item").fetchall()
-    return Catalogue(
+    catalogue = Catalogue(
         ids=[item for item, *_ in items],
         fields=[{k: v for k, v in zip(raw.labels, values, strict=True) if v} for _, *values in items],
         aliases=dict(aliases),
     )
-
-
-def _cap(connection: duckdb.DuckDBPyConnection, spec: DomainSpec, seed: int, dropped: Dropped) -> None:
-    """Step 7."""
-    if spec.max_users:
-        drawn = (
-            "SELECT user FROM users WHERE user IN (SELECT user FROM ordered) "
-            f"ORDER BY md5(concat_ws(chr(31), {seed}, name)), name LIMIT {spec.max_users}"
-        )
-        before = _count(connection, "count(DISTINCT user)")
-        events = _delete(connection, f"user NOT IN ({drawn})", "ordered")
-        dropped["user not drawn"] = {"events": events, "users": before - _count(connection, "count(DISTINCT user)")}
-    if spec.max_user_events:
-        older = f"row_number() OVER (PARTITION BY user ORDER BY position DESC) > {spec.max_user_events}"
-        condition = f"position IN (SELECT position FROM ordered QUALIFY {older})"
-        dropped["older than the user's latest"] = {"events": _delete(connection, condition, "ordered")}
-
-
-def _sequences(connection: duckdb.DuckDBPyConnection, timed: bool) -> Sequences:
-    flat = connection.execute("SELECT item, time FROM ordered ORDER BY position").fetchnumpy()
-    users = connection.execute(
-        "SELECT name, count(*) FROM ordered JOIN users USING (user) GROUP BY name, user ORDER BY user"
-    ).fetchall()
-    return Sequences(
-        users=[name for name, _ in users],
-        items=np.asarray(flat["item"], dtype=np.int32),
-        offsets=np.cumsum([0, *(n for _, n in users)], dtype=np.int64),
-        times=np.asarray(flat["time"], dtype=np.int64) if timed else None,
-    )
+    numbers = connection.execute("SELECT text, index FROM numbered").fetchnumpy()
+    indices = np.zeros(int(numbers["text"].max()) + 1, np.int32)
+    indices[numbers["text"]] = numbers["index"]
+    return catalogue, indices
 
 
 def _hold_out(sequences: Sequences, name: str, holdout: Holdout) -> Sequences:
@@ -319,21 +241,36 @@ def _seconds(when: float | date, sorted_times: np.ndarray) -> int:
     return int(datetime(when.year, when.month, when.day, tzinfo=timezone.utc).timestamp())
 
 
-def _in_words(dropped: Dropped) -> str:
+def _in_words(dropped: events.Dropped) -> str:
     parts = [f"{counts['events']} {reason}" for reason, counts in dropped.items() if counts["events"]]
     return "; ".join(parts) + ". Check the columns, or lower min_user_events and min_item_events"
 
 
 def _fingerprint(catalogue: Catalogue, sequences: Sequences, options: dict[str, Any]) -> str:
-    digest = hashlib.sha256(_sha256_json([FORMAT, options, catalogue.fields, sequences.users]).encode())
-    for array in (sequences.items.astype("<i4"), sequences.offsets.astype("<i8")):
-        digest.update(array.tobytes())
+    digest = hashlib.sha256(_content_sha256(catalogue, sequences, options).encode())
+    for array in (sequences.items.astype("<i4", copy=False), sequences.offsets.astype("<i8", copy=False)):
+        digest.update(array.data)
     if sequences.times is not None:
-        digest.update(sequences.times.astype("<i8").tobytes())
+        digest.update(sequences.times.astype("<i8", copy=False).data)
     if sequences.cuts is not None:
-        digest.update(np.array(sequences.cuts, "<i8").tobytes())
+        digest.update(np.array(sequences.cuts, "<i8").data)
+    return digest.hexdigest()
+
+
+def _content_sha256(catalogue: Catalogue, sequences: Sequences, options: dict[str, Any]) -> str:
+    """The hash of [FORMAT, options, fields, users] as JSON, the users part by part: as one text they are gigabytes."""
+    digest = hashlib.sha256(_json([FORMAT, options, catalogue.fields]).removesuffix("]").encode())
+    between = ", ["
+    for part in sequences.parts():
+        digest.update((between + _json(sequences.users[part])[1:-1]).encode())
+        between = ", "
+    digest.update(b"]]")
     return digest.hexdigest()
 
 
 def _sha256_json(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, ensure_ascii=False).encode()).hexdigest()
+    return hashlib.sha256(_json(value).encode()).hexdigest()
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)

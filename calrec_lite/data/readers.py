@@ -211,7 +211,7 @@ def _check_lists(table: Table, ids: _IdColumns, texts: list[str], lists: bool) -
 
 
 def _unnest(connection: duckdb.DuckDBPyConnection, table: Table, beside: list[str]) -> None:
-    """One row an entry, in the order of the rows and of their lists; `row` counts them."""
+    """One row an entry; `row` is in the order of the rows and of their lists."""
     for name in beside:
         wrong = connection.execute(
             f"SELECT line, len(item), len({name}) FROM source WHERE len(item) <> coalesce(len({name}), len(item)) "
@@ -222,7 +222,7 @@ def _unnest(connection: duckdb.DuckDBPyConnection, table: Table, beside: list[st
             raise InputError(f"{table.path}: row {line}: a list of {n} items stands beside a list of {m}")
     unnested = "".join(f", unnest({name}) AS {name}" for name in beside)
     connection.execute(
-        f"CREATE OR REPLACE TABLE source AS SELECT row_number() OVER (ORDER BY line, place) AS row, * FROM "
+        f"CREATE OR REPLACE TABLE source AS SELECT (line << 32) + place AS row, * FROM "
         f"(SELECT line, user, unnest(item) AS item{unnested}, generate_subscripts(item, 1) AS place FROM source)"
     )
 
@@ -237,7 +237,7 @@ def _read_records(connection: duckdb.DuckDBPyConnection, table: Table, item: str
         connection.execute(
             f"CREATE TABLE records AS SELECT * FROM (SELECT nullif(trim({table.text(item)}), '') AS item, "
             f"row_number() OVER () AS row, {values} FROM {table.scan(types)}) "
-            "WHERE item IN (SELECT item FROM events)"
+            "WHERE item IN (SELECT DISTINCT item FROM events)"
         )
 
 

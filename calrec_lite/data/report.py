@@ -12,16 +12,15 @@ from calrec_lite.data.faults import shown
 def statistics(catalogue: Catalogue, sequences: Sequences) -> dict[str, Any]:
     """Counts, lengths in events, and shares: of repeats, of tied times (None without times), the time span (UTC)."""
     lengths = np.diff(sequences.offsets)
-    owners = np.repeat(np.arange(len(lengths)), lengths)
     tested, targets = sequences.held_out("test")
-    distinct = len(np.unique(owners * len(catalogue) + sequences.items))
+    distinct, same, neighbours = _neighbourhood(catalogue, sequences)
     out: dict[str, Any] = {
         "users": len(sequences),
         "items": len(catalogue),
         "events": len(sequences.items),
         "users_with_a_test_case": len(tested),
         "users_with_a_validation_case": len(sequences.held_out("validation")[0]),
-        "training_events": sum(len(sequences.train_items(u)) for u in range(len(sequences))),
+        "training_events": int(sequences.train_lengths.sum()),
         "length": {
             "min": int(lengths.min()),
             "median": float(np.median(lengths)),
@@ -35,12 +34,25 @@ def statistics(catalogue: Catalogue, sequences: Sequences) -> dict[str, Any]:
         "last": None,
     }
     if sequences.times is not None:
-        same = (np.diff(sequences.times) == 0)[np.diff(owners) == 0]
         tied = sequences.tied(tested, targets)
-        out["tied_neighbours"] = round(float(same.mean()), 4) if len(same) else 0.0
+        out["tied_neighbours"] = round(same / neighbours, 4) if neighbours else 0.0
         out["tied_test_targets"] = round(float(tied.mean()), 4) if tied is not None and len(tied) else 0.0
         out["first"], out["last"] = _date(sequences.times.min()), _date(sequences.times.max())
     return out
+
+
+def _neighbourhood(catalogue: Catalogue, sequences: Sequences) -> tuple[int, int, int]:
+    """Pairs of a user and an item, pairs of neighbouring events at one time, and all pairs of neighbouring events."""
+    distinct = same = 0
+    for part in sequences.parts():
+        bounds = sequences.offsets[part.start : part.stop + 1]
+        events = slice(bounds[0], bounds[-1])
+        owners = np.repeat(np.arange(len(bounds) - 1), np.diff(bounds))
+        distinct += len(np.unique(owners * len(catalogue) + sequences.items[events]))
+        if sequences.times is not None:
+            same += int(((np.diff(sequences.times[events]) == 0) & (np.diff(owners) == 0)).sum())
+    has_events = int((np.diff(sequences.offsets) > 0).sum())
+    return distinct, same, len(sequences.items) - has_events
 
 
 def describe(domain: Domain) -> str:

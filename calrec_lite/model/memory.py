@@ -3,7 +3,6 @@
 import ctypes
 import gc
 import sys
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -13,6 +12,8 @@ from bitsandbytes.functional import GlobalPageManager
 from bitsandbytes.optim import GlobalOptimManager
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
+
+from calrec_lite.ram import free_ram
 
 # Messages of errors about memory that have no class for it: of the driver (page-locked memory), and of cuBLAS.
 OOM_ERRORS = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
@@ -60,23 +61,6 @@ def free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return free_ram()
-
-
-def free_ram(group: Path = Path("/sys/fs/cgroup")) -> int:
-    """RAM that can still be taken: of the machine's, and of what a container may have."""
-    free = psutil.virtual_memory().available
-    for cap, usage, cache in (
-        ("memory.max", "memory.current", "inactive_file"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"),
-    ):
-        try:
-            statistics = dict(line.split() for line in (group / cap).with_name("memory.stat").read_text().splitlines())
-            # Files that were read are given back before anything else is.
-            used = int((group / usage).read_text()) - int(statistics[cache])
-            free = min(free, int((group / cap).read_text()) - used)
-        except (OSError, ValueError, KeyError):  # another version of it, no group, or no limit ("max")
-            continue
-    return max(0, free)
 
 
 def free_memory() -> None:

@@ -74,10 +74,10 @@ class Encoder:
             return self
         return Encoder(self.tokenizer, self.text.model_copy(update={"max_history_tokens": tokens}))
 
-    def require_within(self, vocabulary: int, texts: Sequence[Tokens]) -> None:
+    def require_within(self, vocabulary: int, texts: TokenLists) -> None:
         """Raise InputError where the wording or one of the item texts holds an id that the model has no row for."""
         own = np.array([self.end, self.pad, self.newline])
-        highest = max(int(ids.max(initial=0)) for ids in (own, self.start, self.first, self.next, *texts))
+        highest = max(int(ids.max(initial=0)) for ids in (own, self.start, self.first, self.next, texts.flat))
         if highest >= vocabulary:
             raise InputError(
                 f"the tokenizer writes token {highest}, and the model knows {vocabulary:,} tokens, from 0: "

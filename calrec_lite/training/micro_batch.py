@@ -10,7 +10,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 from calrec_lite.errors import InputError
 from calrec_lite.files import write_json
 from calrec_lite.method.rows import Rows
-from calrec_lite.model.memory import activation_bytes, free_bytes, free_ram, state_bytes
+from calrec_lite.model.memory import activation_bytes, free_bytes, state_bytes
+from calrec_lite.ram import free_ram
 from calrec_lite.recipe import Loss, Text
 from calrec_lite.stored import read_object
 

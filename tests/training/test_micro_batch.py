@@ -3,7 +3,6 @@
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -15,7 +14,7 @@ from calrec_lite.method.batch import Collator
 from calrec_lite.method.catalogue import encode_catalogue
 from calrec_lite.method.rows import Rows, training_rows
 from calrec_lite.model.base import add_adapter, load_model
-from calrec_lite.model.memory import free_ram, out_of_memory, peak_bytes, trim_heap
+from calrec_lite.model.memory import out_of_memory, peak_bytes, trim_heap
 from calrec_lite.recipe import Base, Lora, Loss
 from calrec_lite.training.config import CALRecConfig
 from calrec_lite.training.micro_batch import MicroBatch, check_offload
@@ -187,29 +186,6 @@ def test_a_resumed_estimate_does_not_grow_into_what_was_too_much(
     by_hand = MicroBatch(2, 16, grows=False)
     by_hand.on_train_begin(None, state, TrainerControl())
     assert by_hand.size == 2
-
-
-def write_group(folder: Path, values: dict[str, str]) -> Path:
-    for name, text in values.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(text)
-    return folder
-
-
-def test_free_ram_is_that_of_the_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In both versions of control groups; files in its page cache can be given back."""
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=10**9))
-    assert free_ram(tmp_path / "none") == 10**9
-    second = {"memory.max": "1000000\n", "memory.current": "700000\n", "memory.stat": "anon 5\ninactive_file 200000\n"}
-    assert free_ram(write_group(tmp_path / "v2", second)) == 500_000
-    assert free_ram(write_group(tmp_path / "full", {**second, "memory.current": "2000000\n"})) == 0
-    assert free_ram(write_group(tmp_path / "max", {**second, "memory.max": "max\n"})) == 10**9
-    first = {
-        "memory/memory.limit_in_bytes": "1000000\n",
-        "memory/memory.usage_in_bytes": "700000\n",
-        "memory/memory.stat": "total_inactive_file 100000\n",
-    }
-    assert free_ram(write_group(tmp_path / "v1", first)) == 400_000
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's heap")
