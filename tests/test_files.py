@@ -61,7 +61,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from calrec_lite.data.prepare import _database
-with _database() as connection:
+with _database() as (connection, _):
     connection.execute("CREATE TABLE t AS SELECT range AS i FROM range(100000)")
     os.kill(os.getpid(), signal.SIGKILL)
 """

@@ -377,6 +377,7 @@ def test_numbers_of_fitted_readings_that_are_none_are_refused(changed: Path, cha
     else:
         settings["settings"] = json.dumps({**json.loads(settings["settings"]), "layers": 10**9})
     save_file(state, file, settings)
+    (changed / "manifest.json").unlink()  # else it is refused for being another file
     with pytest.raises(InputError, match="not readable as fitted readings"):
         Recommender.from_pretrained(changed, strategy="fast")
 
@@ -388,5 +389,6 @@ def test_counts_of_an_export_that_are_none_are_refused(changed: Path) -> None:
         table.set_column(table.column_names.index("weight"), table.schema.field("weight"), counts),
         changed / "transitions.parquet",
     )
+    (changed / "manifest.json").unlink()
     with pytest.raises(InputError, match="holds counts that are none"):
         Recommender.from_pretrained(changed, strategy="fast")
