@@ -89,6 +89,8 @@ def _said(error: Exception) -> tuple[str, int]:
         return str(error), 2 if isinstance(error, InputError) else 1
     if failed := environment_failed(error):
         return failed
+    if isinstance(error, UnicodeEncodeError) and error.reason == "surrogates not allowed":
+        return "something that was typed, or that a file holds, is no text in UTF-8; write it anew", 2
     raise error
 
 

@@ -95,6 +95,11 @@ def test_what_is_typed_may_be_of_any_length(arguments: list[str], monkeypatch, c
     assert max(map(len, said)) < 2000
 
 
+def test_half_of_a_surrogate_pair_is_no_text(monkeypatch, capsys) -> None:
+    assert run(["recommend", "x", "a title", "--allow", "\ud800"], monkeypatch) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
 def test_a_full_disk_is_said_and_leaves_nothing_behind(elsewhere: Path) -> None:
     (elsewhere / "tmp").mkdir()
 
