@@ -156,7 +156,8 @@ def _typed(random: Generator, values: list[Any]) -> pa.Array:
     """Values in their own Arrow type, a rarer one that can hold them, or as text."""
     kinds = [pa.string(), pa.large_string(), pa.binary(), pa.dictionary(pa.int32(), pa.string())]
     if all(isinstance(v, str) for v in values):
-        return pa.array(values, pa.string()).cast(one(random, kinds))
+        texts = [v.encode("utf-8", "replace").decode() for v in values]
+        return pa.array(texts, pa.string()).cast(one(random, kinds))
     try:
         array = pa.array(values)
         rarer = [
