@@ -123,18 +123,16 @@ class CALRecTrainer(Trainer):
             self.add_callback(StageProgress())
         for data in (rows, valid):
             if data:
-                around = len(encoder.start) + 1 + len(encoder.first)  # what `length` leaves out
-                require_positions(self._peft_model, int(data.length.max(initial=0)) + around)
+                require_positions(self._peft_model, int(data.length.max(initial=0)))
         self.towers = Towers(self._peft_model, args.offload_checkpoints)
-        for data in (rows, valid) if valid else (rows,):
-            for part in data.parts:
-                encoder.require_within(len(self.towers.head), part.catalogue.tokens)
         if args.compile_layers:
             self.towers.compile()
         start = int(encoder.start[0])
         longest = int(rows.length.max(initial=1))
         at_once = None if cuda else ITEMS_AT_ONCE
         catalogues = {part.catalogue.name: part.catalogue for data in (rows, valid) if data for part in data.parts}
+        for catalogue in catalogues.values():
+            encoder.require_within(len(self.towers.head), catalogue.tokens)
         self.collator = Collator(catalogues, args.objective, start, encoder.pad, self.micro.size, longest, at_once)
         last_target_loss = args.objective.model_copy(
             update={"targets": "last", "alpha": 0.0, "beta": 0.0, "vocabulary_weight": 0.0}
