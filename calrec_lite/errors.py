@@ -11,3 +11,8 @@ class InputError(Exception):
 
 class RunError(Exception):
     """A run failed. The message says what happened and how to go on."""
+
+
+def one_line(error: BaseException, most: int = 300) -> str:
+    """Another library's error in one line of at most so many characters; its class where it has no text."""
+    return " ".join(str(error).split())[:most] or type(error).__name__

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from calrec_lite.claim import claimed_file
-from calrec_lite.errors import InputError
+from calrec_lite.errors import InputError, one_line
 from calrec_lite.files import atomic_path, cache_folder, file_sha256
 
 PYPI = re.compile(
@@ -79,7 +79,7 @@ def _from_hub(location: str) -> Path:
     try:
         return Path(hf_hub_download(parts["repo"], parts["file"], repo_type=kind, revision=parts["revision"]))
     except (OSError, ValueError) as error:  # all of the library's own errors are one of the two
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, 200)
         raise InputError(f"{location}: cannot be had from the Hub ({type(error).__name__}: {reason})") from None
 
 

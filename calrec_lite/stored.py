@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from calrec_lite.errors import InputError
+from calrec_lite.errors import InputError, one_line
 from calrec_lite.files import file_sha256, size_and_time, write_json
 
 MANIFEST = "manifest.json"
@@ -24,7 +24,7 @@ def read_object(file: Path, remedy: str) -> dict[str, Any]:
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{file}: cannot be read ({' '.join(str(error).split())[:200]}); {remedy}") from None
+        raise InputError(f"{file}: cannot be read ({one_line(error, 200)}); {remedy}") from None
     if not isinstance(value, dict):
         raise InputError(f"{file}: holds no JSON object; {remedy}")
     return value
@@ -59,9 +59,10 @@ def require_unchanged(folder: Path, part: str = ".", remedy: str = "", whole: bo
         return
     manifest = read_object(folder / MANIFEST, "remove it, and nothing is compared")
     entries = {n: entry for n, entry in _entries(manifest, folder, part) if whole or (folder / n).is_file()}
-    touched = {name: _compared(folder / name, entry, remedy) for name, entry in entries.items()}
-    if any(touched.values()):  # read and found equal: a copy, say; the next command need not read it
-        manifest["files"] |= {name: _entry(folder / name) for name, again in touched.items() if again}
+    touched = [name for name, entry in entries.items() if _was_read(folder / name, entry, remedy)]
+    if touched:  # and found equal: a copy, say; the next command need not read it
+        for name in touched:
+            manifest["files"][name]["time"] = size_and_time(folder / name)[1]
         with suppress(OSError):  # a run may be kept where nobody writes
             write_json(folder / MANIFEST, manifest)
 
@@ -87,8 +88,8 @@ def _entry(file: Path) -> dict[str, Any]:
     return {"size": size, "time": time, "sha256": file_sha256(file)}
 
 
-def _compared(file: Path, entry: dict[str, Any], remedy: str) -> bool:
-    """Whether the file had to be read. Raises InputError where it is another than `entry` says."""
+def _was_read(file: Path, entry: dict[str, Any], remedy: str) -> bool:
+    """Whether the file had to be read to be compared. Raises InputError where it is another than `entry` says."""
     if not file.is_file():
         raise InputError(f"{file}: is missing; {remedy}")
     size, time = size_and_time(file)

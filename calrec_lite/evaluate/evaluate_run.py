@@ -19,7 +19,6 @@ from calrec_lite.evaluate.settings import fitted_weights
 from calrec_lite.evaluate.store import RESULTS, read_metrics, write_results
 from calrec_lite.files import atomic_path, copy_matching, size_and_time, write_json
 from calrec_lite.fitting.fit import require_users
-from calrec_lite.fitting.lists import FusionRanker
 from calrec_lite.fitting.opening import fitted_folder, is_fitted, kept_fusion, open_recommender
 from calrec_lite.measure.cases import build_cases
 from calrec_lite.model.base import Placement, placement
@@ -137,8 +136,6 @@ def _one_reading(run: Run, folder: Path, reading: str, placed: Placement) -> Ran
     # Fitted for another reading already, mostly: then no model is loaded.
     fusion = kept_fusion(run, folder, fast) or open_recommender(run, folder, False, placed, fast).strategies.fusion
     assert fusion is not None
-    if reading == "fast":
-        return FusionRanker(fusion)
     return by_parts(fusion, run.domain(run.recipe.target), run.recipe, run.recipe.training_seed, READINGS[reading])
 
 

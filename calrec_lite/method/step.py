@@ -94,12 +94,11 @@ def _cached(towers: Towers, batch: StepBatch, loss: Loss, weight: float, backwar
     if backward:
         (loss.alpha * tt + loss.beta * ut).backward()
         rng_after = rng_state(batch.anchor_item.device)
-        sizes = [len(chunk.anchor_row) for chunk in batch.chunks]
-        gradients = _grad(user).split(sizes), _grad(target).split(sizes)
-        for chunk, rng, *gradient in zip(_one_by_one(batch.chunks), row_rng, *gradients):
+        users, targets = (_grad(v).split([len(c.anchor_row) for c in batch.chunks]) for v in (user, target))
+        for chunk, rng, of_user, of_target in zip(_one_by_one(batch.chunks), row_rng, users, targets):
             set_rng_state(rng)
             states = towers.rows(chunk)
-            backward(_surrogate(states, gradient[0], gradient[1], weight))
+            backward(_surrogate(states, of_user, of_target, weight))
             nll = nll + states.nll.detach()
             del states
         set_rng_state(rng_after)

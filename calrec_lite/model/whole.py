@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
-from calrec_lite.errors import InputError, RunError
+from calrec_lite.errors import InputError, RunError, one_line
 from calrec_lite.model.memory import out_of_memory
 from calrec_lite.stored import read_object
 
@@ -127,11 +127,6 @@ def refused(message: str) -> Iterator[None]:
         raise InputError(f"{message}: {one_line(error)}") from None
     finally:
         constants.HF_HUB_OFFLINE = offline
-
-
-def one_line(error: BaseException) -> str:
-    """An error's text in one line of bounded length, its class where it has none."""
-    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def _shown(names: list[str]) -> str:

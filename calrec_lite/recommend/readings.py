@@ -39,7 +39,12 @@ LIMITS = {"dim": 1 << 16, "layers": 64, "heads": 1 << 10, "length": 1 << 16}  # 
 TEXT, MEMORY = "text", "memory"  # columns of ITEMS_FILE
 # What reading a damaged file may raise.
 DAMAGED = (
-    *(OSError, LookupError, ValueError, AttributeError, RuntimeError, TypeError),
+    OSError,
+    LookupError,
+    ValueError,
+    AttributeError,
+    RuntimeError,
+    TypeError,
     pa.ArrowException,
     SafetensorError,
 )

@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import calrec_lite.training.stage as stage_module
 from calrec_lite.evaluate.evaluate_run import evaluate_run
 from calrec_lite.export.bundle import export_run
 from calrec_lite.recipe.file import check_recipe
@@ -38,6 +39,18 @@ def values(tiny_folder: Path, data: Path, **base) -> dict:
         "recommend": {"strategy": "beam", "beams": 15},
         "evaluate": {"users": 20, "bootstrap": 200},
     }
+
+
+def train_until_merging(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if it were killed when the adapter is trained and its merged weights are not begun."""
+
+    def killed(*arguments: object, **options: object) -> int:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stage_module, "merge_adapter", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train_run(run)
 
 
 @pytest.fixture(scope="session")

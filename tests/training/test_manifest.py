@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 import calrec_lite.stored as stored_module
-import calrec_lite.training.stage as stage_module
 from calrec_lite.errors import InputError
 from calrec_lite.evaluate.evaluate_run import evaluate_run
 from calrec_lite.export.bundle import export_run
@@ -17,7 +16,7 @@ from calrec_lite.recipe.file import check_recipe
 from calrec_lite.run import Run
 from calrec_lite.stored import MANIFEST, require_unchanged
 from calrec_lite.training.stage import train_run
-from tests.training.conftest import values
+from tests.training.conftest import train_until_merging, values
 
 
 @pytest.fixture
@@ -124,13 +123,7 @@ def test_a_checkpoint_that_changed_is_not_gone_on_with(
     recipe["stages"] = recipe["stages"][1:]
     run = Run.start(check_recipe(recipe), tmp_path)
 
-    def killed(*arguments: object, **options: object) -> int:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(stage_module, "merge_adapter", killed)
-        with pytest.raises(KeyboardInterrupt):
-            train_run(run)
+    train_until_merging(run, monkeypatch)
     checkpoint = run.stages[0].last_checkpoint
     assert checkpoint
     assert "optimizer.pt" in json.loads((checkpoint / MANIFEST).read_text())["files"]

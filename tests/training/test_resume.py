@@ -14,12 +14,11 @@ import yaml
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-import calrec_lite.training.stage as stage_module
 from calrec_lite.errors import InputError, RunError
 from calrec_lite.recipe.file import check_recipe
 from calrec_lite.run import Run, StageFolder
 from calrec_lite.training.stage import train_run
-from tests.training.conftest import STEPS, values, weights
+from tests.training.conftest import STEPS, train_until_merging, values, weights
 
 
 def test_a_finished_run_is_not_trained_again(trained: Run, capsys: pytest.CaptureFixture[str]) -> None:
@@ -37,13 +36,7 @@ def test_killed_between_training_and_merging_no_step_is_added(
     recipe["optim"]["schedule"] = "constant_with_warmup"  # so that a step too many would show
     run = Run.start(check_recipe(recipe), tmp_path)
 
-    def killed(*arguments: object, **options: object) -> int:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(stage_module, "merge_adapter", killed)
-        with pytest.raises(KeyboardInterrupt):
-            train_run(run)
+    train_until_merging(run, monkeypatch)
     before = load_file(run.stages[0].adapter / "adapter_model.safetensors")
     train_run(Run.open(run.folder))
     after = load_file(run.stages[0].adapter / "adapter_model.safetensors")

@@ -21,22 +21,20 @@ COUNTS = ("transitions", "popularity")
 
 
 def by_parts(fusion: Fusion, domain: Domain, recipe: Recipe, seed: int, parts: Sequence[str]) -> FusionRanker:
-    """Lists by some parts of `fusion`, weighed anew on validation users."""
+    """Lists by some parts of `fusion`, weighed anew on validation users; by all of them with the weights it has."""
+    if set(parts) == set(fusion.fast):
+        return FusionRanker(fusion)
     exclude_seen = recipe.recommend.exclude_seen
     return FusionRanker(weigh(fusion.readings, domain, recipe.fused, seed, exclude_seen, parts, None, EACH, {}))
 
 
-def minilm_fast(domain: Domain, recipe: Recipe) -> FusionRanker:
-    """MiniLM's vectors in the place of the LLM's, with a user tower and weights of their own."""
-    return FusionRanker(_fitted(domain, recipe))
-
-
 def _minilm_by(parts: Sequence[str], domain: Domain, recipe: Recipe) -> FusionRanker:
+    """MiniLM's vectors in the place of the LLM's, with a user tower and weights of their own."""
     return by_parts(_fitted(domain, recipe), domain, recipe, recipe.training_seed, parts)
 
 
 FAST: dict[str, Callable[[Domain, Recipe], FusionRanker]] = {
-    "minilm_fast": minilm_fast,
+    "minilm_fast": partial(_minilm_by, READINGS["fast"]),
     "minilm_vectors": partial(_minilm_by, READINGS["vectors"]),
     "minilm_text": partial(_minilm_by, READINGS["text"]),
     "counts_fast": partial(_minilm_by, COUNTS),
