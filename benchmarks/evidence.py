@@ -28,7 +28,7 @@ from calrec_lite.cli.options import quiet_libraries
 from calrec_lite.evaluate.compare import compare
 from calrec_lite.evaluate.protocol import Protocol, evaluate_system
 from calrec_lite.evaluate.store import read_metrics, write_results
-from calrec_lite.evaluate.tables import difference_cell, interval_cell, markdown
+from calrec_lite.evaluate.tables import difference_cell, interval_cell
 from calrec_lite.evaluate.tune import TRANSITIONS, Tried, all_candidates, tried_on
 from calrec_lite.files import write_json
 from calrec_lite.fitting.opening import open_recommender
@@ -37,6 +37,7 @@ from calrec_lite.recipe import Recipe
 from calrec_lite.recipe.file import check_recipe, load_recipe
 from calrec_lite.recommend.rerank import Candidates
 from calrec_lite.run import Run
+from calrec_lite.table import markdown
 from calrec_lite.training.stage import train_run
 
 ROOT = Path(__file__).parents[1]

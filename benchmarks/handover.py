@@ -40,7 +40,7 @@ from calrec_lite.recommend import Recommender
 from calrec_lite.run import Run
 from calrec_lite.sources import fetch
 from calrec_lite.training.stage import train_run
-from calrec_lite.training.trainer import validation_loss
+from calrec_lite.training.validation import validation_loss
 
 ROOT = Path(__file__).parents[1]
 USERS = 300

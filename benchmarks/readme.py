@@ -17,9 +17,10 @@ from calrec_lite.evaluate.tables import caption, interval_cell, markdown, table
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 METRICS = ("recall@1", "recall@10", "ndcg@10")
-QUALITY = ("scientific", "office", "beauty", "games", "ml100k", "journey")
+QUALITY = ("scientific", "office", "beauty", "games", "ml100k", "journey", "journey_masked")
 SYSTEMS = {
     "popularity": "popularity",
+    "personal_popularity": "what the user bought most often",
     "bm25_last": "BM25 on the last title",
     "minilm": "MiniLM, mean of the latest items",
     "transitions": "transition counts",
@@ -112,8 +113,8 @@ def quality() -> str:
     )
     seeds = "; ".join(f"{n}: {', '.join(map(str, facts['seeds']))}" for n, facts in measured.items())
     notes = (
-        "All test users, the full catalogue, seen items masked; rows with a user tower are means over seeds "
-        f"({seeds}); 95% intervals of N@10 are within {widest:.3f}."
+        "All test users, the full catalogue, seen items masked but in `journey`; rows with a user tower are means over "
+        f"seeds ({seeds}); 95% intervals of N@10 are within {widest:.3f}."
     )
     return f"{markdown(head, rows)}\n\n{notes} {machine(next(iter(measured.values())))}.\n"
 
@@ -221,13 +222,58 @@ def sasrec_targets() -> str:
 
 def scale() -> str:
     facts = results("scale_cpu")
-    kinds = {"scores": "from the scores of a dense model", "lists": "`transitions`, fitted, listed and measured"}
-    parts = [
-        f"{text} {facts[kind]['seconds'] / 60:.1f} minutes, {facts[kind]['peak_memory_bytes'] / 1e9:.2f} GB"
-        for kind, text in kinds.items()
-    ]
     size = f"{facts['users']:,} users x {facts['items']:,} items"
-    return f"{size}: {'; '.join(parts)} at most ({machine(facts)}).\n"
+    rows = [
+        [f"ranks of targets from the scores of a dense model, {size}", facts["scores"]],
+        [f"`transitions`, fitted, listed and measured, {size}", facts["lists"]],
+    ]
+    rows += [[f"`prepare` of {row['events']:,} events", row] for row in facts["prepare"]["rows"]]
+    items = f"one list by beam over {facts['catalogue']['items']:,} items"
+    rows += [[f"{items}, the {when} time", facts["catalogue"][when]] for when in ("first", "second")]
+    cells = [[what, f"{row['seconds'] / 60:.1f}", f"{row['peak_memory_bytes'] / 1e9:.2f}"] for what, row in rows]
+    made = "; ".join(machine(part) for part in (facts, facts["prepare"], facts["catalogue"]))
+    return f"{markdown(['', 'minutes', 'peak GB'], cells)}\n\n{made}.\n"
+
+
+def nights() -> str:
+    """docs/scale.md: the rates, and what nights cost at them."""
+    from scale_tables import tables
+
+    names = ("demo_cpu", "recommend_cpu", "train_cpu", "train_cuda", "scale_out")
+    return tables((ROOT / "docs" / "scale.md").read_text(encoding="utf-8"), *map(results, names))
+
+
+def many() -> str:
+    """docs/scale.md: a file of many users through Ray."""
+    facts = results("scale_out")
+    part, ratios = facts["parts"]["many"], facts["ratios"]
+    first, last = part["users_per_second_of_first_and_last_quarter"]
+    read, written = (size / 1e9 for size in part["bytes_of_users_and_lists"])
+    hardware = part["hardware"]
+    return (
+        f"{part['users']:,} users, a file of {read:.2g} GB, in {part['parts']} parts by {part['workers']} workers on "
+        f"{hardware['cpus']} CPU cores ({hardware['cpu_capability']}): {part['seconds'] / 60:.0f} minutes, the command "
+        f"killed with all its processes after {part['parts_before_the_kill']} parts and given again; "
+        f"{part['of_these_made_again']} of these were made again, {ratios['many_rows_lost']} users had no list at the "
+        f"end and {ratios['many_rows_twice']} two. All processes together held "
+        f"{part['most_bytes_of_all_processes'] / 1e9:.2g} GB at most, lists take {written:.2g} GB. Users a second of "
+        f"the first and of the last quarter after the kill: {first:,.0f} and {last:,.0f}.\n"
+    )
+
+
+def serve() -> str:
+    facts = results("serve_cpu")
+    head = ["strategy", "clients", "requests/s", "p50 ms", "p99 ms", "CPU ms a request"]
+    keys = ("clients", "requests_per_second", "p50_ms", "p99_ms", "cpu_ms_per_request")
+    rows = [[f"`{row['strategy']}`", *(f"{row[key]:,.4g}" for key in keys)] for row in facts["rows"]]
+    grown = facts["memory"]["growth_bytes"] / 1e6
+    lost = sum(row["requests"] - row["statuses"]["200"] for row in facts["rows"])
+    notes = (
+        f"{facts['items']:,} items, lists of {facts['k']}; `fused` puts {facts['rerank']} items in order by the LLM. "
+        f"{lost} requests were lost. Over {facts['memory']['requests']:,} requests by `{facts['memory']['strategy']}` "
+        f"from 8 clients memory grew by {grown:.1f} MB, of {facts['memory']['bytes'][-1] / 1e9:.2f} GB."
+    )
+    return f"{markdown(head, rows)}\n\n{notes} {machine(facts)}.\n"
 
 
 def filled(text: str) -> str:

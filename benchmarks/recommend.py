@@ -39,7 +39,7 @@ from calrec_lite.model.base import load_model
 from calrec_lite.recipe import Recipe
 from calrec_lite.recipe.file import check_recipe, load_recipe
 from calrec_lite.recommend import Recommender
-from calrec_lite.recommend.recommender import batches
+from calrec_lite.recommend.batching import batches
 from calrec_lite.run import Run
 from calrec_lite.training.stage import train_run
 
@@ -120,15 +120,15 @@ class Bench:
 def share_texts(first: Recommender, then: Recommender) -> None:
     """The texts `first` draws are those `then` ranks: the same seed draws the same, so once is enough."""
     kept: dict[bytes, Any] = {}
-    draw = first.strategies.draw
+    draw = first.strategies.sample_texts
 
     def drawn(prompts: Sequence[np.ndarray]) -> Any:
         made = draw(prompts)
         kept.update((p.tobytes(), own) for p, own in zip(prompts, made))
         return made
 
-    first.strategies.draw = drawn
-    then.strategies.draw = lambda prompts: [kept[p.tobytes()] for p in prompts]
+    first.strategies.sample_texts = drawn
+    then.strategies.sample_texts = lambda prompts: [kept[p.tobytes()] for p in prompts]
 
 
 def memory(key: str) -> int:

@@ -1,9 +1,10 @@
 """How fast the training core is, in how little memory, beside what a user would do without it (docs/training.md).
 
-    python benchmarks/train.py [--only throughput|ladder|memory|quality|gpu] [--rounds 3] [--quality-minutes 10,20,40]
+    python benchmarks/train.py [--only throughput|ladder|step|memory|quality|gpu] [--rounds 3]
 
 SmolLM2-135M, LoRA r=16 on all linear layers, on ML-100K and amazon18_scientific (needs the shared data). All rows of
-a table run in one process, one after another, round by round on the same rows; medians over rounds. Memory is
+a table run in one process, one after another, round by round on the same rows; medians over rounds. `step` is two rungs
+of the ladder alone: rows run once, and twice. Memory is
 that of a process of its own for each row. Each part is written to the results file as soon as it is there, and a
 part that is there is not measured again (--again). `gpu` needs CUDA: real sizes in four bits, offload, compiled layers.
 """
@@ -22,23 +23,24 @@ from typing import Any
 import numpy as np
 import train_gpu
 import train_quality
-from train_ladder import LADDER
+from train_ladder import LADDER, STEP
 from train_rows import DATA, DTYPES, SEED, WHAT, Bench, build, faster
 from train_tables import ratios, table
 
 from calrec_lite.cli.options import quiet_libraries
 from calrec_lite.evaluate.store import hardware, versions
 from calrec_lite.files import write_json
-from calrec_lite.method.rows import Rows, StepSampler
+from calrec_lite.method.rows import Rows
 from calrec_lite.model.device import device
 from calrec_lite.model.memory import peak_bytes
 from calrec_lite.recipe.file import load_recipe
 from calrec_lite.sources import fetch
+from calrec_lite.training.sampler import StepSampler
 
 ROOT = Path(__file__).parents[1]
 BATCH = 16
 SETTING = f"SmolLM2-135M, LoRA r=16, rows of at most 10 items, batch {BATCH}"
-PARTS = ("throughput", "ladder", "memory", "quality", "gpu")
+PARTS = ("throughput", "ladder", "step", "memory", "quality", "gpu")
 PROBES = [(row, BATCH) for row in WHAT]  # row, batch; all with a micro-batch of 4
 MORE_PROBES = [  # on ML-100K, not in NF4
     ("D", 256),
@@ -192,11 +194,11 @@ def main() -> None:
     results = Results(options.out, options.again)
     if set(parts) - {"gpu"}:
         fetch(load_recipe("demo").base.model)
-    tables = {"throughput": options.rows.split(","), "ladder": ["E", *LADDER]}
+    tables = {"throughput": options.rows.split(","), "ladder": ["E", *LADDER], "step": list(STEP)}
     for data, dtype in product(options.datasets.split(","), (options.dtypes or f"{faster()},nf4").split(",")):
         key = f"{data} {dtype}"
         for part in tables:
-            if part in parts and (part != "ladder" or dtype != "nf4"):
+            if part in parts and (part == "throughput" or dtype != "nf4"):
                 results.part(part, key, lambda p=part, d=data, t=dtype: table_of(p, tables[p], d, t, options))
         if "memory" in parts:
             for row, batch in PROBES + (MORE_PROBES if data == "ml100k" and dtype != "nf4" else []):

@@ -1,7 +1,8 @@
 """The CUDA part of benchmarks/train.py: real shapes, random weights, 1,024-token histories, 64 negatives.
 
 Then what `gradient_checkpointing: offload` and `optim.compile` change, each beside a step without it; the latter on
-SmolLM2-135M's shape in bf16 too, where a step waits for its host: 64 rows of few items.
+SmolLM2-135M's shape in bf16 too, where a step waits for its host: 64 rows of few items, and there what it is without
+joined towers, packing and fused adapters, with the kernels of each.
 
 Nothing is downloaded: the model is built from its configuration on no device, and each linear layer is filled and
 quantised to NF4 on the GPU by itself, so that no more than one layer is ever there in full.
@@ -12,7 +13,7 @@ import tempfile
 import time
 from functools import partial
 from itertools import product
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -28,6 +29,7 @@ from calrec_lite.method.step import two_tower_step
 from calrec_lite.method.towers import Towers
 from calrec_lite.model.base import add_adapter, base_folder
 from calrec_lite.model.device import device
+from calrec_lite.model.trimming import Trimmed
 from calrec_lite.recipe import Base, Lora, Loss
 from calrec_lite.recipe.file import load_recipe
 from calrec_lite.text.encoding import Row
@@ -58,8 +60,14 @@ SHAPES = {
 }
 MICRO = (1, 4, 16)
 WARM = 8  # a step before the timed one has so many times fewer rows, but a whole micro-batch
-PARTS = ("gpu", "measures", "compile")  # of the results file
+PARTS = ("gpu", "measures", "away", "compile")  # of the results file
 SETTING = f"random weights, LoRA r=16, {ROWS} rows a step; in 4 bits: rows of {TOKENS:,} tokens, gradient checkpointing"
+AWAY: dict[str, dict[str, Any]] = {  # what is set in `Towers` to take a measure away
+    "adapters by PEFT": {"fuses": False},
+    "padding run too": {"join": "padded"},
+    "padding run too, two forwards": {"join": None},
+    "as before": {"join": None, "fuses": False},
+}
 SMALL = {
     "hidden_size": 576,
     "intermediate_size": 1536,
@@ -163,16 +171,24 @@ def ours(
     offload: bool = False,
     compiled: bool = False,
     by_trl: bool = False,
+    softmax: Literal["vocabulary", "catalogue"] = "vocabulary",
+    away: str | None = None,
 ) -> dict[str, float]:
-    """Row E of the table: all targets, full objective, vocabulary softmax, checkpointing, `rows` negatives."""
+    """Row E of the table: all targets, full objective, vocabulary softmax, checkpointing, `rows` negatives.
+
+    As in training the device holds the rows of embedding and head that are read, and no others.
+    """
     base = Base(model="random", lora=Lora())
     model = add_adapter(random_nf4(config, where), base, True).train()
     towers = OffloadedByTRL(model, True) if by_trl else Towers(model, offload)
-    loss = Loss(softmax="vocabulary", contrast_per_row=1)
+    loss = Loss(softmax=softmax, contrast_per_row=1)
     catalogue, made = random_rows(config.vocab_size, rows, tokens)
+    read = [np.array([0, 1]), *catalogue.tokens, *(row.tokens for row in made)]
+    Trimmed(model, np.unique(np.concatenate(read)), softmax == "catalogue")
     at_once = None if where.type == "cuda" else ITEMS_AT_ONCE  # as the trainer does
     if compiled:
         towers.compile()
+    vars(towers).update(AWAY[away] if away else {})
     collator = Collator({"random": catalogue}, loss, 1, 0, micro, None, at_once)
     batch = collator(made)
     # What offload pins is had in a step of all rows.
@@ -237,8 +253,12 @@ def theirs(config: LlamaConfig, where: torch.device, rows: int, tokens: int, mic
     return {**facts, "micro_batch_size": micro, "targets": rows}
 
 
-def compiled(config: LlamaConfig, where: torch.device, rows: int, tokens: int, steps: int) -> dict[str, Any]:
-    """A step in bf16, the optimiser's part left out, without and with `optim.compile`; how far gradients differ."""
+def compiled(
+    config: LlamaConfig, where: torch.device, rows: int, tokens: int, steps: int, compiles: bool = True
+) -> dict[str, Any]:
+    """A step in bf16, the optimiser's part left out: as it is, with measures taken away, with compiled layers.
+
+    With how far gradients differ from those of the first, and how texts share a call of the decoder (`join`)."""
     with where:
         model = LlamaForCausalLM(config).to(torch.bfloat16)
     model = add_adapter(model, Base(model="random", lora=Lora())).train()
@@ -246,24 +266,35 @@ def compiled(config: LlamaConfig, where: torch.device, rows: int, tokens: int, s
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             nn.init.normal_(parameter, std=0.02)
-    towers, loss = Towers(model), Loss()
+    loss, plain = Loss(), Towers(model)
     catalogue, made = random_rows(config.vocab_size, rows, tokens)
     batch = Collator({"random": catalogue}, loss, 1, 0, rows, None, None)(made).to(where)
 
-    def gradient() -> torch.Tensor:
+    def gradient(towers: Towers) -> torch.Tensor:
         two_tower_step(towers, batch, loss, lambda scalar: scalar.backward())
         found = torch.cat([p.grad.flatten() for p in parameters])  # type: ignore[union-attr]
         model.zero_grad()
         return found
 
-    expected = gradient()
-    found: dict[str, Any] = {"eager": {**timed(gradient, where, steps, batch.tokens), **kernels(gradient)}}
-    begin = time.perf_counter()
-    towers.compile()
-    got = gradient()
-    found["seconds_to_compile"] = time.perf_counter() - begin
-    found["gradient_difference"] = float((got - expected).norm() / expected.norm())
-    found["compiled"] = {**timed(gradient, where, steps, batch.tokens), **kernels(gradient)}
+    expected = gradient(plain)
+
+    def measured(towers: Towers) -> dict[str, Any]:
+        begin = time.perf_counter()
+        got = gradient(towers)
+        first = {"seconds_of_first": time.perf_counter() - begin, "join": towers.join}
+        differs = float((got - expected).norm() / expected.norm())
+        again = partial(gradient, towers)
+        return {**first, "gradient_difference": differs, **timed(again, where, steps, batch.tokens), **kernels(again)}
+
+    found = {"eager": measured(plain)}
+    for name, change in AWAY.items():
+        towers = Towers(model)
+        vars(towers).update(change)
+        found[name] = measured(towers)
+    if compiles:  # last: layers stay compiled
+        towers = Towers(model)
+        towers.compile()
+        found["compiled"] = measured(towers)
     return found
 
 
@@ -301,6 +332,8 @@ WHO = {
     "ours, offload": partial(ours, offload=True),
     "ours, offload by TRL": partial(ours, by_trl=True),
     "ours, compiled layers": partial(ours, compiled=True),
+    "ours, softmax: catalogue": partial(ours, softmax="catalogue"),
+    **{f"ours, {name}": partial(ours, away=name) for name in AWAY},
     "TRL": theirs,
 }
 
@@ -334,6 +367,8 @@ def run(results: Any) -> None:
         results.part("compile", key, partial(compiled, small, device(), rows, tokens, 6))
         gc.collect()
         torch.cuda.empty_cache()
+    ways = ("ours", "ours, softmax: catalogue")
+    results.part("measures", "Llama-3.1-8B micro 4 catalogue", partial(size, "Llama-3.1-8B", 4, ways))
     name, micro = "Llama-3.2-1B", 4  # the one of them that waits for its host most
     both = ("ours", "ours, compiled layers")
     results.part("measures", f"{name} micro {micro} compiled", partial(size, name, micro, both))

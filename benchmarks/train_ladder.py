@@ -11,31 +11,52 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from calrec_lite.method.batch import Chunk, Collator, StepBatch
-from calrec_lite.method.losses import vocabulary_nll
 from calrec_lite.method.step import StepLoss, _cached, _whole
 from calrec_lite.method.towers import RowStates, Towers
+from calrec_lite.model.head_loss import vocabulary_nll
 from calrec_lite.training.trainer import CALRecTrainer, _step
 
 
 class FullHead(Towers):
     """Logits of every position, as a causal LM gives them."""
 
-    def rows(self, chunk: Chunk, likelihood: bool = True) -> RowStates:
-        plain = super().rows(chunk, likelihood=False)
+    def rows(self, chunk: Chunk, likelihood: bool = True, hidden: Tensor | None = None) -> RowStates:
+        if hidden is None:  # (B, T, D)
+            (hidden,) = self.all_states([chunk])
+        plain = super().rows(chunk, False, hidden)
         if not likelihood:
             return plain
-        hidden = self.last  # (B, T, D)
         labels = torch.zeros(hidden.shape[0] * hidden.shape[1], dtype=torch.long, device=hidden.device)
         labels[chunk.positions] = chunk.labels
         nll = vocabulary_nll(hidden.flatten(0, 1), self.head, labels)[chunk.positions].sum()
         return RowStates(nll, plain.user, plain.target)
 
-    def states(self, ids: Tensor) -> Tensor:
-        self.last = super().states(ids)
-        return self.last
+
+class TwoForwards(Towers):
+    """Rows by one call of the decoder, item texts by others, all with their padding."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.join = None
 
 
-class Masked(Towers):
+class Padded(Towers):
+    """Both towers by one call, with the padding of rows and of item texts."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.join = "padded"
+
+
+class AsBefore(TwoForwards):
+    """And adapters by PEFT. Rows twice, too, this is the step of 27 November 2026, by which today's is measured."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.fuses = False
+
+
+class Masked(TwoForwards):
     """An attention mask beside right padding."""
 
     pad: int
@@ -84,7 +105,8 @@ class KeptGraphs(CALRecTrainer):
         batch = batch.to(self.args.device)
         loss = self.args.objective
         weight = (1 - loss.alpha - loss.beta) / batch.supervised
-        return self.run(self.towers, batch, loss, weight, lambda scalar: scalar.backward())
+        with self.towers.working():
+            return self.run(self.towers, batch, loss, weight, lambda scalar: scalar.backward())
 
 
 class RowsTwice(KeptGraphs):
@@ -114,6 +136,10 @@ def _cast_inputs(trainer: CALRecTrainer) -> None:
     trainer.towers.adapters = []  # none is told to leave its cast out
 
 
+def _adapters_by_peft(trainer: CALRecTrainer) -> None:
+    trainer.towers.fuses = False
+
+
 def _nothing(trainer: CALRecTrainer) -> None:
     pass
 
@@ -133,6 +159,9 @@ LADDER = {
     "E: one target a row": Measure(loss={"targets": "last"}),
     "E: LM head at every position": Measure(prepare=_towers(FullHead)),
     "E: an attention mask": Measure(prepare=_towers(Masked)),
+    "E: adapters by PEFT": Measure(prepare=_adapters_by_peft),
+    "E: padding run too": Measure(prepare=_towers(Padded)),
+    "E: padding run too, two forwards": Measure(prepare=_towers(TwoForwards)),
     "E: batches not by length": Measure(trainer=AsTheyCome),
     "E: widths not in multiples of 32": Measure(prepare=_collator(ExactWidths)),
     "E: all targets of a row contrasted": Measure(loss={"contrast_per_row": None}),
@@ -142,5 +171,9 @@ LADDER = {
     "E: micro-batch 4, graphs kept": Measure(trainer=KeptGraphs, micro=4, checkpointing=True),
     "E: micro-batch 4, checkpointed": Measure(micro=4, checkpointing=True),
     "E: micro-batch 4, checkpointed, rows twice": Measure(trainer=RowsTwice, micro=4, checkpointing=True),
+    "E: micro-batch 4, checkpointed, as before": Measure(
+        trainer=RowsTwice, prepare=_towers(AsBefore), micro=4, checkpointing=True
+    ),
     "E: gradient checkpointing": Measure(checkpointing=True),
 }
+STEP = ("E: micro-batch 4, checkpointed", "E: micro-batch 4, checkpointed, as before")  # this step, and the one before

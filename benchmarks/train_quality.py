@@ -22,11 +22,12 @@ from calrec_lite.files import atomic_path
 from calrec_lite.measure.cases import build_cases
 from calrec_lite.measure.metrics import summarise
 from calrec_lite.method.batch import Collator
-from calrec_lite.method.rows import Rows, StepSampler, validation_rows
+from calrec_lite.method.rows import Rows, validation_rows
 from calrec_lite.method.towers import Towers
 from calrec_lite.recipe import Loss, Recommend
 from calrec_lite.recommend import Recommender
-from calrec_lite.training.trainer import validation_loss
+from calrec_lite.training.sampler import StepSampler
+from calrec_lite.training.validation import validation_loss
 
 ROWS = ("A", "E", "F")
 BATCH = 16

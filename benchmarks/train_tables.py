@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from train_ladder import STEP
 from train_rows import WHAT
 
 from calrec_lite.evaluate.tables import interval_cell
@@ -19,12 +20,17 @@ RATIOS = {
 def ratios(values: dict[str, Any]) -> dict[str, float]:
     """What the results hold so far, by name, not in NF4. Memory is the peak of the whole process on ML-100K."""
     found: dict[str, float] = {}
-    kinds = [name for part in ("throughput", "memory") for key in values.get(part, {}) for name in key.split()[1:2]]
+    kinds = [
+        name for part in ("throughput", "step", "memory") for key in values.get(part, {}) for name in key.split()[1:2]
+    ]
     full = "fp32" if "fp32" in kinds and "bf16" not in kinds else "bf16"
     for name, (data, one, other, key) in RATIOS.items():
         rows = values.get("throughput", {}).get(f"{data} {full}", {})
         if one in rows and other in rows:
             found[name] = rows[one][key] / rows[other][key]
+    if steps := values.get("step", {}).get(f"ml100k {full}"):
+        now, before = (steps[name]["seconds_a_step"] for name in STEP)
+        found["step_new_vs_old_checkpointed"] = before / now
     memory = values.get("memory", {})
 
     def peak(row: str, batch: int) -> float | None:
@@ -45,8 +51,9 @@ def ratios(values: dict[str, Any]) -> dict[str, float]:
 
 def table(values: dict[str, Any]) -> str:
     """Everything that was measured, as Markdown."""
-    parts = [_throughput(values), _ladder(values), _memory(values), _quality(values)]
-    parts += [_gpu(values, "gpu"), _gpu(values, "measures"), _compile(values)]
+    parts = [_throughput(values), _ladder(values), _step(values), _memory(values), _quality(values)]
+    parts += [_gpu(values, "gpu"), _gpu(values, "measures")]
+    parts += [_compile(values, "away"), _compile(values, "compile")]
     listed = "\n".join(f"- `{name}`: {value:.3g}" for name, value in values.get("ratios", {}).items())
     return "\n\n".join(part for part in [*parts, listed] if part)
 
@@ -74,6 +81,13 @@ def _ladder(values: dict[str, Any]) -> str:
         for name, f in rows.items():
             share = f["targets_per_second"] / whole
             lines.append(f"| {part} | {name.removeprefix('E: ')} | {f['targets_per_second']:.2f} | {share:.2f} |")
+    return "\n".join(lines) if len(lines) > 2 else ""
+
+
+def _step(values: dict[str, Any]) -> str:
+    lines = ["| data, base | step | s a step |", "|---|---|--:|"]
+    for part, rows in values.get("step", {}).items():
+        lines += [f"| {part} | {name.removeprefix('E: ')} | {f['seconds_a_step']:.2f} |" for name, f in rows.items()]
     return "\n".join(lines) if len(lines) > 2 else ""
 
 
@@ -119,13 +133,14 @@ def _gpu(values: dict[str, Any], which: str) -> str:
     return "\n".join(lines) if len(lines) > 2 else ""
 
 
-def _compile(values: dict[str, Any]) -> str:
-    lines = ["| base, bf16 | layers | ms a step | kernels | ms they run | peak |", "|---|---|--:|--:|--:|--:|"]
-    for name, both in values.get("compile", {}).items():
-        for how in ("eager", "compiled"):
-            f = both[how]
-            ran = f"{f['kernels']:,} | {1e3 * f['busy_seconds']:.0f}" if "kernels" in f else " | "
-            lines.append(
-                f"| {name} | {how} | {1e3 * f['seconds_a_step']:.0f} | {ran} | {f['peak_bytes'] / 1e9:.1f} GB |"
-            )
+def _compile(values: dict[str, Any], which: str) -> str:
+    """A small base's step: as it is, with measures taken away, and with compiled layers (`compile`)."""
+    lines = ["| base, bf16 | step | ms a step | kernels | ms they run | peak |", "|---|---|--:|--:|--:|--:|"]
+    for name, part in values.get(which, {}).items():
+        for how, f in part.items():
+            if isinstance(f, dict):  # older files have figures of both beside them
+                ran = f"{f['kernels']:,} | {1e3 * f['busy_seconds']:.0f}" if "kernels" in f else " | "
+                lines.append(
+                    f"| {name} | {how} | {1e3 * f['seconds_a_step']:.0f} | {ran} | {f['peak_bytes'] / 1e9:.1f} GB |"
+                )
     return "\n".join(lines) if len(lines) > 2 else ""

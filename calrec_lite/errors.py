@@ -4,6 +4,8 @@
 `RunError` is a run that failed for another reason and can be resumed: exit code 1.
 """
 
+LAUNCHED = "CALREC_LITE_LAUNCHED"  # in the environment of processes that a command started: what all say it says once
+
 
 class InputError(Exception):
     """The user's input is wrong. The message names the file, line or key, and the remedy."""
@@ -11,6 +13,10 @@ class InputError(Exception):
 
 class RunError(Exception):
     """A run failed. The message says what happened and how to go on."""
+
+
+class OthersEnded(RunError):
+    """Another of the processes that train as one has ended, so that this one cannot go on."""
 
 
 def one_line(error: BaseException, most: int = 300) -> str:

@@ -16,10 +16,13 @@ from typing import Any
 import platformdirs
 import psutil
 
+from calrec_lite.bars import wait_bar
+
 TERMS = ("LICENSE*", "NOTICE*", "Notice*")  # what whoever passes a model on has to pass on with it
 WEEK = 7 * 24 * 3600  # seconds
 WORK = "calrec-lite"  # what folders for the length of a command are called
 BLOCK = 1 << 20  # bytes hashed at once
+SEAL = "sha256"  # of all the rest of a JSON object
 BESIDE_WEIGHTS = ("*.json", "*.model", "*.txt", "*.jinja", *TERMS)  # a model's config, tokenizer, templates, terms
 
 
@@ -38,9 +41,13 @@ def copy_matching(source: Path, to: Path, patterns: Sequence[str]) -> None:
 def file_sha256(path: Path) -> str:
     """The SHA-256 of a file's bytes, as 64 hex digits."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with (
+        path.open("rb") as file,
+        wait_bar(f"read {path.name}", path.stat().st_size, "B", unit_scale=True) as bar,
+    ):
         while block := file.read(BLOCK):
             digest.update(block)
+            bar.update(len(block))
     return digest.hexdigest()
 
 
@@ -94,6 +101,21 @@ def write_json(path: Path, value: Any) -> None:
     text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
     with atomic_path(path) as temporary:  # a file's name may be no UTF-8: JSON writes such a character as this does
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def sealed(content: dict[str, Any]) -> dict[str, Any]:
+    """The content with a hash of itself, for `unsealed`."""
+    return {**content, SEAL: _digest(json.loads(json.dumps(content)))}  # as it is read back
+
+
+def unsealed(content: dict[str, Any]) -> bool:
+    """Take the hash out; returns whether the content is what it was made of. Without a hash nothing is compared."""
+    seal = content.pop(SEAL, None)
+    return seal is None or seal == _digest(content)
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _process() -> str:

@@ -13,7 +13,7 @@ from calrec_lite.data.domain import Domain, read_info
 from calrec_lite.data.prepare import prepare_to
 from calrec_lite.data.transitions import Transitions
 from calrec_lite.errors import InputError
-from calrec_lite.files import write_json
+from calrec_lite.files import sealed, unsealed, write_json
 from calrec_lite.method.catalogue import EncodedCatalogue, encode_catalogue
 from calrec_lite.recipe import Base, Recipe, require_domain, resolved
 from calrec_lite.recipe.deciding import changed
@@ -93,10 +93,11 @@ class Run:
     Args:
         recipe: checked.
         folder: `runs/NAME`; made if it is not there.
+        own: the recipe that the run keeps, where `recipe` has other settings of lists or measures for one command.
     """
 
-    def __init__(self, recipe: Recipe, folder: Path) -> None:
-        self.recipe, self.folder = recipe, folder
+    def __init__(self, recipe: Recipe, folder: Path, own: Recipe | None = None) -> None:
+        self.recipe, self.folder, self.own = recipe, folder, own or recipe
         self._encoded: dict[str, EncodedCatalogue] = {}
         self._domains: dict[str, Domain] = {}
 
@@ -211,7 +212,7 @@ class Run:
 
     def remember_dtype(self, choice: "Choice") -> None:
         """Compute in this type from now on."""
-        write_json(self.folder / "run.json", {**self._status(), "dtype": asdict(choice)})
+        self._write_status({**self._status(), "dtype": asdict(choice)})
 
     @property
     def loading(self) -> Base:
@@ -356,7 +357,7 @@ class Run:
         status = self._status()
         now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         status["stages"][stage] = {**status["stages"].get(stage, {}), "state": state, state: now, **facts}
-        write_json(self.folder / "run.json", status)
+        self._write_status(status)
 
     def _status(self) -> dict[str, Any]:
         file = self.folder / "run.json"
@@ -366,9 +367,13 @@ class Run:
         status = read_object(file, remedy)
         stages, choice = status.get("stages"), status.get("dtype", {})
         sound = isinstance(stages, dict) and all(isinstance(s, dict) for s in stages.values())
-        if not sound or not isinstance(choice, dict) or not choice.keys() <= {"dtype", "why"}:
+        known = choice == {} or (isinstance(choice, dict) and choice.keys() == {"dtype", "why"})
+        if not (sound and known and unsealed(status)):
             raise InputError(f"{file}: does not say where the run stands; {remedy}")
         return status
+
+    def _write_status(self, status: dict[str, Any]) -> None:
+        write_json(self.folder / "run.json", sealed(status))
 
     def log_entries(self) -> list[dict[str, Any]]:
         """What training has logged, oldest first; a line that a kill cut off, or that is none, is left out."""

@@ -3,14 +3,19 @@
 import gc
 import os
 import shutil
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from calrec_lite.cli import main
 from calrec_lite.data.domain import Catalogue, Domain, Sequences
 from calrec_lite.data.transitions import Transitions
 from calrec_lite.method.catalogue import EncodedCatalogue, encode_catalogue
@@ -21,7 +26,14 @@ from calrec_lite.text.encoding import Encoder
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["OMP_NUM_THREADS"] = "1"  # for the processes tests start; a tiny model is slower on many threads
 torch.set_num_threads(1)
+# Beside other work a machine is slow at times: that says nothing of the code.
+settings.register_profile("shared machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("shared machine")
 SHARED = Path(__file__).parents[2] / "shared"
+BROWSER = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+)
+slow = pytest.mark.skipif(os.environ.get("CALREC_LITE_SLOW") != "1", reason="slow: CALREC_LITE_SLOW=1 runs it")
 needs_compiler = pytest.mark.skipif(not shutil.which(compiler()), reason="torch.compile needs a C++ compiler")
 
 
@@ -179,3 +191,26 @@ def mixed(domain: Domain, encoder: Encoder) -> EncodedCatalogue:
 def plain_loss() -> Loss:
     """Every term with weight, every target an anchor."""
     return Loss(alpha=0.2, beta=0.1, tau=0.3, softmax="vocabulary", contrast_per_row=None)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    if not BROWSER:
+        pytest.skip("no Chromium or Chrome here; Debian has it as `chromium`")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        arguments = ["--no-sandbox", "--disable-gpu"] if os.geteuid() == 0 else ["--disable-gpu"]
+        opened = playwright.chromium.launch(executable_path=BROWSER, args=arguments)
+        yield opened
+        opened.close()
+
+
+def run(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
+    """The exit code of a command that runs in this process."""
+    monkeypatch.setattr(sys, "argv", ["calrec-lite", *arguments])
+    try:
+        main()
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0

@@ -140,12 +140,16 @@ def test_the_comments_say_what_is_true(name: str) -> None:
     plain, checkpointed = (weights + ROW * activation_bytes(model, c) for c in (False, True))
     said = f"{plain / 1e9:.1f} GB, {checkpointed / 1e9:.1f} GB with optim.gradient_checkpointing"
     assert f"# Memory of a 4-bit training: {said} (docs/bases.md says of what).\n" in text
+    download = f"{2 * round(parameters / 1e6) / 1e3:.1f} GB"  # bf16, in whole millions of parameters
+    assert f"# Download: {download}.\n" in text
     (row,) = re.findall(rf"(?m)^\| `{re.escape(name)}` \| .*$", TABLE.read_text(encoding="utf-8"))
     own = yaml.safe_load(text)
     licence = re.findall(r"Licence: (.+)\. Gated", text)[0]
     assert LICENCES[licence] == own["base"]["license"]
     assert f"| {own['base']['model']} | {licence} | " in row
-    assert row.endswith(f"| {parameters / 1e6:.0f}M | {plain / 1e9:.1f} GB | {checkpointed / 1e9:.1f} GB |")
+    assert row.endswith(
+        f"| {parameters / 1e6:.0f}M | {download} | {plain / 1e9:.1f} GB | {checkpointed / 1e9:.1f} GB |"
+    )
     assert own.get("optim", {}).get("gradient_checkpointing", False) == (plain > 12e9)
 
 

@@ -60,8 +60,8 @@ def test_a_link_in_a_folders_place_is_replaced_and_what_it_led_to_stays(tmp_path
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from calrec_lite.data.prepare import _database
-with _database() as (connection, _):
+from calrec_lite.data.prepare import database
+with database() as (connection, _):
     connection.execute("CREATE TABLE t AS SELECT range AS i FROM range(100000)")
     os.kill(os.getpid(), signal.SIGKILL)
 """

@@ -7,6 +7,7 @@ import pytest
 
 from calrec_lite.errors import InputError
 from calrec_lite.recipe import require_domain
+from calrec_lite.recipe.bases import unknown_base
 from calrec_lite.recipe.file import builtin_folder, load_recipe, load_resolved, save_resolved
 
 GOOD = """\
@@ -145,6 +146,21 @@ def test_files_that_are_no_recipe(tmp_path: Path, text: str, said: str) -> None:
 
 def test_a_file_that_is_not_there() -> None:
     assert "did you mean `demo`?" in failure(Path("dem"))[0]
+
+
+@pytest.mark.parametrize("name", ["base/qwen3-06b.yaml", "qwen3-0.6b.yaml", "Qwen3-0.6B"])
+def test_an_unknown_base_lists_near_ones_and_all(name: str, tmp_path: Path) -> None:
+    (said,) = failure(write(tmp_path, f"extends: {name}\n{GOOD}"))
+    assert "did you mean `base/qwen3-0.6b.yaml`" in said
+    assert "The bases are base/*.yaml: smollm2-135m, " in said
+    (said,) = failure(write(tmp_path, f"extends: base/gpt.yaml\n{GOOD}"))
+    assert "did you mean" not in said
+    assert "mistral-7b" in said
+
+
+def test_a_model_called_as_a_base_file() -> None:
+    assert "extends: base/qwen3-0.6b.yaml" in unknown_base("qwen3-0.6b")
+    assert unknown_base("HuggingFaceTB/SmolLM2-135M") == unknown_base("openai/gpt-oss") == ""
 
 
 @pytest.mark.parametrize("name", ["demo"])
@@ -316,3 +332,13 @@ def test_files_that_extend_more_and_more_files(tmp_path: Path) -> None:
 def test_a_damaged_resolved_recipe_is_an_input_error(tmp_path: Path, content: str) -> None:
     with pytest.raises(InputError, match="recipe.yaml"):
         load_resolved(write(tmp_path, content, "recipe.yaml"))
+
+
+def test_a_stage_is_as_long_as_set_says_whatever_unit_its_file_counts_in(tmp_path: Path) -> None:
+    path = write(tmp_path, GOOD)
+    stage = load_recipe(path, ["stages.0.max_steps=6"]).stages[0]
+    assert (stage.epochs, stage.max_steps, stage.minutes) == (None, 6, None)
+    assert load_recipe(path, ["stages.0.minutes=2", "stages.0.learning_rate=0.1"]).stages[0].minutes == 2
+    assert load_recipe(path, ["stages.0.max_steps=6", "stages.0.max_steps=7"]).stages[0].max_steps == 7
+    assert "set exactly one" in failure(path, "stages.0.max_steps=6", "stages.0.minutes=2")[0]
+    assert "set exactly one" in failure(path, "stages.0.epochs=null")[0]

@@ -2,13 +2,13 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from calrec_lite.errors import InputError
-from calrec_lite.recipe import Ablate, Recipe, resolved
+from calrec_lite.recipe import Ablate, Recipe, Stage, resolved
 from calrec_lite.recipe.deciding import SECTIONS, without_free
 from calrec_lite.recipe.file import check_recipe
 
@@ -51,12 +51,16 @@ class Cell:
 def plan(recipe: Recipe) -> list[Cell]:
     """The cells of `recipe.ablate`, in the order in which they are run: first the untouched base, then the full cell.
 
+    With `evaluate.base: false` there is no untouched base, and the full cell measures the baselines.
+
     Raises:
         InputError: a variant has no such key, or changes what all cells must share.
     """
     ablate = recipe.ablate
     full = tuple(stage.name for stage in recipe.stages)
     subsets = [tuple(subset) for subset in ablate.stages] if ablate.stages is not None else _default_subsets(full)
+    if not recipe.evaluate.base:
+        subsets = [subset for subset in subsets if subset]
     rows = [(FULL, full), *((FULL, subset) for subset in subsets)]
     crossed = CROSSED if ablate.crossed is None else ablate.crossed
     rows += [(name, subset) for name in ablate.variants if name in crossed for subset in (full, *subsets) if subset]
@@ -67,9 +71,40 @@ def plan(recipe: Recipe) -> list[Cell]:
     for seed in ablate.seeds or [recipe.training_seed]:
         for variant, stages in rows:
             if stages:
-                cell = Cell(variant, stages, seed, _cell_recipe(recipe, variant, stages, seed))
+                baselines = [] if cells else recipe.evaluate.baselines  # with the first cell
+                cell = Cell(variant, stages, seed, _cell_recipe(recipe, variant, stages, seed, baselines))
                 cells.setdefault(cell.keys[-1], cell)
     return list(cells.values())
+
+
+def described(cells: Sequence[Cell], recipe: Recipe) -> list[str]:
+    """A line for each cell: which stages it trains by itself and how long, which it shares, what it changes."""
+    trained: set[str] = set()
+    lines = []
+    for cell in cells:
+        parts = []
+        for stage, key in zip(cell.recipe.stages, cell.keys):
+            shared = key in trained
+            trained.add(key)
+            parts.append(f"{stage.name} as before" if shared else f"{stage.name} {_length(stage)}")
+        changes = recipe.ablate.variants.get(cell.variant, {})
+        changed = "; ".join(f"{key} = {value}" for key, value in changes.items())
+        lines.append(f"{cell.name}: {', '.join(parts) or 'trains nothing'}{f'; {changed}' if changed else ''}")
+    return lines
+
+
+def to_train(cells: Sequence[Cell]) -> str:
+    """What all cells cost together, each shared stage once: steps, passes and minutes."""
+    stages = {key: stage for cell in cells for key, stage in zip(cell.keys, cell.recipe.stages)}.values()
+    units = (("steps", "max_steps"), ("passes", "epochs"), ("minutes", "minutes"))
+    sums = {unit: sum(getattr(stage, field) or 0 for stage in stages) for unit, field in units}
+    return " and ".join(f"{total:,g} {unit}" for unit, total in sums.items() if total) or "nothing"
+
+
+def _length(stage: Stage) -> str:
+    if stage.max_steps:
+        return f"{stage.max_steps:,} steps"
+    return f"{stage.minutes:g} minutes" if stage.minutes else f"{stage.epochs:g} passes"
 
 
 def stage_keys(recipe: Recipe) -> list[str]:
@@ -98,16 +133,15 @@ def _default_subsets(stages: tuple[str, ...]) -> list[tuple[str, ...]]:
 def _untouched_recipe(recipe: Recipe) -> Recipe:
     values = _shared_values(recipe)
     values["name"] = "untouched"
-    values["evaluate"]["base"] = True
     return check_recipe(values)
 
 
-def _cell_recipe(recipe: Recipe, variant: str, stages: tuple[str, ...], seed: int) -> Recipe:
+def _cell_recipe(recipe: Recipe, variant: str, stages: tuple[str, ...], seed: int, baselines: Sequence[str]) -> Recipe:
     values = _shared_values(recipe)
     values["name"] = ".".join([variant, *stages, f"seed{seed}"])  # no part has a dot, so no two cells share a name
     values["optim"]["seed"] = seed
-    # Baselines and the untouched base are measured once, in a separate cell.
-    values["evaluate"] |= {"base": False, "every_stage": False, "baselines": []}
+    # Baselines and the untouched base are measured once.
+    values["evaluate"] |= {"base": False, "every_stage": False, "baselines": list(baselines)}
     for key, value in recipe.ablate.variants.get(variant, {}).items():
         _set_key(values, key, value, f"ablate.variants.{variant}: {key}")
     values["stages"] = [stage for stage in values["stages"] if stage["name"] in stages]
@@ -185,3 +219,10 @@ def data_changed(folder: Path, domain: str) -> InputError:
         f"{folder}: the data of `{domain}` has changed since the first cells were measured; "
         "restore the files, or remove that folder"
     )
+
+
+def refuse_unknown(cells: Sequence[Cell], only: Sequence[str]) -> None:
+    """Raises InputError where `only` names a cell that is not there."""
+    names = [cell.name for cell in cells]
+    if unknown := [name for name in only if name not in names]:
+        raise InputError(f"no cell {', '.join(unknown)}; there are: {', '.join(names)}")

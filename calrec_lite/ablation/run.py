@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from calrec_lite.ablation.grid import Cell, finished, plan, stage_keys
+from calrec_lite.ablation.grid import Cell, finished, plan, refuse_unknown, stage_keys
 from calrec_lite.ablation.table import ablation_table, summary
 from calrec_lite.errors import InputError
 from calrec_lite.evaluate.evaluate_run import evaluate_run
@@ -54,13 +54,6 @@ def ablate(recipe: Recipe, root: Path, only: Sequence[str] = ()) -> dict[str, An
         remove_weights(folder / cell.name)
         results = _write_summary(recipe, folder, cells)
     return results
-
-
-def refuse_unknown(cells: Sequence[Cell], only: Sequence[str]) -> None:
-    """Raises InputError where `only` names a cell that is not there."""
-    names = [cell.name for cell in cells]
-    if unknown := [name for name in only if name not in names]:
-        raise InputError(f"no cell {', '.join(unknown)}; there are: {', '.join(names)}")
 
 
 def _refuse_other_data(cell: Cell, folder: Path) -> None:

@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 
 from calrec_lite.ablation.grid import FULL, Cell, data_changed, finished
+from calrec_lite.evaluate.baselines import BASELINE_NAMES
 from calrec_lite.evaluate.compare import Evaluation, refuse_unlike
 from calrec_lite.evaluate.store import hardware, versions
-from calrec_lite.evaluate.tables import caption, difference_cell, interval_cell, markdown
+from calrec_lite.evaluate.tables import caption, difference_cell, interval_cell
 from calrec_lite.measure.metrics import METRICS, Copies, Ranks, paired_bootstrap, summarise
 from calrec_lite.recipe import Recipe
+from calrec_lite.table import markdown
 
 
 def summary(recipe: Recipe, folder: Path, cells: Sequence[Cell]) -> dict[str, Any]:
@@ -105,12 +107,15 @@ def _by_seed(row_cells: Sequence[Cell], folder: Path) -> dict[str, Any]:
 def _baselines(
     finished_cells: Sequence[Cell], evaluated: dict[str, Evaluation], full: dict[int, Ranks], copies: Copies | None
 ) -> dict[str, dict[str, Any]]:
-    """The baselines, measured with the untouched base; they have no seed of training, so their ranks serve for each."""
+    """The baselines, measured with the first cell; they have no seed of training, so their ranks serve for each.
+
+    With the untouched base also what its lists are made of.
+    """
     rows: dict[str, dict[str, Any]] = {}
     for cell in finished_cells:
         results = evaluated[cell.name].results
-        for name in results["systems"] if not cell.stages else []:
-            if name != cell.system:
+        for name in results["systems"]:
+            if name in BASELINE_NAMES or (not cell.stages and name != cell.system):
                 ranks = evaluated[cell.name].ranks(name)[1]
                 rows[name] = _row_metrics(dict.fromkeys(full or [cell.seed], ranks), full, results["protocol"], copies)
     return rows

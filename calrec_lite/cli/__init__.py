@@ -7,16 +7,22 @@ import click
 
 from calrec_lite import __version__
 from calrec_lite.cli.ablate import ablate
+from calrec_lite.cli.baselines import baselines
 from calrec_lite.cli.demo import demo
-from calrec_lite.cli.ending import GO_ON, environment_failed, stopped_by_signals
+from calrec_lite.cli.ending import environment_failed, interruption, stopped_by_signals
 from calrec_lite.cli.evaluate import compare, evaluate, report
 from calrec_lite.cli.export import export, merge
+from calrec_lite.cli.index import index
+from calrec_lite.cli.init import init
+from calrec_lite.cli.machine import bases, doctor
+from calrec_lite.cli.merge_lists import merge_lists
 from calrec_lite.cli.push import push
 from calrec_lite.cli.recommend import recommend
+from calrec_lite.cli.serve import serve
 from calrec_lite.cli.terminal import screens
 from calrec_lite.cli.train import prepare, train
 from calrec_lite.cli.tune import tune
-from calrec_lite.errors import InputError, RunError
+from calrec_lite.errors import InputError, OthersEnded, RunError
 from calrec_lite.threads import share_cores
 
 LONGEST = 1800  # characters of an error's line
@@ -33,8 +39,12 @@ def group() -> None:
 
 
 for command in (
+    init,
+    doctor,
+    bases,
     demo,
     prepare,
+    baselines,
     train,
     evaluate,
     tune,
@@ -42,8 +52,11 @@ for command in (
     ablate,
     report,
     recommend,
+    serve,
+    merge_lists,
     merge,
     export,
+    index,
     push,
 ):
     group.add_command(command)
@@ -68,11 +81,13 @@ def _run() -> tuple[str, int]:
     with stopped_by_signals() as stop:
         try:
             group(standalone_mode=False)
-        except (click.exceptions.Abort, KeyboardInterrupt):
-            return f"interrupted; {GO_ON}", 1
+        except (click.exceptions.Abort, KeyboardInterrupt) as error:
+            if isinstance(error.__cause__, EOFError):  # click makes an interruption of it
+                return _said(error.__cause__)
+            return interruption(), 1
         except Exception as error:
             if stop.asked:  # a library made another error of it
-                return f"interrupted; {GO_ON}", 1
+                return interruption(), 1
             return _said(error)
     return "", 0
 
@@ -85,6 +100,8 @@ def _said(error: Exception) -> tuple[str, int]:
         for line in shown.getvalue().splitlines():
             print(_cut(line), file=sys.stderr)
         return "", 2
+    if isinstance(error, OthersEnded) and not interruption():
+        return "", 1
     if isinstance(error, InputError | RunError):
         return str(error), 2 if isinstance(error, InputError) else 1
     if failed := environment_failed(error):

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from calrec_lite.cli.options import quiet_libraries, require_text, runs_option
+from calrec_lite.cli.options import in_one_process, quiet_libraries, require_text, runs_option
 
 if TYPE_CHECKING:
     from calrec_lite.run import Run
@@ -26,16 +26,19 @@ LATEST = 8  # titles of their histories
 )
 def demo(runs: Path, overrides: tuple[str, ...]) -> None:
     """Train, evaluate and export a recommender of films on real data, in a quarter of an hour on two CPU cores."""
-    quiet_libraries()
+    in_one_process("demo")
     from calrec_lite.data.report import describe
+    from calrec_lite.recipe.file import load_recipe
+    from calrec_lite.run import Run
+
+    run = Run.start(load_recipe("demo", overrides), runs)
+    click.echo("the demo: loading PyTorch and transformers")
+    quiet_libraries()
     from calrec_lite.evaluate.evaluate_run import evaluate_run
     from calrec_lite.evaluate.tables import table
     from calrec_lite.export.bundle import export_run
-    from calrec_lite.recipe.file import load_recipe
-    from calrec_lite.run import Run
     from calrec_lite.training.stage import train_run
 
-    run = Run.start(load_recipe("demo", overrides), runs)
     for name in run.recipe.domains:
         click.echo(f"{describe(run.domain(name))}\n")
     train_run(run)

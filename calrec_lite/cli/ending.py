@@ -3,9 +3,12 @@
 import errno
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+from calrec_lite.errors import LAUNCHED
 
 GO_ON = "the same command goes on where it stopped"
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
@@ -64,10 +67,17 @@ def stopped_by_signals() -> Iterator[Stop]:
             signal.signal(number, before[number])
 
 
+def interruption() -> str:
+    """What is said of being ended by others; nothing where the command that started this process says it."""
+    return "" if LAUNCHED in os.environ else f"interrupted; {GO_ON}"
+
+
 def environment_failed(error: BaseException) -> tuple[str, int] | None:
     """What to say, and the exit code, where disk, memory, rights or names failed a command; None for anything else."""
     if isinstance(error, MemoryError):
         return f"out of memory ({_first_line(error)}); free some, and {GO_ON}", 1
+    if isinstance(error, EOFError) and "marshal" in str(error):  # Python < 3.12.8 keeps a .pyc that a full disk cut
+        return f"{sys.prefix}: a compiled file is cut short: remove the __pycache__ folders there, and {GO_ON}", 1
     number = error.errno if isinstance(error, OSError) else None
     if number in WRONG_PLACES:
         return f"{_described(error)}: {WRONG_PLACES[number]}", 2

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from typing import TextIO
 
+from calrec_lite.table import CONTROL
+
 BARS = "\r", "\x1b[A"  # progress bars go to a line's begin and up a line
-# Control characters but tab and line feed, line separators, and what turns the direction of writing.
-CONTROL = re.compile("\x1b\\[A|[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 
 
 class Screen(io.TextIOBase):

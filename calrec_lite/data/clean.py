@@ -93,6 +93,11 @@ def tidy_movielens(column: str, text: str) -> str:
     return text.replace(" ", ", ") if column == "class" else text
 
 
+def tidy_recbole(column: str, text: str) -> str:
+    """As `tidy_movielens`; the column `genre` is a list of words like `class`."""
+    return tidy_movielens("class" if column == "genre" else column, text)
+
+
 def _joined(texts: Any) -> str:
     return " > ".join(filter(None, texts))
 

@@ -6,10 +6,11 @@ On disk it is a folder, written whole or not at all:
     aliases.parquet    alias (any original item id), index
     sequences.parquet  user, items (list<int32>, oldest first), times (list<int64>, unix seconds; null if unknown)
     domain.json        name, cuts (of a time split), counts, statistics, options, fingerprint, each file's hash
+    bad_rows.jsonl     rows of the raw files that were left out (`on_bad_rows: drop`), if there were any
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import cached_property
@@ -23,10 +24,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from calrec_lite.errors import InputError
-from calrec_lite.files import atomic_path, file_sha256
+from calrec_lite.files import atomic_path, file_sha256, sealed, unsealed, write_json
 
 Split = Literal["validation", "test"]
 PART = 1 << 16  # users
+BAD_ROWS = "bad_rows.jsonl"
 TABLES = ("items.parquet", "aliases.parquet", "sequences.parquet")
 ITEMS = pa.schema([("id", pa.string()), ("fields", pa.map_(pa.string(), pa.string()))])
 ALIASES = pa.schema([("alias", pa.string()), ("index", pa.int32())])
@@ -163,17 +165,26 @@ class Sequences:
 
 @dataclass(frozen=True)
 class Domain:
-    """A prepared domain. `info` is what domain.json says: counts, statistics, options, fingerprint."""
+    """A prepared domain. `info` is what domain.json says: counts, statistics, options, fingerprint.
+
+    `bad_rows` are rows of the raw files that were left out, as `save` writes them; not read back.
+    """
 
     name: str
     catalogue: Catalogue
     sequences: Sequences
     info: dict[str, Any]
+    bad_rows: Sequence[Mapping[str, str | int]] = ()
 
     @property
     def fingerprint(self) -> str:
         """SHA-256 (hex) of the content and the options."""
         return str(self.info["fingerprint"])
+
+    @property
+    def html(self) -> bool:
+        """Whether the texts were HTML before they were cleaned; of older domains it is not known."""
+        return bool(self.info.get("html", False))
 
     @property
     def holdout(self) -> str:
@@ -182,6 +193,16 @@ class Domain:
             return "leave-one-out"
         valid, test = map(moment, self.sequences.cuts)
         return f"global time split (validation from {valid}, test from {test})"
+
+    def user(self, name: str) -> int:
+        """The index of the user of this id. Raises InputError, with ids of some, where there is none."""
+        users = self.sequences.users
+        if name in users:
+            return users.index(name)
+        some = ", ".join(map(repr, users[:3]))
+        raise InputError(
+            f"domain `{self.name}`: no user {name!r} among its {len(users):,} (they are called {some}, ...)"
+        )
 
     def train_items(self, u: int) -> NDArray[np.int32]:
         """See `Sequences.train_items`."""
@@ -213,8 +234,10 @@ class Domain:
                     writer.write_table(_table(self.sequences, part))
             hashes = {name: file_sha256(temporary / name) for name in TABLES}
             info = {"name": self.name, **self.info, "cuts": self.sequences.cuts, "files": hashes}
-            text = json.dumps(info, indent=1, ensure_ascii=False)
-            (temporary / "domain.json").write_text(text + "\n", encoding="utf-8")
+            write_json(temporary / "domain.json", sealed(info))
+            if self.bad_rows:
+                lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in self.bad_rows)
+                (temporary / BAD_ROWS).write_text("".join(lines), encoding="utf-8")
 
     @classmethod
     def open(cls, folder: Path) -> "Domain":
@@ -256,6 +279,8 @@ def read_info(folder: Path) -> dict[str, Any]:
         raise InputError(f"{path}: not valid JSON: {error}; prepare the domain again") from None
     if not isinstance(info, dict) or not {"name", "files", "fingerprint", "source_key"} <= info.keys():
         raise InputError(f"{path}: not the description of a prepared domain; prepare it again")
+    if not unsealed(info):
+        raise InputError(f"{path}: its content is not what was written; prepare the domain again")
     return info
 
 

@@ -10,6 +10,7 @@ from typing import IO
 from calrec_lite.errors import InputError
 
 LONGEST = 1 << 24  # bytes of a line
+NOT_UTF8 = "is not UTF-8 text; name its `encoding`, or convert it first"
 
 
 def shown(value: object) -> str:
@@ -28,7 +29,7 @@ def open_bytes(path: Path) -> IO[bytes]:
     return gzip.open(path) if is_zipped(path) else path.open("rb")  # type: ignore[return-value]
 
 
-def check_gzip(path: Path) -> None:
+def check_gzip(path: Path, shown_as: Path) -> None:
     """Read the file once to its end: a reader that stops after some rows would not see that the rest is missing.
 
     Raises:
@@ -39,16 +40,16 @@ def check_gzip(path: Path) -> None:
             while file.read(1 << 20):
                 pass
     except EOFError:
-        raise InputError(f"{path}: the gzip file ends too early (truncated); download it again") from None
+        raise InputError(f"{shown_as}: the gzip file ends too early (truncated); download it again") from None
     except (gzip.BadGzipFile, zlib.error) as error:
-        raise InputError(f"{path}: not a sound gzip file ({error}); download it again") from None
+        raise InputError(f"{shown_as}: not a sound gzip file ({error}); download it again") from None
 
 
-def explain(path: Path, kind: str, message: str) -> str:
-    """What DuckDB (or pyarrow) says of a file, without what it says of its own query."""
+def explain(path: Path, kind: str, message: str, source: Path) -> str:
+    """What DuckDB (or pyarrow) says of a file, without what it says of its own query; it was read from `source`."""
     if kind == "json":
         at_line = re.search(r"in line (\d+): (.*)", message)
-        return bad_json_line(path) or (
+        return bad_json_line(path, source) or (
             f"{path}:{at_line[1]}: {shown(at_line[2])}" if at_line else _first(path, kind, message)
         )
     at_line = re.search(r"CSV Error on Line: (\d+)", message)
@@ -57,7 +58,7 @@ def explain(path: Path, kind: str, message: str) -> str:
     # The line itself is quoted before the reason: it may be long, and say anything.
     tail = message.rpartition("Possible fixes")[0] or message
     if "not utf-8" in message:
-        reason = "is not UTF-8 text; convert it first"
+        reason = NOT_UTF8
     elif found := re.findall(
         r"^(?:Expected Number of Columns: .*|Value with unterminated quote.*)$", tail, re.MULTILINE
     ):
@@ -74,20 +75,21 @@ def _first(path: Path, kind: str, message: str) -> str:
     return f"{path}: not a readable {kind} file: {shown(reason)}; write or download it again"
 
 
-def bad_json_line(path: Path) -> str | None:
+def bad_json_line(path: Path, source: Path) -> str | None:
     """Where and how the JSON breaks. DuckDB's line numbers are one too high where a line ends early."""
-    with open_bytes(path) as file:
+    with open_bytes(source) as file:
         for number, line in enumerate(file, 1):
-            if reason := _bad_json(line):
+            if reason := bad_json(line):
                 return f"{path}:{number}: {reason}"
     return None
 
 
-def _bad_json(line: bytes) -> str | None:
+def bad_json(line: bytes) -> str | None:
+    """What is wrong with a line of JSON; None: nothing."""
     try:
         value = json.loads(line.rstrip()) if line.strip() else {}
     except UnicodeDecodeError:
-        return "is not UTF-8 text; convert it first"
+        return NOT_UTF8
     except json.JSONDecodeError as error:
         return f"malformed JSON at column {error.colno}: {error.msg}"
     except (RecursionError, ValueError) as error:  # the latter: a number of too many digits

@@ -30,14 +30,19 @@ from typing import Any
 import duckdb
 import numpy as np
 
+from calrec_lite.bars import wait_bar
 from calrec_lite.data import events
 from calrec_lite.data.domain import Catalogue, Domain, Sequences, moment, read_info
+from calrec_lite.data.doubts import twin_ids, untitled
 from calrec_lite.data.faults import shown
+from calrec_lite.data.formats.known import READERS
+from calrec_lite.data.formats.places import source_hash
 from calrec_lite.data.merging import keep_apart, merge_texts
-from calrec_lite.data.readers import Raw, read
+from calrec_lite.data.readers import Raw, is_html, read
 from calrec_lite.data.report import statistics
+from calrec_lite.data.times import SEQUENCE
 from calrec_lite.errors import InputError, RunError
-from calrec_lite.files import file_sha256, work_folder
+from calrec_lite.files import work_folder
 from calrec_lite.ram import free_ram
 from calrec_lite.recipe import DomainSpec, Holdout, Text
 from calrec_lite.sources import fetch
@@ -101,9 +106,17 @@ def prepare_to(
     return Domain.open(folder)
 
 
+def prepared_in(folder: Path, name: str, spec: DomainSpec, seed: int, text: Text | None = None) -> bool:
+    """Whether `prepare_to` would find just this domain in `folder`. Raises InputError as it does."""
+    if not (folder / "domain.json").is_file():
+        return False
+    return _open_if_same(name, _source_key(spec, seed, text, _fetch_all(spec)), folder) is not None
+
+
 def _fetch_all(spec: DomainSpec) -> dict[str, Path]:
     places = {"interactions": spec.interactions} | ({"items": spec.items} if spec.items else {})
-    return {role: fetch(location) for role, location in places.items()}
+    patterns = READERS[spec.reader].patterns()
+    return {role: fetch(location, patterns) for role, location in places.items()}
 
 
 def _open_if_same(name: str, source_key: str, folder: Path) -> Domain | None:
@@ -116,7 +129,7 @@ def _open_if_same(name: str, source_key: str, folder: Path) -> Domain | None:
 
 def _source_key(spec: DomainSpec, seed: int, text: Text | None, files: dict[str, Path]) -> str:
     options = spec.model_dump(mode="json", exclude=LOCATIONS)
-    hashes = {role: file_sha256(path) for role, path in files.items()}
+    hashes = {role: source_hash(READERS[spec.reader], path) for role, path in files.items()}
     wording = text and [text.field, text.separator, text.missing]
     return _sha256_json([VERSION, options, seed, wording, hashes])
 
@@ -124,27 +137,37 @@ def _source_key(spec: DomainSpec, seed: int, text: Text | None, files: dict[str,
 def _prepare(
     name: str, spec: DomainSpec, seed: int, text: Text | None, files: dict[str, Path], source_key: str
 ) -> Domain:
-    with _database() as (connection, folder):
+    with database() as (connection, folder), wait_bar(f"prepare {name}", 5, "step") as bar:
         raw = read(connection, folder, spec, files["interactions"], files.get("items"))
+        bar.update()
         dropped: events.Dropped = {}
         apart = keep_apart(connection, len(raw.labels))
+        doubts = {"untitled": untitled(connection, raw.labels), "twin_ids": twin_ids(connection)}
         timed = events.drop_unusable(connection, len(raw.labels), dropped)
         alike = merge_texts(connection, raw.labels, text)
         merged = events.count(connection, "count(*) - count(DISTINCT text)", "texts")
+        bar.update()
         events.order(connection, seed, spec.drop_repeats, timed)
+        bar.update()
         events.keep_core(connection, spec, dropped)
+        bar.update()
         if not events.count(connection):
             raise InputError(f"{files['interactions']}: no usable row is left of {raw.rows}: {_in_words(dropped)}")
         catalogue, indices = _catalogue(connection, raw)
         events.cap(connection, spec, seed, dropped)
+        bar.update()
         sequences = events.sequences(connection, indices, timed)
+    if spec.holdout.by == "time" and raw.times == SEQUENCE:
+        raise InputError(f"domain `{name}`: holdout.by is `time`, but its events have an order only; use leave_one_out")
     sequences = _hold_out(sequences, name, spec.holdout)
     info: dict[str, Any] = {
         "source_key": source_key,
         "options": {**spec.model_dump(mode="json"), "seed": seed},
+        "html": is_html(spec),
         "labels": raw.labels,
         "read": {"rows": raw.rows, "item_records": raw.records, "duplicate_item_records": raw.duplicate_records},
         "times": raw.times,
+        "bad_rows": raw.bad.counts,
         "junk_values": {label: tally.values for label, tally in raw.emptied.items()},
         "repairs": {name: asdict(tally) for name, tally in raw.repairs.items()},
         "emptied": {label: asdict(tally) for label, tally in raw.emptied.items()},
@@ -153,12 +176,13 @@ def _prepare(
         "dropped": dropped,
         "merged_items": merged,
         "worded_alike": asdict(alike),
-        "statistics": statistics(catalogue, sequences),
+        "doubts": {**doubts, "changing_titles": raw.changing},
+        "statistics": statistics(catalogue, sequences, dated=raw.times != SEQUENCE),
     }
     info["fingerprint"] = _fingerprint(
         catalogue, sequences, {key: info["options"][key] for key in (*RESHAPING, "seed")}
     )
-    return Domain(name, catalogue, sequences, info)
+    return Domain(name, catalogue, sequences, info, raw.bad.rows)
 
 
 def _share() -> tuple[int, int]:
@@ -171,7 +195,7 @@ def _share() -> tuple[int, int]:
 
 
 @contextmanager
-def _database() -> Iterator[tuple[duckdb.DuckDBPyConnection, Path]]:
+def database() -> Iterator[tuple[duckdb.DuckDBPyConnection, Path]]:
     """A database in a temporary folder (TMPDIR), and the folder: tables larger than memory stay on disk.
 
     An in-memory database spills as well, but measured with a memory limit of 200 MB it gave up on 20 million rows
@@ -181,10 +205,10 @@ def _database() -> Iterator[tuple[duckdb.DuckDBPyConnection, Path]]:
         connection = duckdb.connect(str(folder / "work.duckdb"))
         try:
             limit, threads = _share()
-            connection.execute(
-                f"SET TimeZone = 'UTC'; SET enable_progress_bar = false; SET threads = {threads}; "
-                f"SET memory_limit = '{limit}B'"
-            )
+            connection.execute(f"SET TimeZone = 'UTC'; SET threads = {threads}; SET memory_limit = '{limit}B'")
+            if connection.execute("SELECT current_setting('enable_progress_bar')").fetchall() == [(True,)]:
+                # A notebook without ipywidgets has no bar, and raises where one is switched off.
+                connection.execute("SET enable_progress_bar = false")
             yield connection, folder
         except duckdb.OperationalError as error:  # out of memory or of disk
             raise RunError(

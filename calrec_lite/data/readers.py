@@ -5,22 +5,16 @@
     items   item VARCHAR, row BIGINT, f0 VARCHAR, f1 ... one column for each label, "" where there is no value;
             w0, w1 ... the same as written, NULL where it is the same; one row an item, only items that have events
 
-The three readers differ in the names they expect when the recipe names none, and in what they tidy:
-
-    reader       user              item              time            text
-    table        user              item              time            title, category | categories, brand, price
-    movielens    userId | user_id  movieId | item_id timestamp       title | movie_title, release_year, genres | class
-    amazon2018   reviewerID        asin              unixReviewTime  title, category | categories, brand, price
+What each reader expects where the recipe names no columns, and how it tidies, `formats/known.py` says.
 
 A list in the item column is a user's whole history in one row, oldest first; times then are a list as well, or absent.
 How times are read, `times.py` decides.
-The id column of the items file has the name given for `columns.item`, or else the reader's usual one.
-Without an items file the text columns are looked for beside the events. `amazon2018` texts are HTML, others only where
-the recipe says so (`html`).
+The id column of the items file is called as `columns.record` says, or `columns.item`, or the reader's usual name.
+Without an items file the text columns are looked for beside the events, or in the items file of the same folder or zip.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,9 +22,14 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from calrec_lite.data.clean import Tally, is_given, plain, repaired, tidy_amazon, tidy_movielens
+from calrec_lite.data.bad_rows import BadRows
+from calrec_lite.data.clean import Tally, is_given, plain, repaired
+from calrec_lite.data.doubts import changing_titles, other_spelling
 from calrec_lite.data.faults import shown
-from calrec_lite.data.tables import Table, listed, open_table
+from calrec_lite.data.formats.known import READERS
+from calrec_lite.data.formats.opening import open_role
+from calrec_lite.data.formats.shapes import Format
+from calrec_lite.data.tables import Table, listed
 from calrec_lite.data.times import Times, read_as
 from calrec_lite.errors import InputError
 from calrec_lite.recipe import Columns, DomainSpec
@@ -39,27 +38,11 @@ RARE = 0.05  # a label of the default fields that fewer items have is left out: 
 CHUNK = 20_000  # items cleaned at a time
 HTML, CHARACTERS = "HTML taken out", "characters replaced by plain ones, or invisible"
 UNTIMED = Times("CAST(NULL AS BIGINT)", "CAST(NULL AS BIGINT)", "")
-SHOP = {"Title": ["title"], "Category": ["category", "categories"], "Brand": ["brand"], "Price": ["price"]}  # [S]
-FILMS = {"Title": ["title", "movie_title"], "Year": ["release_year"], "Genres": ["genres", "class"]}
 
 
-@dataclass(frozen=True)
-class Names:
-    """What a reader expects where the recipe says nothing, and how it tidies an item's (column, text)."""
-
-    user: Sequence[str]
-    item: Sequence[str]
-    time: Sequence[str]
-    fields: dict[str, list[str]]
-    tidy: Callable[[str, str], str] = lambda column, text: text
-    html: bool = False
-
-
-READERS = {
-    "table": Names(["user"], ["item"], ["time"], SHOP),
-    "movielens": Names(["userId", "user_id"], ["movieId", "item_id"], ["timestamp"], FILMS, tidy_movielens),
-    "amazon2018": Names(["reviewerID"], ["asin"], ["unixReviewTime"], SHOP, tidy_amazon, html=True),
-}
+def is_html(spec: DomainSpec) -> bool:
+    """Whether a domain's texts are HTML: as the recipe says, or else as the reader's format has it."""
+    return READERS[spec.reader].html if spec.html is None else spec.html
 
 
 @dataclass(frozen=True)
@@ -75,6 +58,8 @@ class Raw:
         emptied: label -> values that were no text but markup, scripts or fillers.
         repairs: what was done -> the values that it changed.
         rare: label left out -> share of items that have it.
+        changing: of items with several titles, as `doubts.py` says.
+        bad: rows that were left out because they cannot be read.
     """
 
     labels: list[str]
@@ -85,6 +70,8 @@ class Raw:
     emptied: dict[str, Tally]
     repairs: dict[str, Tally]
     rare: dict[str, float]
+    changing: dict[str, Any]
+    bad: BadRows
 
 
 def read(
@@ -95,30 +82,35 @@ def read(
     Raises:
         InputError: a file is damaged, lacks a column, has no usable row, or knows none of the other's items.
     """
-    names = READERS[spec.reader]
-    table = open_table(connection, interactions, folder)
-    source = table if items is None else open_table(connection, items, folder)
-    ids = _id_columns(table, spec.columns, names)
-    fields = _fields(source, spec.fields, names.fields)
+    form = READERS[spec.reader]
+    left_out = BadRows()
+    bad = left_out if spec.on_bad_rows == "drop" else None
+    table, source = _open(connection, folder, spec, interactions, items, bad)
+    ids = _id_columns(table, spec.columns, form)
+    fields = _fields(source or table, spec.fields, form.fields)
     named = [c for c in (ids.user, ids.item, ids.time) if c]
-    table = table.with_types(connection, named + ([] if items else list(fields.values())))
+    table = table.with_types(connection, named + ([] if source else list(fields.values())))
     for column in named:
         table.check_names(connection, column)
-    if items is None:
-        source = table
-    times = _read_events(connection, table, ids, [] if items else list(fields.values()), spec.columns.time_format)
+    usual_time = form.time_format if ids.time in form.time else None
+    time_format = spec.columns.time_format or usual_time
+    times = _read_events(connection, table, ids, [] if source else list(fields.values()), time_format, bad)
     rows = _count(connection, "events")
     id_column = ids.item
-    if items:
-        usual = [*filter(None, [spec.columns.item]), *names.item]
-        id_column = source.find("the item id", None, usual)
+    if source:
+        usual = [*filter(None, [spec.columns.item]), *(form.item_id or form.item)]
+        id_column = source.find("columns.record" if spec.columns.record else "the item id", spec.columns.record, usual)
         source = source.with_types(connection, [id_column])
         source.check_names(connection, id_column)
         _read_records(connection, source, id_column, list(fields.values()))
         if not _count(connection, "records"):
             example = connection.execute("SELECT min(item) FROM events").fetchall()[0][0]
-            raise InputError(f"{items}: has no record of any item in {interactions.name}, such as `{shown(example)}`")
+            otherwise = other_spelling(connection, source.scan({id_column: "VARCHAR"}), source.text(id_column))
+            raise InputError(
+                f"{source.path}: has no record of any item in {table.path.name}, such as `{shown(example)}`{otherwise}"
+            )
     else:
+        source = table
         columns = ", ".join(f"t{i}" for i in range(len(fields)))
         connection.execute(
             f"CREATE TABLE records AS SELECT item, min(row) AS row, {columns} FROM events "
@@ -127,13 +119,39 @@ def read(
     records = _count(connection, "records")
     # JSON values come as JSON, but for a column that is the item id as well.
     decode = [source.kind == "json" and column != id_column for column in fields.values()]
-    cleaning = _Cleaning(source, fields, names.html if spec.html is None else spec.html, names.tidy)
+    cleaning = _Cleaning(source, fields, is_html(spec), form.tidy)
     cleaning.clean(connection, decode)
     rare = {} if spec.fields else _leave_out_rare(connection, list(fields))
     labels = [label for label in fields if label not in rare]
     emptied = {label: tally for label, tally in cleaning.emptied.items() if tally.values}
     repairs = {name: tally for name, tally in cleaning.repairs.items() if tally.values}
-    return Raw(labels, rows, records, records - _count(connection, "items"), times, emptied, repairs, rare)
+    repeated = records - _count(connection, "items")
+    return Raw(labels, rows, records, repeated, times, emptied, repairs, rare, cleaning.changing, left_out)
+
+
+def _open(
+    connection: duckdb.DuckDBPyConnection,
+    folder: Path,
+    spec: DomainSpec,
+    interactions: Path,
+    items: Path | None,
+    bad: BadRows | None,
+) -> tuple[Table, Table | None]:
+    """The tables of events and of items; without the latter the events hold the texts."""
+    form = READERS[spec.reader]
+    reading = (spec.encoding, bad)
+    named = {role: role not in spec.headerless for role in ("interactions", "items")}
+    table = open_role(connection, folder, form, "events", interactions, *reading, header=named["interactions"])
+    assert table is not None
+    source = None
+    if items:
+        source = open_role(connection, folder, form, "items", items, *reading, header=named["items"])
+    elif interactions.is_dir() or interactions.suffix.lower() == ".zip":
+        source = open_role(connection, folder, form, "items", interactions, *reading, alone=False)
+    if source is None and not (form.own_text or spec.fields):
+        names = " or ".join(layout.files[0].name for layout in form.items)
+        raise InputError(f"{table.path}: holds no texts of items; name the file that does by `items` ({names})")
+    return table, source
 
 
 @dataclass(frozen=True)
@@ -145,11 +163,11 @@ class _IdColumns:
     time: str | None
 
 
-def _id_columns(table: Table, given: Columns, names: Names) -> _IdColumns:
-    user = table.find("columns.user", given.user, names.user)
-    item = table.find("columns.item", given.item, names.item)
-    timed = bool(given.time or given.time_format) or any(name in table.columns for name in names.time)
-    time = table.find("columns.time", given.time, names.time) if timed else None
+def _id_columns(table: Table, given: Columns, form: Format) -> _IdColumns:
+    user = table.find("columns.user", given.user, form.user)
+    item = table.find("columns.item", given.item, form.item)
+    timed = bool(given.time or given.time_format) or any(name in table.columns for name in form.time)
+    time = table.find("columns.time", given.time, form.time) if timed or form.timed else None
     return _IdColumns(user, item, time)
 
 
@@ -168,7 +186,12 @@ def _fields(source: Table, given: dict[str, str] | None, usual: dict[str, list[s
 
 
 def _read_events(
-    connection: duckdb.DuckDBPyConnection, table: Table, ids: _IdColumns, texts: list[str], time_format: str | None
+    connection: duckdb.DuckDBPyConnection,
+    table: Table,
+    ids: _IdColumns,
+    texts: list[str],
+    time_format: str | None,
+    bad: BadRows | None,
 ) -> str | None:
     """Make `events`, with the text columns t0, t1, ... beside them, and return what the times are, in words."""
     lists = table.is_list(ids.item)
@@ -187,7 +210,7 @@ def _read_events(
     beside = (["said"] if ids.time else []) + [f"t{i}" for i in range(len(texts))]
     if lists:
         _unnest(connection, table, beside)
-    times = read_as(connection, table, ids.time, time_format) if ids.time else UNTIMED
+    times = read_as(connection, table, ids.time, time_format, bad) if ids.time else UNTIMED
     connection.execute(
         f"CREATE TABLE events AS SELECT nullif(trim(user), '') AS user, nullif(trim(item), '') AS item, "
         f"{times.seconds} AS time, {times.microseconds} AS fine, {'row' if lists else 'line'} AS row"
@@ -247,12 +270,14 @@ class _Cleaning:
     Attributes:
         emptied: label -> values that held nothing but junk.
         repairs: what was done -> the values that it changed.
+        changing: of items with several titles, as `doubts.py` says.
     """
 
     def __init__(self, source: Table, fields: dict[str, str], is_html: bool, tidy: Callable[[str, str], str]) -> None:
         self.source, self.fields, self.is_html, self.tidy = source, fields, is_html, tidy
         self.emptied = {label: Tally() for label in fields}
         self.repairs = {HTML: Tally(), CHARACTERS: Tally()}
+        self.changing: dict[str, Any] = {}
 
     def clean(self, connection: duckdb.DuckDBPyConnection, decode: list[bool]) -> None:
         """Of several records of an item the fullest is kept; `decode` says of each field whether it is JSON."""
@@ -273,8 +298,10 @@ class _Cleaning:
         filled = " + ".join(f"CAST(f{i} <> '' AS INT)" for i in range(n))
         connection.execute(
             "CREATE TABLE items AS SELECT * FROM cleaned QUALIFY row_number() OVER "
-            f"(PARTITION BY item ORDER BY {filled} DESC, row) = 1; DROP TABLE cleaned"
+            f"(PARTITION BY item ORDER BY {filled} DESC, row) = 1"
         )
+        self.changing = changing_titles(connection, list(self.fields))
+        connection.execute("DROP TABLE cleaned")
 
     def _values(
         self, label: str, ids: list[str], values: list[Any], is_json: bool

@@ -6,11 +6,19 @@ from typing import Any
 import numpy as np
 
 from calrec_lite.data.domain import Catalogue, Domain, Sequences
+from calrec_lite.data.doubts import doubts_in_words, one_day
 from calrec_lite.data.faults import shown
 
+CASES = ("validation", "test")
 
-def statistics(catalogue: Catalogue, sequences: Sequences) -> dict[str, Any]:
-    """Counts, lengths in events, and shares: of repeats, of tied times (None without times), the time span (UTC)."""
+
+def statistics(catalogue: Catalogue, sequences: Sequences, dated: bool = True) -> dict[str, Any]:
+    """Counts, lengths in events, and shares: of repeats, of tied times and of users whose events are of one day (None
+    without times), the time span (UTC).
+
+    Args:
+        dated: whether times are dates; if they are places in an order, there is no span.
+    """
     lengths = np.diff(sequences.offsets)
     tested, targets = sequences.held_out("test")
     distinct, same, neighbours = _neighbourhood(catalogue, sequences)
@@ -32,12 +40,14 @@ def statistics(catalogue: Catalogue, sequences: Sequences) -> dict[str, Any]:
         "tied_test_targets": None,
         "first": None,
         "last": None,
+        "one_day": one_day(sequences) if dated else None,
     }
     if sequences.times is not None:
         tied = sequences.tied(tested, targets)
         out["tied_neighbours"] = round(same / neighbours, 4) if neighbours else 0.0
         out["tied_test_targets"] = round(float(tied.mean()), 4) if tied is not None and len(tied) else 0.0
-        out["first"], out["last"] = _date(sequences.times.min()), _date(sequences.times.max())
+        if dated:
+            out["first"], out["last"] = _date(sequences.times.min()), _date(sequences.times.max())
     return out
 
 
@@ -55,10 +65,22 @@ def _neighbourhood(catalogue: Catalogue, sequences: Sequences) -> tuple[int, int
     return distinct, same, len(sequences.items) - has_events
 
 
+def summary(domain: Domain) -> str:
+    """One line of what a domain holds."""
+    numbers = domain.info["statistics"]
+    counts = ", ".join(f"{_n(numbers[what])} {what}" for what in ("users", "items", "events"))
+    span = f", {numbers['first']} to {numbers['last']}" if numbers["first"] else ""
+    cases = ", ".join(f"{_n(numbers[f'users_with_a_{split}_case'])} users for {split}" for split in CASES)
+    return f"{domain.name}: {counts}{span}; {_n(numbers['training_events'])} events to train on, {cases}"
+
+
 def describe(domain: Domain) -> str:
     """A short report for people: what was read, what was dropped and why, what is left."""
     info, numbers = domain.info, domain.info["statistics"]
-    span = f", {numbers['first']} to {numbers['last']}" if numbers["first"] else ", no times"
+    timed = numbers["tied_neighbours"] is not None
+    span = ", ordered, no dates" if timed else ", no times"
+    if numbers["first"]:
+        span = f", {numbers['first']} to {numbers['last']}"
     counts = ", ".join(f"{_n(numbers[what])} {what}" for what in ("users", "items", "events"))
     lines = [
         f"{domain.name}: {counts}{span}",
@@ -67,6 +89,8 @@ def describe(domain: Domain) -> str:
     ]
     if info.get("times"):
         lines.append(f"  times           read as {info['times']}")
+    for name, n in info.get("bad_rows", {}).items():
+        lines.append(f"  left out        {_n(n):>11} rows of {shown(name)} that cannot be read (bad_rows.jsonl)")
     for reason, drops in info["dropped"].items():
         if drops["events"]:
             others = "".join(f", {_n(n)} {what}" for what, n in drops.items() if what != "events")
@@ -94,14 +118,15 @@ def describe(domain: Domain) -> str:
     least, median, mean, most = (numbers["length"][key] for key in ("min", "median", "mean", "max"))
     lines.append(f"  events a user   {least} to {_n(most)}, median {median:g}, mean {mean:g}")
     lines.append(f"  held out        by {domain.holdout}; {_n(numbers['training_events'])} events are for training")
-    cases = (f"{_n(numbers[f'users_with_a_{split}_case'])} for {split}" for split in ("validation", "test"))
+    cases = (f"{_n(numbers[f'users_with_a_{split}_case'])} for {split}" for split in CASES)
     lines.append(f"  cases           {', '.join(cases)}")
     lines.append(f"  repeats         {numbers['repeats']:.1%} of the events are of an item the user had before")
-    if numbers["first"]:
+    if timed:
         lines.append(
             f"  equal times     {numbers['tied_neighbours']:.1%} of neighbouring events, "
             f"{numbers['tied_test_targets']:.1%} of test targets with another event"
         )
+    lines += [f"  look at         {doubt}" for doubt in doubts_in_words(info)]
     lines.append(f"  item text       {', '.join(info['labels'])}; such as: {_example(domain)}")
     lines.append(f"  fingerprint     {domain.fingerprint[:16]}")
     return "\n".join(lines)

@@ -12,27 +12,20 @@ import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import IO
 
 import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from calrec_lite.data.faults import LONGEST, bad_json_line, check_gzip, explain, is_zipped, open_bytes, shown
+from calrec_lite.data.bad_rows import BadRows, sift_json, sift_text
+from calrec_lite.data.faults import LONGEST, NOT_UTF8, bad_json_line, check_gzip, explain, is_zipped, open_bytes, shown
+from calrec_lite.data.formats.places import Place
+from calrec_lite.data.formats.plain import in_json, in_utf8, refuse_spreadsheet, unpacked
+from calrec_lite.data.formats.shapes import ANY, KINDS, File, plain_name
 from calrec_lite.errors import InputError, RunError
 
-KINDS = {
-    ".csv": "csv",
-    ".tsv": "csv",
-    ".inter": "atomic",
-    ".item": "atomic",
-    ".json": "json",
-    ".jsonl": "json",
-    ".ndjson": "json",
-    ".parquet": "parquet",
-    ".pq": "parquet",
-}
 MOMENT = re.compile(r"\bTIMESTAMP(?:_\w+| WITH TIME ZONE)?|\bTIME(?: WITH TIME ZONE|_NS)?\b")  # at any depth of a type
 NO_NAME = ("BOOLEAN", "STRUCT", "MAP", "UNION", "INTERVAL", "BIT", "VARIANT", "[")  # of types whose values name nothing
 
@@ -45,7 +38,7 @@ class Table:
         source: the same file under a name of ours: DuckDB takes a name as a pattern, and its folders as columns.
         kind: `csv`, `atomic` (tab-separated, no quotes, `name:type` headers), `json` or `parquet`.
         columns: name -> DuckDB type, in the file's order; of JSON lines as `with_types` finds them.
-        delimiter: of `csv` and `atomic`.
+        delimiter: of `csv` and `atomic`, and whether they have quotes and a header line.
     """
 
     path: Path
@@ -53,6 +46,8 @@ class Table:
     kind: str
     columns: dict[str, str]
     delimiter: str = ","
+    quotes: bool = True
+    header: bool = True
 
     def is_list(self, column: str) -> bool:
         """Whether the column holds a list in each row."""
@@ -103,10 +98,11 @@ class Table:
             columns = ", ".join(f"{literal(name)}: {literal(kind)}" for name, kind in types.items())
             _refuse_twins(self.path, list(types))
             return self._read(f"format='newline_delimited', columns={{{columns}}}")
-        quote = "" if self.kind == "atomic" else '"'
+        quote = '"' if self.quotes else ""
         columns = ", ".join(f"{literal(name)}: 'VARCHAR'" for name in self.columns)
         return self._read(
-            f"auto_detect=false, strict_mode=true, header=true, nullstr='', delim={literal(self.delimiter)}, "
+            f"auto_detect=false, strict_mode=true, header={str(self.header).lower()}, nullstr='', "
+            f"delim={literal(self.delimiter)}, "
             f"quote='{quote}', escape='{quote}', max_line_size={LONGEST}, columns={{{columns}}}"
         )
 
@@ -159,31 +155,59 @@ class Table:
             # Out of disk, DuckDB names its own files, not this one.
             if isinstance(error, duckdb.OperationalError) and str(self.source) not in text:
                 raise RunError(f"{self.path}: could not be read: {shown(text)}; or the file is damaged") from None
-            raise InputError(explain(self.path, self.kind, text)) from None
+            raise InputError(explain(self.path, self.kind, text, self.source)) from None
 
 
-def open_table(connection: duckdb.DuckDBPyConnection, path: Path, folder: Path) -> Table:
+def open_table(
+    connection: duckdb.DuckDBPyConnection,
+    path: Path | Place,
+    folder: Path,
+    header: bool = True,
+    file: File = ANY,
+    encoding: str | None = None,
+    bad: BadRows | None = None,
+) -> Table:
     """Look at a file's name and header.
 
     Args:
         folder: for what reading it needs, as long as the table is in use.
+        header: whether the first line of a CSV file names the columns; else they are column0, column1, ...
+        file: what is known of it beyond its name.
+        encoding: of text; None: UTF-8, or what a byte order mark says.
+        bad: takes the rows that cannot be read; None: they are errors.
 
     Raises:
-        InputError: unknown kind of file, damaged gzip, no header, or broken content.
+        InputError: unknown kind of file, damaged gzip, zip or zstd, no header, or broken content.
     """
-    suffixes, zipped = [suffix.lower() for suffix in path.suffixes], is_zipped(path)
-    kind = KINDS.get(suffixes[-2 if zipped else -1]) if len(suffixes) > zipped else None
-    if kind is None or (zipped and kind == "parquet"):
+    place = path if isinstance(path, Place) else Place(path)
+    named = place.label
+    refuse_spreadsheet(named)
+    kind = _kind(named, file)
+    real = unpacked(place, folder)
+    if is_zipped(real):
+        check_gzip(real, named)
+    if kind == "parquet":
+        return _open_parquet(connection, Table(named, _link(real, folder), kind, {}))
+    real = in_utf8(real, named, folder, encoding, file.encoding)
+    if kind == "json":
+        source = _link(in_json(real, named, folder, bad), folder)
+        if bad:
+            sift_json(source, sifted := _new(folder), named, bad)
+            source = sifted
+        return _open_json(connection, Table(named, source, kind, {}))
+    return _open_text(named, real, folder, replace(file, kind=kind), header, bad)
+
+
+def _kind(named: Path, file: File) -> str:
+    """What kind of table it is, by what is known of it or by its name."""
+    ending = PurePath(plain_name(named)).suffix
+    kind = file.kind or KINDS.get(ending)
+    if kind is None or (is_zipped(named) and kind == "parquet"):
         raise InputError(
-            f"{path}: unknown kind of table; its name must end in one of {', '.join(KINDS)} "
-            "(or those + .gz, but for Parquet)"
+            f"{named}: unknown kind of table; its name must end in one of {', '.join(KINDS)} "
+            "(or those + .gz, .zst or .zip, but .gz not for Parquet)"
         )
-    if zipped:
-        check_gzip(path)
-    if kind in ("csv", "atomic"):
-        return _open_text(path, folder, kind, "\t" if kind == "atomic" or ".tsv" in suffixes else None)
-    table = Table(path, _link(path, folder), kind, {})
-    return _open_json(connection, table) if kind == "json" else _open_parquet(connection, table)
+    return kind
 
 
 def quoted(name: str) -> str:
@@ -211,7 +235,7 @@ def _open_json(connection: duckdb.DuckDBPyConnection, table: Table) -> Table:
         others = connection.execute(f"SELECT DISTINCT {keys} AS key FROM {lines} ORDER BY key").fetchall()
     names = dict.fromkeys(name for (name,) in [*first, *others])
     if None in names or not names:
-        raise InputError(bad_json_line(table.path) or f"{table.path}: holds no usable row")
+        raise InputError(bad_json_line(table.path, table.source) or f"{table.path}: holds no usable row")
     return replace(table, columns={name: "JSON" for name in names if name})
 
 
@@ -232,7 +256,7 @@ def _open_parquet(connection: duckdb.DuckDBPyConnection, table: Table) -> Table:
     try:
         _refuse_twins(table.path, pq.read_schema(table.source).names)  # DuckDB would give the second another name
     except (pa.ArrowException, OSError) as error:
-        raise InputError(explain(table.path, "parquet", str(error))) from None
+        raise InputError(explain(table.path, "parquet", str(error), table.source)) from None
     return replace(table, columns={name: column_type for name, column_type, *_ in schema})
 
 
@@ -245,14 +269,31 @@ def _refuse_twins(path: Path, names: Sequence[str], line: str = "") -> None:
         seen.add(name.lower())
 
 
+def _new(folder: Path) -> Path:
+    return Path(tempfile.mkdtemp(dir=folder)) / "table"
+
+
 def _link(path: Path, folder: Path) -> Path:
-    link = Path(tempfile.mkdtemp(dir=folder)) / ("table.gz" if is_zipped(path) else "table")
+    link = _new(folder).with_suffix(".gz" if is_zipped(path) else "")
     link.symlink_to(path.resolve())
     return link
 
 
-def _open_text(path: Path, folder: Path, kind: str, delimiter: str | None) -> Table:
-    source = _link(path, folder) if _has_even_lines(path) else _with_even_lines(path, folder)
+def _open_text(named: Path, real: Path, folder: Path, file: File, header: bool, bad: BadRows | None) -> Table:
+    source = _link(real, folder) if _has_even_lines(real) else _with_even_lines(real, folder)
+    tabs = file.kind == "atomic" or plain_name(named).endswith(".tsv")
+    quotes, header = file.quotes and file.kind != "atomic", (header or file.kind == "atomic") and not file.columns
+    names, delimiter = list(file.columns), file.delimiter or ("\t" if tabs else "")
+    if not names:
+        names, delimiter = _first_line(named, source, file.kind, delimiter, header)
+    if bad:
+        sift_text(source, sifted := _new(folder), named, bad, len(names), delimiter, quotes, header)
+        source = sifted
+    return Table(named, source, file.kind, dict.fromkeys(names, "VARCHAR"), delimiter, quotes, header)
+
+
+def _first_line(path: Path, source: Path, kind: str, delimiter: str, header: bool) -> tuple[list[str], str]:
+    """The columns, as the first line names them if it is a header, and what stands between them."""
     with open_bytes(source) as file:
         lines = _Lines(file)
         try:
@@ -265,15 +306,15 @@ def _open_text(path: Path, folder: Path, kind: str, delimiter: str | None) -> Ta
                 else next(csv.reader(lines, delimiter=delimiter), [])
             )
         except UnicodeDecodeError:
-            raise InputError(f"{path}:{lines.number}: is not UTF-8 text; convert it first") from None
+            raise InputError(f"{path}:{lines.number}: {NOT_UTF8}") from None
         except csv.Error as error:
             raise InputError(f"{path}:1: the header cannot be read ({error})") from None
     if not any(names):
         raise InputError(f"{path}: holds no usable row (no header line)")
     names = [name.partition(":")[0] if kind == "atomic" else " ".join(name.split()) for name in names]
-    names = [name or f"column{i}" for i, name in enumerate(names)]
+    names = [name if name and header else f"column{i}" for i, name in enumerate(names)]
     _refuse_twins(path, names, ":1")
-    return Table(path, source, kind, dict.fromkeys(names, "VARCHAR"), delimiter)
+    return names, delimiter
 
 
 class _Lines:
@@ -309,7 +350,7 @@ def _has_even_lines(path: Path) -> bool:
 
 def _with_even_lines(path: Path, folder: Path) -> Path:
     """A copy whose lines end in LF, line breaks inside quotes included."""
-    copy = Path(tempfile.mkdtemp(dir=folder)) / "table"
+    copy = _new(folder)
     last = b""
     with open_bytes(path) as file, copy.open("wb") as even:
         while part := file.read(1 << 20):

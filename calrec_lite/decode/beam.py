@@ -1,7 +1,5 @@
 """Search for the most probable items of a catalogue's trie, over one shared prompt cache (docs/method.md, 6a)."""
 
-from dataclasses import dataclass, fields
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -41,29 +39,33 @@ def beam_search(
     return _Search(tree, trie, paths, beams, k, allowed, strict).run()
 
 
-@dataclass
 class _Beams:
-    """Partial items of all users in flat arrays, user after user; all (n,).
+    """Partial items of all users, user after user, in one array: (6, n) int64, so that a choice is one index.
 
-    `node` is the fork it has reached, or ~item where the item is certain; `edge` led there. `slot` is its continuation
-    in the tree, -1 where its last edge is not fed yet; `parent` is then the continuation that edge extends.
+    All (n,): `node` is the fork it has reached, or ~item where the item is certain; `edge` led there. `slot` is its
+    continuation in the tree, -1 where its last edge is not fed yet; `parent` is then the continuation that this edge
+    extends. `score` lies there as the bits of its doubles.
     """
 
-    user: Tensor
-    score: Tensor
-    node: Tensor
-    edge: Tensor
-    parent: Tensor
-    slot: Tensor
+    def __init__(self, rows: Tensor) -> None:
+        self.rows = rows
+        self.user, score, self.node, self.edge, self.parent, self.slot = rows
+        self.score = score.view(torch.double)
+
+    @classmethod
+    def of(cls, user: Tensor, score: Tensor, *rest: Tensor) -> "_Beams":
+        """Of user, score, node, edge, parent and slot."""
+        return cls(torch.stack([user, score.view(torch.long), *rest]))
 
     def __len__(self) -> int:
-        return len(self.user)
+        return self.rows.shape[1]
 
     def pick(self, which: Tensor) -> "_Beams":
-        return _Beams(*(getattr(self, f.name)[which] for f in fields(self)))
+        """Those at places `which`, in that order; or those where it is true, for which the host waits."""
+        return _Beams(self.rows[:, where(which) if which.dtype is torch.bool else which])
 
     def joined(self, *more: "_Beams") -> "_Beams":
-        return _Beams(*(torch.cat([getattr(b, f.name) for b in (self, *more)]) for f in fields(self)))
+        return _Beams(torch.cat([self.rows, *(other.rows for other in more)], 1))
 
 
 class _Search:
@@ -82,7 +84,7 @@ class _Search:
         zeros = torch.zeros_like(users)
         first = zeros if len(paths.depth) else ~zeros
         score = paths.feed_root(tree).double()
-        self.running = _Beams(users, score, first, zeros - 1, zeros, zeros)
+        self.running = _Beams.of(users, score, first, zeros - 1, zeros, zeros)
         if not len(paths.depth):  # a single item: nothing to decide
             self.running = self.running.pick(self._recommendable(self.running))
         self.finished = self.running.pick(users[:0])
@@ -99,9 +101,10 @@ class _Search:
                 continue
             children = self._expand(beam.pick(ready & ~leaf))
             certain = (children.node < 0) & (not self.scores_forced and not self.strict)
-            done = torch.cat([(ready & leaf)[~ready | leaf], certain])
-            self._prune(beam.pick(~ready | leaf).joined(children), done)
-        return [self._ranked(u) for u in range(self.users)]
+            others = where(~ready | leaf)
+            done = torch.cat([(ready & leaf)[others], certain])
+            self._prune(beam.pick(others).joined(children), done)
+        return self._ranked()
 
     def _at_shortest(self, leaf: Tensor) -> Tensor:
         """(n,) which are their user's shortest: in strict order these take the next step."""
@@ -114,7 +117,13 @@ class _Search:
 
     def _user_has_unfed(self, unfed: Tensor) -> Tensor:
         """(n,) whether the user of each has any that is not fed yet."""
-        return (torch.bincount(self.running.user[unfed], minlength=self.users) > 0)[self.running.user]
+        user = self.running.user
+        return (self._per_user(user, unfed) > 0)[user]
+
+    def _per_user(self, user: Tensor, counted: Tensor | None = None) -> Tensor:
+        """(U,) how many of (n,) are each user's, of those that are `counted`; unlike bincount, without a wait."""
+        ones = torch.ones_like(user) if counted is None else counted.long()
+        return torch.zeros_like(self.n_fed).index_add_(0, user, ones)
 
     def _next_to_feed(self, unfed: Tensor, turn: Tensor) -> Tensor:
         """(n,) which are fed next: of each user those whose turn it is, then the best, as many as fill a round."""
@@ -134,26 +143,28 @@ class _Search:
         beam, tree = self.running, self.tree
         row, old_slot = self.tree_row[beam.user], torch.where(beam.slot >= 0, beam.slot, beam.parent)
         width = tree.next.shape[1]
-        unchanged, place = torch.unique((row * width + old_slot)[~new], return_inverse=True)
-        rows = torch.cat([unchanged // width, row[new]])
+        fed, others = where(new), where(~new)
+        unchanged, place = torch.unique((row * width + old_slot)[others], return_inverse=True)
+        rows = torch.cat([unchanged // width, row[fed]])
         order = torch.argsort(rows, stable=True)
         slot = torch.empty_like(order)
         slot[order] = places(rows[order])
-        chain_lengths, tokens = self.paths.chains(beam.edge[new])
+        chain_lengths, tokens = self.paths.chains(beam.edge[fed])
         parents = torch.zeros(len(tree), int(slot.max()) + 1, dtype=torch.long, device=order.device)
         lengths = torch.zeros_like(parents)
-        parents[rows, slot] = torch.cat([unchanged % width, old_slot[new]])
-        lengths[row[new], slot[len(unchanged) :]] = chain_lengths
+        parents[rows, slot] = torch.cat([unchanged % width, old_slot[fed]])
+        lengths[row[fed], slot[len(unchanged) :]] = chain_lengths
         states = tree.extend(parents, lengths, tokens)
         new_slot = torch.empty_like(old_slot)
-        new_slot[~new], new_slot[new] = slot[: len(unchanged)][place], slot[len(unchanged) :]
-        beam.parent, beam.slot = new_slot, torch.where((beam.slot >= 0) | new, new_slot, beam.slot)
-        beam.score[new] += self.paths.rest_logprobs(states, tree.towers.head, chain_lengths, tokens).double()
-        self.n_fed += torch.bincount(beam.user[new], minlength=self.users)
+        new_slot[others], new_slot[fed] = slot[: len(unchanged)][place], slot[len(unchanged) :]
+        beam.parent.copy_(new_slot)
+        beam.slot.copy_(torch.where((beam.slot >= 0) | new, new_slot, beam.slot))
+        beam.score[fed] += self.paths.rest_logprobs(states, tree.towers.head, chain_lengths, tokens).double()
+        self.n_fed += self._per_user(beam.user, new)
 
     def _drop_finished(self) -> None:
         """Take the users who are done out of the tree, once they are half of the users in it."""
-        active = torch.unique(self.running.user)
+        active = where(self._per_user(self.running.user) > 0)
         if 2 * len(active) > len(self.tree):
             return
         self.tree.select(self.tree_row[active])
@@ -165,7 +176,7 @@ class _Search:
         states = self.tree.states[self.tree_row[beam.user], beam.slot]  # (n, D)
         logp = self.paths.child_logprobs(states, self.tree.towers.head, edges, parent, beam.user).double()
         forks = beam.pick(parent)
-        children = _Beams(
+        children = _Beams.of(
             forks.user, forks.score + logp, self.paths.dest[edges], edges, forks.slot, torch.full_like(forks.slot, -1)
         )
         return children.pick(self.edges[forks.user, edges])
@@ -184,7 +195,7 @@ class _Search:
         if self.strict:
             beam = self._top(beam, beam.score, torch.full_like(self.n_fed, self.beams))
         else:
-            counts = torch.bincount(self.finished.user, minlength=self.users)
+            counts = self._per_user(self.finished.user)
             budget = STEPS * self.beams - self.n_fed  # what cannot be continued any more need not stay
             limits = torch.where(counts < self.k, budget.clamp(min=self.beams), budget)
             beam = self._top(beam, beam.score + self._heuristic(beam), limits)
@@ -196,11 +207,11 @@ class _Search:
         if self.strict:  # certain items of the beam end as they are
             certain = certain.joined(beam.pick(self._recommendable(beam)))
             certain = self._top(certain, certain.score, torch.full_like(self.n_fed, self.k))
-        counts = torch.bincount(certain.user, minlength=self.users)
-        bound = torch.full((self.users,), -torch.inf, dtype=torch.double, device=self.n_fed.device)
-        has_k = counts >= self.k
-        bound[has_k] = certain.score[(counts.cumsum(0) - 1)[has_k]]
-        return bound
+        counts = self._per_user(certain.user)
+        none = torch.full((self.users,), -torch.inf, dtype=torch.double, device=self.n_fed.device)
+        if not len(certain):
+            return none
+        return torch.where(counts >= self.k, certain.score[(counts.cumsum(0) - 1).clamp(min=0)], none)
 
     def _recommendable(self, beam: _Beams) -> Tensor:
         """(n,) which are items that may be recommended."""
@@ -223,10 +234,17 @@ class _Search:
         order = order[torch.argsort(beam.user[order], stable=True)]
         return order, places(beam.user[order])
 
-    def _ranked(self, user: int) -> Ranked:
-        items = self.finished.pick(self.finished.user == user)
-        scores = items.score.cpu().numpy()
-        return Ranked((~items.node).cpu().numpy(), scores, [f"log-probability {s:.2f}" for s in scores])
+    def _ranked(self) -> list[Ranked]:
+        rows = self.finished.rows.cpu()  # users in order, best first
+        ends = np.cumsum(np.bincount(rows[0].numpy(), minlength=self.users))
+        certain = _Beams(rows)
+        parts = zip(*(np.split(v.numpy(), ends[:-1]) for v in (~certain.node, certain.score)))
+        return [Ranked(items, scores, [f"log-probability {s:.2f}" for s in scores]) for items, scores in parts]
+
+
+def where(true: Tensor) -> Tensor:
+    """(m,) places of (n,) that are true. The host waits for the device to know how many."""
+    return true.nonzero().squeeze(1)
 
 
 def places(groups: Tensor) -> Tensor:

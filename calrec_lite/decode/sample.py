@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from calrec_lite.decode.prompt_tree import PromptTree
-from calrec_lite.method.losses import HEAD_ENTRIES
+from calrec_lite.model.head_loss import HEAD_ENTRIES
 
 
 @dataclass(frozen=True)

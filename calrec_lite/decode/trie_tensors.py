@@ -10,7 +10,8 @@ from torch import Tensor
 from calrec_lite.decode.own_bias import OwnBias
 from calrec_lite.decode.prompt_tree import PromptTree
 from calrec_lite.method.catalogue import EncodedCatalogue
-from calrec_lite.method.losses import HEAD_ENTRIES, segment_logsumexp, vocabulary_nll
+from calrec_lite.method.losses import segment_logsumexp
+from calrec_lite.model.head_loss import HEAD_ENTRIES, vocabulary_nll
 from calrec_lite.model.on_device import OnDevice
 from calrec_lite.prior.collaborative import CollaborativePrior
 

@@ -11,8 +11,9 @@ import pyarrow.compute as pc
 
 from calrec_lite.errors import InputError
 from calrec_lite.evaluate.store import read_metrics, read_rankings
-from calrec_lite.evaluate.tables import caption, difference_cell, made_by, markdown
+from calrec_lite.evaluate.tables import caption, made_by
 from calrec_lite.measure.metrics import METRICS, Copies, Ranks, paired_bootstrap
+from calrec_lite.table import markdown
 
 REMEDY = "evaluate both on the same prepared domain"
 # Keys of the protocol that may differ: how users were drawn, and how many resamples. The users must be the same.
@@ -85,19 +86,33 @@ def compare(a: Path, b: Path, pairs: Sequence[tuple[str, str]] = ()) -> dict[str
 
 def comparison_table(comparison: dict[str, Any]) -> str:
     """The result of `compare` as a Markdown table with its protocol as the caption."""
+    return f"{markdown(*comparison_rows(comparison))}\n\n{comparison_notes(comparison)}"
+
+
+def comparison_rows(comparison: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Head and rows, narrow enough for 80 columns: a row a pair and metric."""
     uneven = len({pair["users"] for pair in comparison["comparisons"]}) > 1
-    head = ["a -> b", *(["users"] if uneven else []), "R@1", "R@10", "N@10", f"MRR@{comparison['protocol']['mrr_cut']}"]
+    head = ["a -> b", *(["users"] if uneven else []), "metric", "b - a", "95% interval", "p"]
+    names = ("R@1", "R@10", "N@10", f"MRR@{comparison['protocol']['mrr_cut']}")
     rows = [
         [
             pair["a"] if pair["a"] == pair["b"] else f"{pair['a']} -> {pair['b']}",
             *([f"{pair['users']:,}"] if uneven else []),
-            *(difference_cell(pair["metrics"][metric]) for metric in METRICS),
+            name,
+            f"{d['difference']:+.4f}",
+            f"[{d['low']:+.4f}, {d['high']:+.4f}]",
+            f"{d['p']:.3g}",
         ]
         for pair in comparison["comparisons"]
+        for name, d in zip(names, (pair["metrics"][metric] for metric in METRICS), strict=True)
     ]
+    return head, rows
+
+
+def comparison_notes(comparison: dict[str, Any]) -> str:
+    """How the two were measured, and their lists made."""
     lists = dict.fromkeys(comparison["lists"])  # one entry where both are the same
-    notes = f"b minus a, paired bootstrap. {caption(comparison)} Models' lists by {', of b by '.join(lists)}."
-    return f"{markdown(head, rows)}\n\n{notes}"
+    return f"b minus a, paired bootstrap. {caption(comparison)} Models' lists by {', of b by '.join(lists)}."
 
 
 def _differences(a: Evaluation, system_a: str, b: Evaluation, system_b: str) -> dict[str, Any]:

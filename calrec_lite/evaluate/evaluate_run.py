@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -11,29 +12,42 @@ from typing import Any
 from calrec_lite.claim import claimed
 from calrec_lite.data.domain import Domain
 from calrec_lite.errors import InputError, RunError
-from calrec_lite.evaluate.baselines import BASELINE_NAMES, build_baseline
+from calrec_lite.evaluate.baselines import BASELINE_NAMES, build_baseline, telling_baselines
 from calrec_lite.evaluate.baselines.fast import FAST, by_parts
 from calrec_lite.evaluate.baselines.sasrec import require_cornac
-from calrec_lite.evaluate.protocol import Protocol, Ranker, evaluate_system
+from calrec_lite.evaluate.beforehand import kept_baseline
+from calrec_lite.evaluate.protocol import Protocol, Ranker, SystemResult, evaluate_system
 from calrec_lite.evaluate.settings import fitted_weights
+from calrec_lite.evaluate.shards import (
+    BLOCK,
+    InBlocks,
+    KeptLists,
+    begin,
+    blocks_left,
+    keep_lists,
+    require_same,
+    shards_folder,
+)
 from calrec_lite.evaluate.store import RESULTS, read_metrics, write_results
 from calrec_lite.files import atomic_path, copy_matching, size_and_time, write_json
 from calrec_lite.fitting.fit import require_users
 from calrec_lite.fitting.opening import fitted_folder, is_fitted, kept_fusion, open_recommender
-from calrec_lite.measure.cases import build_cases
+from calrec_lite.measure.cases import Cases, build_cases
 from calrec_lite.model.base import Placement, placement
 from calrec_lite.model.device import described_device
 from calrec_lite.model.memory import free_memory
 from calrec_lite.recipe import Recipe
 from calrec_lite.recommend.fusion import WEIGHTS_FILE
 from calrec_lite.recommend.readings import READINGS
+from calrec_lite.recommend.shards import Shard
 from calrec_lite.run import Run
 from calrec_lite.stored import write_manifest
+from calrec_lite.trackers import send
 
 IDENTITY_FILE = "begun.json"  # in the folder of a half-done evaluation: what is measured, and how
 
 
-def evaluate_run(run: Run, trained: bool = True, folder: Path | None = None) -> dict[str, Any]:
+def evaluate_run(run: Run, trained: bool = True, folder: Path | None = None, merging: bool = False) -> dict[str, Any]:
     """Measure every system of the recipe on the same users; returns and writes `metrics.json`.
 
     Systems are `base` (untouched), `stage1` ... for the stages before the last, `final`, and the
@@ -44,11 +58,108 @@ def evaluate_run(run: Run, trained: bool = True, folder: Path | None = None) -> 
     Args:
         trained: False leaves the stages out, so that base and baselines can be measured before any training.
         folder: where it is written, beside every user's list; default: the run's `evaluation`.
+        merging: take the lists of models that `make_lists` has made in parts, and remove them at the end.
 
     Raises:
-        InputError: if the run is not trained to the end, a baseline needs what is not installed, or another process is
-            measuring it.
+        InputError: if the run is not trained to the end, a baseline needs what is not installed, another process is
+            measuring it, or a part of the lists is missing.
     """
+    folder = folder or run.evaluation
+    to_do = _plan(run, trained)
+    unfinished, kept = folder.with_name(f"{folder.name}.part"), shards_folder(folder)
+    count = require_same(kept, to_do.identity) if merging else None
+    with claimed(unfinished):
+        results = _earlier_results(unfinished, to_do.identity)
+        for name in to_do.rankers:
+            if name in results.get("systems", {}):
+                print(f"{name}: measured already")
+                continue
+            system = to_do.measured_before(name) or _measured(to_do, name, kept / name, count)
+            results = write_results(
+                unfinished, to_do.domain, to_do.protocol, to_do.cases, {name: system}, to_do.settings
+            )
+        if lost := to_do.rankers.keys() - results["systems"].keys():
+            raise RunError(
+                f"{unfinished}: removed by something else, and what was measured of {', '.join(sorted(lost))} with it; "
+                "the same command measures it again"
+            )
+        with atomic_path(folder) as temporary:  # copied: killed at any moment, one of both is whole
+            temporary.mkdir()
+            copy_matching(unfinished, temporary, RESULTS)
+            write_manifest(temporary, RESULTS)
+    shutil.rmtree(unfinished)
+    if merging:
+        shutil.rmtree(kept)
+    metrics = {f"{name}/{key}": m["value"] for name, own in results["systems"].items() for key, m in own.items()}
+    place = f"{run.recipe.name}/{folder.name}"
+    send(run.recipe.optim.report_to, place, run.folder / f"{folder.name}-tensorboard", metrics)
+    return results
+
+
+def _measured(to_do: "_Plan", name: str, kept: Path, parts: int | None) -> SystemResult:
+    """One system, by the lists of it that so many parts keep, or made now; afterwards its memory is free."""
+    cases = to_do.cases_of(name)
+    print(f"evaluating {name} on {len(cases.users):,} users")
+    if parts and to_do.needs_llm(name):
+        lists = KeptLists(kept, parts)
+        return replace(evaluate_system(lists, cases, to_do.protocol), seconds=lists.seconds)
+    ranker = to_do.rankers[name]()
+    system = evaluate_system(InBlocks(ranker) if to_do.needs_llm(name) else ranker, cases, to_do.protocol)
+    del ranker
+    free_memory()  # before the next one is loaded
+    return system
+
+
+def make_lists(run: Run, folder: Path, shard: Shard) -> Path:
+    """Make one part of the lists of all systems that run the LLM, for `evaluate_run(merging=True)`.
+
+    Returns:
+        The folder in which all parts keep them.
+
+    Raises:
+        InputError: as `evaluate_run`, or other parts were begun for another evaluation.
+    """
+    to_do, kept = _plan(run, trained=True), shards_folder(folder)
+    begin(kept, shard.count, to_do.identity)
+    for name, make_ranker in to_do.rankers.items():
+        cases = to_do.cases_of(name)
+        if to_do.needs_llm(name) and (left := blocks_left(kept / name, cases, shard)):
+            print(f"{name}: {len(left)} blocks of at most {BLOCK:,} users, of {len(cases.users):,} users in all parts")
+            keep_lists(kept / name, make_ranker(), cases, to_do.protocol, left)
+            free_memory()
+    return kept
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is to be measured."""
+
+    run: Run
+    domain: Domain
+    protocol: Protocol
+    cases: Cases
+    settings: dict[str, Any]  # by which lists are made
+    identity: dict[str, Any]
+    rankers: dict[str, Callable[[], Ranker]]
+
+    def measured_before(self, name: str) -> SystemResult | None:
+        """A baseline that `calrec-lite baselines` has measured on the same users."""
+        if name not in BASELINE_NAMES:
+            return None
+        system = kept_baseline(name, self.run.folder, self.domain, self.run.recipe, self.cases)
+        if system:
+            print(f"{name}: as `calrec-lite baselines` measured it")
+        return system
+
+    def needs_llm(self, name: str) -> bool:
+        return _needs_llm(name, self.run.recipe)
+
+    def cases_of(self, name: str) -> Cases:
+        """Those on which a system is measured."""
+        return self.cases.part(self.protocol.model_users, self.protocol.seed) if self.needs_llm(name) else self.cases
+
+
+def _plan(run: Run, trained: bool) -> _Plan:
     recipe = run.recipe
     if "sasrec" in recipe.evaluate.baselines:
         require_cornac()  # before the others are measured
@@ -67,32 +178,8 @@ def evaluate_run(run: Run, trained: bool = True, folder: Path | None = None) -> 
     placed = placement(run.weights, run.loading)
     settings = {"recommend": recipe.recommend.model_dump(), "quantised": placed[0], "dtype": run.dtype.dtype}
     settings["fitted"] = fitted_weights(run) if trained else None
-    target_folder = folder or run.evaluation
-    unfinished = target_folder.with_name(f"{target_folder.name}.part")
     identity = {**settings, **_identity(run, domain, protocol.record(cases), trained)}
-    with claimed(unfinished):
-        results = _earlier_results(unfinished, identity)
-        factories = _ranker_factories(run, trained, placed)
-        for name, make_ranker in factories.items():
-            if name in results.get("systems", {}):
-                print(f"{name}: measured already")
-                continue
-            system_cases = cases.part(protocol.model_users, protocol.seed) if _needs_llm(name, recipe) else cases
-            print(f"evaluating {name} on {len(system_cases.users):,} users")
-            system = evaluate_system(make_ranker(), system_cases, protocol)
-            free_memory()  # before the next one is loaded
-            results = write_results(unfinished, domain, protocol, cases, {name: system}, settings)
-        if lost := factories.keys() - results["systems"].keys():
-            raise RunError(
-                f"{unfinished}: removed by something else, and what was measured of {', '.join(sorted(lost))} with it; "
-                "the same command measures it again"
-            )
-        with atomic_path(target_folder) as temporary:  # copied: killed at any moment, one of both is whole
-            temporary.mkdir()
-            copy_matching(unfinished, temporary, RESULTS)
-            write_manifest(temporary, RESULTS)
-    shutil.rmtree(unfinished)
-    return results
+    return _Plan(run, domain, protocol, cases, settings, identity, _ranker_factories(run, trained, placed))
 
 
 def _ranker_factories(run: Run, trained: bool, placed: Placement) -> dict[str, Callable[[], Ranker]]:
@@ -100,7 +187,7 @@ def _ranker_factories(run: Run, trained: bool, placed: Placement) -> dict[str, C
     recipe = run.recipe
     domain = run.domain(recipe.target)
     factories: dict[str, Callable[[], Ranker]] = {
-        name: partial(build_baseline, name, domain, recipe) for name in recipe.evaluate.baselines
+        name: partial(build_baseline, name, domain, recipe) for name in telling_baselines(recipe)
     }
     if recipe.evaluate.base:
         factories["base"] = lambda: open_recommender(run, run.base, placed=placed)

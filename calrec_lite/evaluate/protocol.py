@@ -138,7 +138,11 @@ def evaluate_system(ranker: Ranker, cases: Cases, protocol: Protocol) -> SystemR
     """
     start = perf_counter()
     lists = np.asarray(ranker.rank(cases.histories, protocol.k, protocol.exclude_seen), dtype=np.int32)
-    seconds = perf_counter() - start
+    return judged(lists, perf_counter() - start, cases, protocol)
+
+
+def judged(lists: NDArray[np.int32], seconds: float, cases: Cases, protocol: Protocol) -> SystemResult:
+    """Measure lists that were made in so many seconds, (U, k). Raises ValueError as `evaluate_system`."""
     _check_lists(lists, cases, protocol)
     ranks = ranks_from_lists(lists, cases.targets, cases.copies if protocol.duplicates == "expected" else None)
     return SystemResult(cases, protocol.summary(cases, ranks), lists, ranks, seconds)

@@ -4,11 +4,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from calrec_lite.evaluate.protocol import SAME
-from calrec_lite.measure.metrics import METRICS
+from calrec_lite.measure.metrics import METRICS, Difference, Interval
+from calrec_lite.table import markdown
 
 
 def table(results: Mapping[str, Any]) -> str:
     """The contents of a metrics.json as a Markdown table, its protocol as the caption below."""
+    return f"{markdown(*table_rows(results))}\n\n{caption(results)}"
+
+
+def table_rows(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """The same as head and rows."""
     speeds, users = results["users_per_second"], measured_on(results)
     uneven = len(set(users.values())) > 1
     head = ["system", *(["users"] if uneven else []), "R@1", "R@10", "N@10"]
@@ -24,12 +30,25 @@ def table(results: Mapping[str, Any]) -> str:
         ]
         for name, metrics in results["systems"].items()
     ]
-    return f"{markdown(head, rows)}\n\n{caption(results)}"
+    return head, rows
 
 
 def measured_on(results: Mapping[str, Any]) -> dict[str, int]:
     """How many users each system was measured on; older results do not say it: there all were measured on all."""
     return dict.fromkeys(results["systems"], results["protocol"]["users"]) | results.get("users", {})
+
+
+def lead(results: Mapping[str, Any]) -> str:
+    """How far the best system is ahead of popularity, in a sentence: without a lead there is little to learn."""
+    ndcg = {name: metrics["ndcg@10"]["value"] for name, metrics in results["systems"].items()}
+    best = max(ndcg, key=ndcg.__getitem__)
+    popular = ndcg.get("popularity", 0.0)
+    if best == "popularity" or not popular:
+        return f"N@10: {best} is best with {ndcg[best]:.4f}"
+    intervals = (results["systems"][name]["ndcg@10"] for name in (best, "popularity"))
+    apart = next(intervals)["low"] > next(intervals)["high"]
+    what = "histories tell what comes next" if apart else "not told apart on so many users"
+    return f"N@10: {best} is best with {ndcg[best]:.4f}, {ndcg[best] / popular:.2f} times popularity: {what}"
 
 
 def caption(results: Mapping[str, Any]) -> str:
@@ -71,29 +90,18 @@ def made_by(results: Mapping[str, Any]) -> str:
     return f"{text}, quantised as in training (too large for the GPU)" if results.get("quantised") else text
 
 
-def markdown(head: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table that also reads well as plain text: first column left, the others right."""
-    widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
-    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-    lines = [
-        [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-        for row in [head, *rows]
-    ]
-    return "\n".join(f"| {' | '.join(line)} |" for line in [lines[0], rule, *lines[1:]])
-
-
 def weights_table(weights: Mapping[str, float], intervals: Mapping[str, Sequence[float]]) -> str:
     """How much each reading counts in fused lists, with its interval."""
     rows = [[name, f"{weight:.3f}", "[{:.3f}, {:.3f}]".format(*intervals[name])] for name, weight in weights.items()]
     return markdown(["reading", "weight", "95% interval"], rows)
 
 
-def interval_cell(interval: Mapping[str, float]) -> str:
+def interval_cell(interval: Interval | Mapping[str, float]) -> str:
     """A metric with its interval, as all tables have it."""
     return f"{interval['value']:.4f} [{interval['low']:.4f}, {interval['high']:.4f}]"
 
 
-def difference_cell(difference: Mapping[str, float]) -> str:
+def difference_cell(difference: Difference | Mapping[str, float]) -> str:
     """A paired difference with its interval and p-value, as all tables have it."""
     d = difference
     return f"{d['difference']:+.4f} [{d['low']:+.4f}, {d['high']:+.4f}] p={d['p']:.3g}"

@@ -9,8 +9,8 @@ from calrec_lite.errors import InputError
 from calrec_lite.export.card import base_name, render_card
 from calrec_lite.files import TERMS, atomic_path, copy_matching
 from calrec_lite.fitting.opening import IDENTITY_FILE, fitted_folder, is_fitted, open_recommender
-from calrec_lite.package.layout import FITTED, TRANSITIONS, PackageInfo, record, write_package
-from calrec_lite.package.save import complete_model, copy_model, refuse_foreign
+from calrec_lite.package.layout import FITTED, TRANSITIONS, PackageInfo, record, refuse_foreign, write_package
+from calrec_lite.package.save import complete_model, copy_model
 from calrec_lite.run import Run
 from calrec_lite.stored import MANIFEST
 from calrec_lite.training.handover import stage_origin
@@ -86,6 +86,7 @@ def _describe(folder: Path, run: Run, adapter: bool = False) -> None:
         logit_scale=recipe.loss.effective_logit_scale,
         collaborative=recipe.loss.effective_collaborative,
         seed=recipe.seed,
+        html=domain.html,
     )
     write_package(folder, info, domain.catalogue if recipe.export.catalogue else None, domain.train_counts())
     wanted = recipe.recommend.transitions or recipe.recommend.fits or recipe.loss.effective_collaborative

@@ -1,6 +1,5 @@
 """The model card: README.md with Hub metadata, rendered from facts on disk."""
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -9,12 +8,12 @@ import yaml
 
 from calrec_lite import __version__
 from calrec_lite.errors import InputError
-from calrec_lite.evaluate.settings import changed_settings
+from calrec_lite.evaluate.settings import changed_settings, evaluations_of_lists
 from calrec_lite.evaluate.store import read_metrics
 from calrec_lite.evaluate.tables import table, weights_table
 from calrec_lite.fitting.opening import fitted_folder
 from calrec_lite.recipe import Recipe, resolved
-from calrec_lite.recommend.fusion import WEIGHTS_FILE
+from calrec_lite.recommend.fusion import read_weights
 from calrec_lite.run import Run
 
 SHOWN = 200  # characters of a text of others
@@ -37,7 +36,7 @@ def render_card(run: Run, adapter: bool = False, strategy: str | None = None) ->
         "pipeline_tag": "text-generation",
         "tags": ["calrec-lite", "recommendation", "sequential-recommendation"],
         **({"license": recipe.base.license} if recipe.base.license else {}),
-        **({"base_model": base} if _on_hub(base) else {}),
+        **({"base_model": base} if on_hub(base) else {}),
         **({"datasets": hub} if (hub := _hub_datasets(run)) else {}),
         **({"model-index": [_model_index(recipe.name, results, system)]} if results and system else {}),
     }
@@ -67,12 +66,14 @@ def render_card(run: Run, adapter: bool = False, strategy: str | None = None) ->
 
 def _weights(run: Run) -> str:
     """How much each reading counts in the lists."""
-    facts = json.loads((fitted_folder(run, run.final()) / WEIGHTS_FILE).read_text(encoding="utf-8"))
+    fast, fused, facts = read_weights(fitted_folder(run, run.final()))
     strategy = run.recipe.recommend.strategy
-    fit = facts[f"{strategy}_fit"]
+    weights = (fused if strategy == "fused" else fast) or {}
+    if (fit := facts.get(f"{strategy}_fit")) is None:
+        raise InputError(f"{fitted_folder(run, run.final())}: does not say how its weights were fitted; train again")
     return (
         f"`{strategy}` adds up what several readings say of an item, each with its weight, fitted on {fit['users']:,} "
-        f"validation users:\n\n{weights_table(facts[strategy], fit['intervals'])}"
+        f"validation users:\n\n{weights_table(weights, fit['intervals'])}"
     )
 
 
@@ -116,7 +117,7 @@ def base_name(recipe: Recipe) -> str:
 def _public(source: str) -> str:
     """A Hub id or an address as it is; a path of this machine without its folders."""
     path = source.partition("#")[0]
-    return source if re.match("[a-z]+://", path) or _on_hub(path) else Path(path).expanduser().resolve().name
+    return source if re.match("[a-z]+://", path) or on_hub(path) else Path(path).expanduser().resolve().name
 
 
 def _public_recipe(recipe: Recipe) -> dict[str, Any]:
@@ -131,7 +132,7 @@ def _public_recipe(recipe: Recipe) -> dict[str, Any]:
     return values
 
 
-def _on_hub(base: str) -> bool:
+def on_hub(base: str) -> bool:
     """Whether a base's name is a Hub id, not a path of this machine."""
     return bool(re.fullmatch(r"[\w.-]+/[\w.-]+", base)) and not Path(base).exists() and not base.endswith(".gguf")
 
@@ -169,20 +170,27 @@ _NO_CATALOGUE = "The catalogue is not part of this export: put its `catalogue.js
 
 def _results(run: Run, strategy: str) -> tuple[dict[str, Any] | None, str]:
     """The run's evaluation, if it is of the recipe's data and of lists as they are made now, and what is to be said."""
+    own, *others = (_measured(run, folder) for folder in evaluations_of_lists(run))
+    results, note = next((found for found in (own, *others) if found[0]), own)
+    if results is None or strategy == run.recipe.recommend.strategy:
+        return results, note
+    row = _system(results, strategy)
+    measured = f"they are row `{row}`" if row else "they were not measured"
+    return results, f"From this folder alone lists are made by `{strategy}`: {measured}."
+
+
+def _measured(run: Run, folder: Path) -> tuple[dict[str, Any] | None, str]:
+    """What lies in one folder, as `_results`."""
     again = "run `calrec-lite evaluate` and export again."
     try:
-        results = read_metrics(run.evaluation)
+        results = read_metrics(folder)
     except InputError:
         return None, f"Not evaluated yet: {again}"
     if results["domain"]["fingerprint"] != run.domain(run.recipe.target).fingerprint:
         return None, f"Not evaluated yet: {again}"
     if changes := changed_settings(run, results):
         return None, f"Not evaluated since the settings of its lists have changed ({'; '.join(changes)}): {again}"
-    if strategy == run.recipe.recommend.strategy:
-        return results, ""
-    row = _system(results, strategy)
-    measured = f"they are row `{row}`" if row else "they were not measured"
-    return results, f"From this folder alone lists are made by `{strategy}`: {measured}."
+    return results, ""
 
 
 def _system(results: dict[str, Any] | None, strategy: str) -> str | None:

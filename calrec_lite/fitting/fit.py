@@ -17,7 +17,8 @@ from calrec_lite.measure.cases import Cases, build_cases
 from calrec_lite.measure.metrics import ndcg_at, ranks_from_lists
 from calrec_lite.recipe import Fused
 from calrec_lite.recommend.fusion import LIKELIHOOD, Fusion, best_items
-from calrec_lite.recommend.readings import PARTS, Readings, added_up
+from calrec_lite.recommend.readings import PARTS, Readings, added_up, telling
+from calrec_lite.recommend.repeats import Repeats
 from calrec_lite.recommend.user_tower import History
 from calrec_lite.recommend.whitening import Whitening, whitened
 from calrec_lite.recommend.words import Words
@@ -53,7 +54,7 @@ def fit_fusion(
     Args:
         vectors: (N, L, D) of every item's text, by each of some layers; or (N, D).
         seed: of the tower and of the draw of users.
-        parts: that get a weight.
+        parts: that get a weight, where they tell items apart.
         likelihood: histories, and each one's items -> their log-probabilities.
         candidates: items whose likelihood is asked for, of a user.
 
@@ -66,9 +67,8 @@ def fit_fusion(
     text = whitened(vectors, whitening)
     cases = build_cases(domain, "validation", settings.tower.valid_users, seed)
     tower, trained = fit_tower(domain, text, settings.tower, cases, seed, exclude_seen)
-    readings = Readings(
-        text, whitening, tower, Transitions.of(domain), Words(domain.catalogue.titles), domain.train_counts()
-    )
+    counted = Transitions.of(domain), Words(domain.catalogue.titles), domain.train_counts(), Repeats.of(domain)
+    readings = Readings(text, whitening, tower, *counted)
     return weigh(readings, domain, settings, seed, exclude_seen, parts, likelihood, candidates, {"tower": trained})
 
 
@@ -85,7 +85,7 @@ def weigh(
 ) -> Fusion:
     """The weights anew, for readings that are there; arguments as `fit_fusion`'s."""
     cases = build_cases(domain, "validation", settings.users, seed)
-    fast = _fit_fast(readings, _reachable(cases, exclude_seen), parts, exclude_seen)
+    fast = _fit_fast(readings, _reachable(cases, exclude_seen), telling(parts, exclude_seen), exclude_seen)
     fusion = Fusion(readings, fast.weights)
     facts = {**facts, "fast_fit": _facts(fast, fusion, cases, exclude_seen)}
     if likelihood is None:
@@ -119,7 +119,7 @@ def _fit_fast(readings: Readings, cases: Cases, names: Sequence[str], exclude_se
     """Among the EACH best items by each part."""
     values: list[dict[str, Tensor]] = []
     places: list[int] = []
-    for part, allowed in in_parts(cases.histories, cases.items, exclude_seen):
+    for part, allowed in in_parts(cases.histories, cases.items, exclude_seen, "candidates of each reading"):
         parts = readings.parts(cases.histories[part])
         by_part = [best_items(parts[name], allowed, EACH) for name in names]
         for u, target in enumerate(cases.targets[part].tolist()):
@@ -134,7 +134,7 @@ def _reached(fusion: Fusion, cases: Cases, candidates: int, exclude_seen: bool) 
     """The cases whose target is among the best items by `fast`."""
     found = [
         part.start + u
-        for part, allowed in in_parts(cases.histories, cases.items, exclude_seen)
+        for part, allowed in in_parts(cases.histories, cases.items, exclude_seen, "candidates")
         for u, items in enumerate(fusion.best(cases.histories[part], allowed, candidates))
         if cases.targets[part.start + u] in items
     ]
@@ -151,7 +151,7 @@ def _fit_likelihood(
     values: list[dict[str, Tensor]] = []
     places: list[int] = []
     pools: list[np.ndarray] = []
-    for part, allowed in in_parts(cases.histories, cases.items, exclude_seen):
+    for part, allowed in in_parts(cases.histories, cases.items, exclude_seen, "candidates"):
         scores = added_up(fusion.readings.parts(cases.histories[part]), fusion.fast)
         for u, items in enumerate(best_items(scores, allowed, candidates)):
             values.append({"fast": scores[u, items]})

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from calrec_lite.bars import wait_bar
 from calrec_lite.data.transitions import Transitions
 from calrec_lite.errors import InputError
 from calrec_lite.files import atomic_path, size_and_time, write_json
@@ -16,9 +17,10 @@ from calrec_lite.fitting.fit import LikelihoodOf, fit_fusion, weigh
 from calrec_lite.method.towers import Towers
 from calrec_lite.model.base import Placement, load_model, placement
 from calrec_lite.recipe import Recommend
+from calrec_lite.recommend.batching import batches
 from calrec_lite.recommend.fusion import Fusion, require_fitted
 from calrec_lite.recommend.readings import PARTS
-from calrec_lite.recommend.recommender import Recommender, batches, lists_in_memory
+from calrec_lite.recommend.recommender import Recommender, lists_in_memory
 from calrec_lite.recommend.user_tower import History
 from calrec_lite.run import Run
 from calrec_lite.stored import require_unchanged, write_manifest
@@ -52,9 +54,12 @@ def open_recommender(
     counts = Transitions.of(domain) if transitions or options.counts_transitions else None
     items = run.catalogue(name), domain.catalogue.ids
     # The LLM's own lists need nothing fitted, and its vectors and likelihood are what is fitted to.
-    alone = Recommender(towers, run.encoder, *items, options.model_copy(update={"strategy": "beam"}), recipe.seed)
+    unfitted = options.model_copy(update={"strategy": "beam", "score": run.own.recommend.score})
+    alone = Recommender(towers, run.encoder, *items, unfitted, recipe.seed)
     fusion = fitted(run, folder, alone, options) if options.fits else None
-    return Recommender(towers, run.encoder, *items, options, recipe.seed, transitions=counts, fusion=fusion)
+    return Recommender(
+        towers, run.encoder, *items, options, recipe.seed, transitions=counts, fusion=fusion, html=domain.html
+    )
 
 
 def fitted(run: Run, folder: Path, alone: Recommender, options: Recommend) -> Fusion:
@@ -64,6 +69,7 @@ def fitted(run: Run, folder: Path, alone: Recommender, options: Recommend) -> Fu
         alone: the model's recommender without it.
     """
     recipe, domain = run.recipe, run.domain(run.recipe.target)
+    own = run.own.recommend  # settings of one command use the run's weights, and are none to fit others to
     place = fitted_folder(run, folder)
     if earlier := kept_fusion(run, folder, options):
         return earlier
@@ -74,16 +80,16 @@ def fitted(run: Run, folder: Path, alone: Recommender, options: Recommend) -> Fu
         vectors,
         recipe.fused,
         recipe.training_seed,
-        options.exclude_seen,
+        own.exclude_seen,
         PARTS,
         likelihood_of(alone) if options.strategy == "fused" else None,
-        options.rerank,
+        own.rerank,
     )
     place.parent.mkdir(exist_ok=True)
     with atomic_path(place) as temporary:
         temporary.mkdir()
         fusion.save(temporary, domain.catalogue.ids)
-        write_json(temporary / IDENTITY_FILE, _asked(run, folder, options))
+        write_json(temporary / IDENTITY_FILE, _asked(run, folder))
         write_manifest(temporary, ["*.parquet", "*.safetensors"])  # not the weights: `tune` writes them anew
     print(f"weights: {fusion.described}")
     # Vectors are kept in 16 bits: lists are the same now and whenever it is opened again.
@@ -103,7 +109,7 @@ def kept_fusion(run: Run, folder: Path, options: Recommend) -> Fusion | None:
     Loads no model.
     """
     place = fitted_folder(run, folder)
-    asked = json.loads(json.dumps(_asked(run, folder, options)))
+    asked = json.loads(json.dumps(_asked(run, folder)))
     try:
         stored = json.loads((place / IDENTITY_FILE).read_text(encoding="utf-8"))
         if {key: stored[key] for key in asked} != asked:
@@ -118,8 +124,8 @@ def kept_fusion(run: Run, folder: Path, options: Recommend) -> Fusion | None:
         return None
 
 
-def refit(run: Run, users: int | None) -> Fusion:
-    """Weights of the final model's lists fitted anew, and written into the run.
+def refit(run: Run, users: int | None) -> tuple[Fusion, Fusion]:
+    """The final model's lists as the run has them, and with weights fitted anew; nothing of these is written.
 
     Args:
         users: of validation, for all weights; None: as many as the recipe says.
@@ -141,17 +147,17 @@ def refit(run: Run, users: int | None) -> Fusion:
     if anew.fused is None and fusion.fused is not None:  # the recipe makes lists by `fast` now; the others stay
         facts = {**anew.facts, "fused_fit": fusion.facts["fused_fit"]}
         anew = replace(anew, fused=fusion.fused, facts=facts)
-    anew.save_weights(fitted_folder(run, folder))
-    return anew
+    return fusion, anew
 
 
 def fitted_folder(run: Run, folder: Path) -> Path:
     """Where the run keeps what was fitted to the model in `folder`: a stage's name, or `base`."""
     stages = {stage.merged: stage.folder.name for stage in run.stages}
-    return run.folder / "fitted" / stages.get(folder, "base")
+    other = f"-{run.recipe.target}" if run.recipe.target != run.own.target else ""
+    return run.folder / "fitted" / f"{stages.get(folder, 'base')}{other}"
 
 
-def _asked(run: Run, folder: Path, options: Recommend) -> dict[str, Any]:
+def _asked(run: Run, folder: Path) -> dict[str, Any]:
     """All that decides what is fitted to the model in `folder`."""
     recipe = run.recipe
     return {
@@ -159,7 +165,7 @@ def _asked(run: Run, folder: Path, options: Recommend) -> dict[str, Any]:
         "domain": run.domain(recipe.target).fingerprint,
         "fused": recipe.fused.model_dump(mode="json"),
         "parts": list(PARTS),  # of an earlier version there may be fewer
-        "recommend": options.model_dump(mode="json", include={"exclude_seen", "rerank", "score"}),
+        "recommend": run.own.recommend.model_dump(mode="json", include={"exclude_seen", "rerank", "score"}),
         "seed": recipe.training_seed,
     }
 
@@ -172,11 +178,13 @@ def likelihood_of(recommender: Recommender) -> LikelihoodOf:
         tokens, strategies = recommender.catalogue.tokens, recommender.strategies
         prompts = [recommender.encoder.prompt([tokens[i] for i in history]) for history in histories]
         found: dict[int, np.ndarray] = {}
-        for users in batches(prompts, recommender.options.batch_tokens):
-            with lists_in_memory(len(users), recommender.options):
-                tree = strategies.prompt_tree([prompts[u] for u in users])
-                known, asked = [histories[u] for u in users], [items[u] for u in users]
-                found |= zip(users, strategies.likelihood(tree, known, asked), strict=True)
+        with wait_bar("likelihood", len(prompts), "user", at_once=True) as bar:
+            for users in batches(prompts, recommender.strategies.batch_tokens):
+                with lists_in_memory(len(users), recommender.strategies.batch_tokens):
+                    tree = strategies.prompt_tree([prompts[u] for u in users])
+                    known, asked = [histories[u] for u in users], [items[u] for u in users]
+                    found |= zip(users, strategies.likelihood(tree, known, asked), strict=True)
+                bar.update(len(users))
         return [found[u] for u in range(len(prompts))]
 
     return score

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from calrec_lite.bars import wait_bar
+
 PENALTY = 1e-3  # of squared weights, of parts scaled to a standard deviation of 1: only parts that are alike feel it
 CONSTANT = 1e-4  # deviation of a part that says nothing of these candidates: its weight is 0
 STEPS = 100
@@ -49,9 +51,11 @@ def fit_weights(parts: Mapping[str, Tensor], target: Tensor, open_: Tensor) -> F
         optimiser.zero_grad()
         value = loss(weights)
         value.backward()
+        bar.update()
         return value
 
-    optimiser.step(closure)  # type: ignore[arg-type]  # its own annotation says float
+    with wait_bar("weights, at most", STEPS * 5 // 4, "step") as bar:  # of evaluations, by LBFGS's own limit
+        optimiser.step(closure)  # type: ignore[arg-type]  # its own annotation says float
     curvature = torch.autograd.functional.hessian(loss, weights.detach()) * len(target)
     error = torch.linalg.inv(curvature).diagonal().clamp(min=0).sqrt()
     low, high = ((weights.detach() + sign * 1.96 * error) / deviation for sign in (-1, 1))

@@ -11,6 +11,7 @@ from torch import Tensor
 from calrec_lite.method.catalogue import EncodedCatalogue
 from calrec_lite.model.on_device import OnDevice
 from calrec_lite.prior.bias import UserBias
+from calrec_lite.processes import ALONE, WHOLE, Processes, Share
 from calrec_lite.recipe import Loss
 from calrec_lite.text.encoding import Row
 from calrec_lite.text.trie import gather_ranges
@@ -69,6 +70,7 @@ class Chunk(OnDevice):
 
     Attributes:
         ids: (B, T).
+        ends: (B,) tokens of each row; `lengths`: the same, on the CPU.
         positions, labels: (P,) flattened index of the state before each supervised token, and that token.
         forks: decisions in the trie; None where the loss is over the vocabulary only.
         anchor_row, anchor_place: (A,) row of each contrasted target, and which of its row's it is.
@@ -77,6 +79,8 @@ class Chunk(OnDevice):
     """
 
     ids: Tensor
+    ends: Tensor
+    lengths: np.ndarray
     positions: Tensor
     labels: Tensor
     forks: Forks | None
@@ -90,19 +94,23 @@ class Chunk(OnDevice):
 
 @dataclass
 class ItemChunk(OnDevice):
-    """Pass A: item texts alone, each after the start token. `ids` (M, L) right-padded, `ends` (M,)."""
+    """Pass A: item texts alone, each after the start token. `ids` (M, L) right-padded, `ends` (M,) and `lengths`, the
+    same on the CPU. Of a `filler` none is used: it is run so that all processes run as many (`filled`)."""
 
     ids: Tensor
     ends: Tensor
+    lengths: np.ndarray
+    filler: bool = False
 
 
 @dataclass
 class StepBatch(OnDevice):
-    """One optimiser step.
+    """One optimiser step, or the share of it that one of several processes does.
 
     Attributes:
-        chunks, items: micro-batches of pass B and of pass A.
-        anchor_item: (A,) each anchor's item among the texts of pass A, in the order of `items`.
+        chunks, items: micro-batches of pass B and of pass A; own ones.
+        texts: M, of pass A in all processes; `first_text`, `first_anchor`: where own texts and anchors begin.
+        anchor_item: (A,) each anchor's item among the texts of pass A.
         negatives: (A, A) whether column j's text is a negative of row i.
         supervised: tokens (or forks) L_NIG is divided by.
         targets: target items supervised.
@@ -111,10 +119,14 @@ class StepBatch(OnDevice):
         vocabulary_positions, fork_entries: positions whose loss is over the vocabulary, and children at forks.
         at_once: whether the graphs of the whole step fit in memory: one chunk of rows, no more tokens in item texts.
         rows, micro_batch_size: what the step was made of and how it was cut, so that it can be cut again.
+        processes: which do the step together.
     """
 
     chunks: list[Chunk]
     items: list[ItemChunk]
+    texts: int
+    first_text: int
+    first_anchor: int
     anchor_item: Tensor
     negatives: Tensor
     supervised: int
@@ -126,6 +138,7 @@ class StepBatch(OnDevice):
     at_once: bool
     rows: Sequence[Row]
     micro_batch_size: int
+    processes: Processes = ALONE
 
 
 class Collator:
@@ -141,6 +154,7 @@ class Collator:
         items_at_once: item texts of one forward at most; None: as many as fit where the rows do, so that a
             GPU has fewer kernels to launch.
         held_out: the targets are in no count. Else a user's prior leaves each target's own event out.
+        share: the part of each step's rows and texts that is made, with the counts of that part.
     """
 
     def __init__(
@@ -153,18 +167,23 @@ class Collator:
         row_tokens: int | None = None,
         items_at_once: int | None = ITEMS_AT_ONCE,
         held_out: bool = False,
+        share: Share = WHOLE,
     ) -> None:
         self.catalogues, self.loss, self.start, self.pad = catalogues, loss, start, pad
-        self.row_tokens, self.items_at_once, self.held_out = row_tokens, items_at_once, held_out
+        self.row_tokens, self.items_at_once, self.held_out, self.share = row_tokens, items_at_once, held_out, share
         self._micro_batch_size = torch.tensor(micro_batch_size).share_memory_()
 
     def __call__(self, rows: Sequence[Row]) -> StepBatch:
-        rows = sorted(rows, key=lambda row: -len(row.tokens))  # longest first: if memory runs out, it does so early
+        step = sorted(rows, key=lambda row: -len(row.tokens))  # longest first: if memory runs out, it does so early
+        dealt, own = self.share.dealt(step), self.share.own(len(step))
+        rows = dealt[own]
         longest = self._width(len(rows[0].tokens))
         micro = self.micro_batch_size
         token_budget = micro * max(longest, self._width(self.row_tokens or 1))
         chunks = [self._chunk(part) for part in _parts(rows, token_budget // longest)]
-        texts, anchor_item, negatives = self._contrast(rows)
+        texts, anchor_item, negatives = self._contrast(dealt)
+        distinct, own_texts = len(texts), self.share.own(len(texts))
+        texts = texts[own_texts]
         width = _padded(1 + max(map(len, texts), default=0), 8)
         texts_at_once = min(self.items_at_once or token_budget, max(1, token_budget // width))
         items = [item_chunk(part, self.start, self.pad) for part in _parts(texts, texts_at_once)]
@@ -178,6 +197,9 @@ class Collator:
         return StepBatch(
             chunks=chunks,
             items=items,
+            texts=distinct,
+            first_text=own_texts.start,
+            first_anchor=sum(len(self.anchors(row)) for row in dealt[: own.start]),
             anchor_item=torch.from_numpy(anchor_item),
             negatives=torch.from_numpy(negatives),
             supervised=supervised,
@@ -187,7 +209,7 @@ class Collator:
             vocabulary_positions=positions,
             fork_entries=sum(int(c.forks.children.sum()) for c in chunks if c.forks is not None),
             at_once=len(chunks) == 1 and sum(i.ids.numel() for i in items) <= token_budget,
-            rows=rows,
+            rows=step,
             micro_batch_size=micro,
         )
 
@@ -212,7 +234,8 @@ class Collator:
         return targets[-(self.loss.contrast_per_row or 0) :] if self.loss.contrastive else targets[:0]
 
     def _chunk(self, rows: Sequence[Row]) -> Chunk:
-        width = self._width(max(len(r.tokens) for r in rows))
+        lengths = np.array([len(r.tokens) for r in rows])
+        width = self._width(int(lengths.max()))
         ids = np.full((len(rows), width), self.pad, np.int64)
         positions, labels, anchors = [], [], []
         for b, row in enumerate(rows):
@@ -228,7 +251,8 @@ class Collator:
         columns = np.array(anchors, np.int64).reshape(-1, 4).T.copy()
         of_row, place, start, end = map(torch.from_numpy, columns)
         most = int(columns[1].max(initial=-1)) + 1
-        return Chunk(torch.from_numpy(ids), *labelled, forks, of_row, place, start, end, most)
+        tokens = torch.from_numpy(ids), torch.from_numpy(lengths), lengths
+        return Chunk(*tokens, *labelled, forks, of_row, place, start, end, most)
 
     def _forks(self, rows: Sequence[Row], width: int) -> Forks:
         if len(domains := {row.domain for row in rows}) > 1:
@@ -260,14 +284,14 @@ class Collator:
         )
 
     def _contrast(self, rows: Sequence[Row]) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
-        """Distinct texts of pass A (shortest first), each anchor's text, and who is a negative of whom."""
+        """Distinct texts of pass A (shortest first, dealt), each anchor's text, and who is a negative of whom."""
         users, keys = [], []
         for b, row in enumerate(rows):
             for k in self.anchors(row):
                 users.append(-1 - b if row.user is None else row.user)
                 keys.append((row.domain, int(row.items[k])))
         texts = {key: self.catalogues[key[0]].tokens[key[1]] for key in keys}
-        distinct = sorted(texts, key=lambda key: (len(texts[key]), key))
+        distinct = self.share.dealt(sorted(texts, key=lambda key: (len(texts[key]), key)))
         index = {key: i for i, key in enumerate(distinct)}
         item = np.array([index[key] for key in keys], np.int64)
         user = np.array(users, np.int64)  # windows of one user, and rows drawn again to fill a step, are one history
@@ -279,12 +303,13 @@ class Collator:
 
 def item_chunk(texts: Sequence[np.ndarray], start: int, pad: int) -> ItemChunk:
     """Item texts after the start token, right-padded to a multiple of 8."""
-    width = _padded(1 + max(map(len, texts)), 8)
+    lengths = np.array([1 + len(text) for text in texts])
+    width = _padded(int(lengths.max()), 8)
     ids = np.full((len(texts), width), pad, np.int64)
     ids[:, 0] = start
     for m, text in enumerate(texts):
         ids[m, 1 : 1 + len(text)] = text
-    return ItemChunk(torch.from_numpy(ids), torch.tensor([1 + len(t) for t in texts]))
+    return ItemChunk(torch.from_numpy(ids), torch.from_numpy(lengths), lengths)
 
 
 def _parts(values: Sequence[Any], largest: int) -> list[Sequence[Any]]:

@@ -4,75 +4,36 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from calrec_lite.method.batch import Chunk, Forks
+from calrec_lite.model.head_loss import GradientInForward, vocabulary_nll
+from calrec_lite.model.trimming import all_rows, rows_of
 
-HEAD_ENTRIES = 1 << 24  # logits held at once: 64 MB in fp32, whatever the vocabulary
 
-
-def generation_loss(hidden: Tensor, head: Tensor, chunk: Chunk) -> Tensor:
+def generation_loss(hidden: Tensor, head: nn.Module, chunk: Chunk) -> Tensor:
     """Sum (not mean) over the chunk's supervised positions of -log P(token | everything before it), in nats.
 
     Args:
         hidden: (B, T, D) states after the final norm.
-        head: (V, D) weights of the LM head.
+        head: the LM head, trimmed or whole.
 
     The caller divides by the positions of the whole optimiser step. With `softmax: catalogue` the probability is over
     the children of a fork of the trie; the chunk's `vocabulary_weight` adds so much of the loss over the vocabulary.
     """
     flat = hidden.flatten(0, 1)  # (B * T, D)
+    if not len(chunk.labels):  # a filler's: no loss, but a graph to go back through
+        return flat[:0].float().sum()
     if chunk.forks is None:
-        return vocabulary_nll(flat[chunk.positions], head, chunk.labels).sum()
-    total = catalogue_nll(flat[chunk.forks.positions], head, chunk.forks).sum()
+        return vocabulary_nll(flat[chunk.positions], all_rows(head), chunk.labels).sum()
+    total = catalogue_nll(flat[chunk.forks.positions], rows_of(head, chunk.forks.tokens), chunk.forks).sum()
     if chunk.vocabulary_weight:
-        total = total + chunk.vocabulary_weight * vocabulary_nll(flat[chunk.positions], head, chunk.labels).sum()
+        whole = all_rows(head)
+        total = total + chunk.vocabulary_weight * vocabulary_nll(flat[chunk.positions], whole, chunk.labels).sum()
     return total
 
 
-def vocabulary_nll(states: Tensor, head: Tensor, labels: Tensor) -> Tensor:
-    """(P,) -log softmax(states @ head.T)[labels]; logits exist for a slice of positions at a time.
-
-    Args:
-        states: (P, D). head: (V, D), frozen: it gets no gradient. labels: (P,).
-    """
-    return _HeadLoss.apply(states, head, labels)
-
-
-class _GradientInForward(torch.autograd.Function):
-    """A loss whose gradient with respect to its states is computed, and saved, in the forward pass."""
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
-        (grad,) = ctx.saved_tensors
-        return (gradient.unsqueeze(1) * grad).to(grad.dtype), None, None  # a weight in bf16 would be off by up to .4%
-
-
-class _HeadLoss(_GradientInForward):
-    """The gradient at the states is (softmax - one-hot) @ head, known as soon as the loss is: two products, not three.
-
-    Keeping logits for the backward pass would cost P * V, computing them again a third product.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, states: Tensor, head: Tensor, labels: Tensor) -> Tensor:
-        nll = states.new_empty(len(states), dtype=torch.float32)
-        grad = torch.empty_like(states) if ctx.needs_input_grad[0] else None  # (P, D)
-        size = max(1, HEAD_ENTRIES // head.shape[0])
-        for start in range(0, len(states), size):
-            part = slice(start, start + size)
-            label = labels[part].unsqueeze(1)
-            scores = (states[part] @ head.T).float().log_softmax(-1)  # (S, V)
-            nll[part] = -scores.gather(1, label).squeeze(1)
-            if grad is not None:
-                logit_grad = scores.exp_().scatter_add_(1, label, scores.new_full(label.shape, -1.0))
-                torch.mm(logit_grad.to(head.dtype), head, out=grad[part])
-        if grad is not None:
-            ctx.save_for_backward(grad)
-        return nll
-
-
-def catalogue_nll(states: Tensor, head: Tensor, forks: Forks) -> Tensor:
+def catalogue_nll(states: Tensor, children: Tensor, forks: Forks) -> Tensor:
     """(F,) -log P(child taken | children of the fork).
 
     Only columns of tokens that are children somewhere in the chunk are computed; each fork gathers its own. The logits
@@ -80,21 +41,18 @@ def catalogue_nll(states: Tensor, head: Tensor, forks: Forks) -> Tensor:
     scaled down (`loss.logit_scale`): a language model predicts words far better than it can purchases.
 
     Args:
-        states: (F, D) the state that decides each fork. head: (V, D), frozen: it gets no gradient.
+        states: (F, D) the state that decides each fork. children: (U, D) the LM head's rows of
+            `forks.tokens`, frozen: they get no gradient.
     """
-    return _ForkLoss.apply(states, head[forks.tokens], forks)
+    return _ForkLoss.apply(states, children, forks)
 
 
-class _ForkLoss(_GradientInForward):
-    """As `_HeadLoss`, a slice of forks at a time: those of a large catalogue have children all over the vocabulary."""
+class _ForkLoss(GradientInForward):
+    """As `vocabulary_nll`: forks of a large catalogue have children all over the vocabulary."""
 
     @staticmethod
     def forward(ctx: Any, states: Tensor, children: Tensor, forks: Forks) -> Tensor:
-        nll = states.new_empty(len(states), dtype=torch.float32)
-        grad = torch.empty_like(states) if ctx.needs_input_grad[0] else None  # (F, D)
-        size = max(1, HEAD_ENTRIES // max(1, len(children)))
-        for start in range(0, len(states), size):
-            end = min(len(states), start + size)
+        def one(start: int, end: int, grad: Tensor | None) -> Tensor:
             fork, entry, chosen = forks.slice(start, end)  # (E,), (E,), (S,)
             token = forks.entry_token[entry]
             logits = (states[start:end] @ children.T).float()  # (S, U)
@@ -102,15 +60,14 @@ class _ForkLoss(_GradientInForward):
             if forks.own is not None:
                 entries += forks.own(forks.target[start:end][fork], entry)
             total = segment_logsumexp(entries, fork, end - start)
-            nll[start:end] = total - entries[chosen]
+            nll = total - entries[chosen]
             if grad is not None:
-                entry_grad = (entries - total[fork]).exp_()
-                entry_grad[chosen] -= 1
-                logit_grad = logits.zero_().index_put_((fork, token), forks.logit_scale * entry_grad)
-                torch.mm(logit_grad.to(children.dtype), children, out=grad[start:end])
-        if grad is not None:
-            ctx.save_for_backward(grad)
-        return nll
+                entries.sub_(total[fork]).exp_()[chosen] -= 1
+                logits.zero_().index_put_((fork, token), entries.mul_(forks.logit_scale))
+                torch.mm(logits.to(children.dtype), children, out=grad)
+            return nll
+
+        return _ForkLoss.sliced(ctx, states, len(children), one)
 
 
 def segment_logsumexp(values: Tensor, segment: Tensor, n: int) -> Tensor:

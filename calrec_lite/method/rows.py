@@ -1,10 +1,10 @@
 """Windows of histories to train on, as a data set whose rows are built on demand."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 
 from calrec_lite.data.domain import Domain, Sequences
 from calrec_lite.method.catalogue import EncodedCatalogue
@@ -113,37 +113,3 @@ def _rows(
     around = len(encoder.start) + len(encoder.first) - len(encoder.next) + 1  # what a row has beside its items
     length = np.minimum(total[end] - total[start] + around, encoder.longest_row)
     return DomainRows(catalogue, items, user, start, end, length)
-
-
-class StepSampler(Sampler[list[int]]):
-    """The rows of each optimiser step: one domain a step, rows of similar length together, order drawn by the seed.
-
-    One domain a step, because texts of another domain are negatives that are too easy to tell apart.
-    An incomplete last step of a domain is filled with rows drawn again, so that the number of
-    negatives never changes.
-    """
-
-    def __init__(self, rows: Rows, batch_size: int, seed: int) -> None:
-        self.rows, self.batch_size, self.seed, self.epoch = rows, batch_size, seed, 0
-        counts = np.bincount(rows.domain, minlength=len(rows.parts))
-        self.steps = int(sum(-(-c // batch_size) for c in counts))
-
-    def __len__(self) -> int:
-        return self.steps
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def __iter__(self) -> Iterator[list[int]]:
-        random = np.random.default_rng([self.seed, self.epoch])
-        steps: list[np.ndarray] = []
-        for d in range(len(self.rows.parts)):
-            order = random.permutation(np.flatnonzero(self.rows.domain == d))
-            missing = -len(order) % self.batch_size
-            order = np.concatenate([order, random.choice(order, missing)]) if missing else order
-            for pool in range(0, len(order), 32 * self.batch_size):  # sorted within pools: shuffled, yet little padding
-                part = order[pool : pool + 32 * self.batch_size]
-                part = part[np.argsort(self.rows.length[part], kind="stable")]
-                steps += list(part.reshape(-1, self.batch_size))
-        for i in random.permutation(len(steps)):
-            yield steps[i].tolist()

@@ -4,9 +4,12 @@ Where a whole step fits in memory it is plain autograd. Otherwise item vectors a
 `direction: user_to_item` an anchor's terms need these and no other anchor: each chunk of rows runs once, item texts
 once more, by the gradient that chunks gathered at their vectors. In the other directions rows, too, run without a graph
 first (GradCache, Gao et al. 2021), unless `offload` keeps all graphs. Dropout is the same in both passes.
+
+Several processes share a step out: each runs its rows and its item texts, and item vectors (in the other directions
+rows' vectors, too) are gathered, with gradients. Every way of cutting asks for the same sums in the same order.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -39,7 +42,7 @@ def two_tower_step(towers: Towers, batch: StepBatch, loss: Loss, backward: Backw
     """Compute the objective of a step and, if `backward` is given, its gradient.
 
     Args:
-        backward: called with scalars whose gradients add up to the objective's; None to evaluate only.
+        backward: called with scalars whose gradients add up to the objective's, over all processes; None to evaluate.
     """
     contrast = bool(len(batch.anchor_item))
     weight = (1 - loss.alpha - loss.beta if contrast else 1.0) / batch.supervised
@@ -47,24 +50,41 @@ def two_tower_step(towers: Towers, batch: StepBatch, loss: Loss, backward: Backw
         run = _whole if batch.at_once or (towers.offload and backward) else _cached
     else:
         run = _rows_once
-    return run(towers, batch, loss, weight, backward)
+    with towers.working():
+        return run(towers, batch, loss, weight, backward)
 
 
 def _whole(towers: Towers, batch: StepBatch, loss: Loss, weight: float, backward: Backward | None) -> StepLoss:
     """One graph of all chunks."""
-    texts = torch.cat([towers.items(part) for part in batch.items])
-    rows = [towers.rows(chunk) for chunk in batch.chunks]
-    tt, ut = _contrastive(torch.cat([r.user for r in rows]), torch.cat([r.target for r in rows]), texts, batch, loss)
+    own, rows = _own(towers, batch)
+    texts = batch.processes.gathered(_joined(towers, own), batch.first_text, batch.texts)
+    user, target = (torch.cat(vectors) for vectors in zip(*((r.user, r.target) for r in rows)))
+    if loss.direction == "user_to_item":
+        anchors = slice(batch.first_anchor, batch.first_anchor + len(user))
+        tt, ut = _contrastive(user, target, texts, batch, loss, anchors)
+    else:
+        user, target = (_all_anchors(vectors, batch) for vectors in (user, target))
+        tt, ut = (value / batch.processes.size for value in _contrastive(user, target, texts, batch, loss))
     nll = torch.stack([r.nll for r in rows]).sum()
     if backward:
         backward(weight * nll + loss.alpha * tt + loss.beta * ut)
     return _report(nll, tt, ut, weight, batch, loss)
 
 
+def _own(towers: Towers, batch: StepBatch) -> tuple[list[Tensor], list[RowStates]]:
+    """Vectors of own item texts and states of own rows, with their graphs; by one forward where all fit in one."""
+    hidden: list[Tensor | None] = [None] * (len(batch.items) + len(batch.chunks))
+    if batch.at_once:
+        hidden[:] = towers.all_states([*batch.items, *batch.chunks])
+    items = [towers.items(part, hidden=states) for part, states in zip(batch.items, hidden)]
+    rows = [towers.rows(chunk, hidden=states) for chunk, states in zip(batch.chunks, hidden[len(items) :])]
+    return items, rows
+
+
 def _rows_once(towers: Towers, batch: StepBatch, loss: Loss, weight: float, backward: Backward | None) -> StepLoss:
     texts, item_rng = _texts(towers, batch)
     nll, tt, ut = torch.zeros(3, device=batch.anchor_item.device)
-    first = 0
+    first = batch.first_anchor
     for chunk in _one_by_one(batch.chunks):
         states = towers.rows(chunk)
         user, target = (vectors.detach().requires_grad_() for vectors in (states.user, states.target))
@@ -87,14 +107,17 @@ def _cached(towers: Towers, batch: StepBatch, loss: Loss, weight: float, backwar
     texts, item_rng = _texts(towers, batch)
     with torch.no_grad():  # the likelihood is computed where it is needed: with its graph
         rows, row_rng = _outputs_and_rng(lambda c: towers.rows(c, likelihood=backward is None), batch.chunks)
-    user, target = (torch.cat(own).requires_grad_() for own in zip(*((r.user, r.target) for r in rows)))
+        own = [torch.cat(vectors) for vectors in zip(*((r.user, r.target) for r in rows))]
+        user, target = (_all_anchors(vectors, batch).requires_grad_() for vectors in own)
     nll = torch.stack([r.nll for r in rows]).sum()
     with torch.enable_grad():
-        tt, ut = _contrastive(user, target, texts, batch, loss)
+        tt, ut = (value / batch.processes.size for value in _contrastive(user, target, texts, batch, loss))
     if backward:
         (loss.alpha * tt + loss.beta * ut).backward()
         rng_after = rng_state(batch.anchor_item.device)
-        users, targets = (_grad(v).split([len(c.anchor_row) for c in batch.chunks]) for v in (user, target))
+        first, sizes = batch.first_anchor, [len(chunk.anchor_row) for chunk in batch.chunks]
+        gradients = [batch.processes.summed(_grad(v))[first:] for v in (target, user)]  # the latest first, as autograd
+        targets, users = (gradient[: sum(sizes)].split(sizes) for gradient in gradients)
         for chunk, rng, of_user, of_target in zip(_one_by_one(batch.chunks), row_rng, users, targets):
             set_rng_state(rng)
             states = towers.rows(chunk)
@@ -108,9 +131,19 @@ def _cached(towers: Towers, batch: StepBatch, loss: Loss, weight: float, backwar
 
 @torch.no_grad()
 def _texts(towers: Towers, batch: StepBatch) -> tuple[Tensor, list[RngState]]:
-    """(M, D) vectors of the step's item texts, a leaf that gathers their gradient, and what each chunk drew from."""
+    """(M, D) vectors of the step's item texts, a leaf that gathers their gradient, and what own chunks drew from."""
     items, rng = _outputs_and_rng(towers.items, batch.items)
-    return torch.cat(items or [torch.empty(0, 0)]).requires_grad_(), rng
+    return batch.processes.gathered(_joined(towers, items), batch.first_text, batch.texts).requires_grad_(), rng
+
+
+def _all_anchors(own: Tensor, batch: StepBatch) -> Tensor:
+    return batch.processes.gathered(own, batch.first_anchor, len(batch.anchor_item))
+
+
+def _joined(towers: Towers, parts: Iterable[Tensor]) -> Tensor:
+    """(N, D) of all parts; N is 0, and it can have a gradient all the same, where there are none."""
+    none = towers.head.new_zeros(0, towers.head.shape[1], dtype=torch.float32, requires_grad=True)
+    return torch.cat([*parts] or [none])
 
 
 def _surrogate(states: RowStates, user: Tensor, target: Tensor, weight: float) -> Tensor:
@@ -119,12 +152,14 @@ def _surrogate(states: RowStates, user: Tensor, target: Tensor, weight: float) -
 
 
 def _replay_items(towers: Towers, batch: StepBatch, backward: Backward, rng: list[RngState], texts: Tensor) -> None:
-    start, rng_after = 0, rng_state(texts.device)
+    start, rng_after = batch.first_text, rng_state(texts.device)
+    gradient = batch.processes.summed(_grad(texts)) if batch.texts else texts
     for chunk, chunk_rng in zip(_one_by_one(batch.items), rng):
         set_rng_state(chunk_rng)
-        part = slice(start, start + len(chunk.ends))
+        vectors = towers.items(chunk)
+        part = slice(start, start + len(vectors))
         start = part.stop
-        backward((towers.items(chunk) * _grad(texts)[part]).sum())
+        backward((vectors * gradient[part]).sum())
     set_rng_state(rng_after)
 
 
@@ -141,7 +176,7 @@ def _contrastive(
 
 
 def _report(nll: Tensor, tt: Tensor, ut: Tensor, weight: float, batch: StepBatch, loss: Loss) -> StepLoss:
-    nll, tt, ut = nll.detach(), tt.detach(), ut.detach()
+    nll, tt, ut = batch.processes.summed(torch.stack([nll.detach(), tt.detach(), ut.detach()]))
     total = weight * nll + loss.alpha * tt + loss.beta * ut
     return StepLoss(total, nll / batch.supervised, tt, ut, nll / batch.targets)
 

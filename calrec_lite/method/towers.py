@@ -1,7 +1,7 @@
 """One LLM, two towers: a forward of a history gives its likelihood, v_U and v_T|U; one of an item's text gives v_T."""
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,11 @@ from transformers import Cache
 from calrec_lite.errors import InputError
 from calrec_lite.method.batch import Chunk, ItemChunk
 from calrec_lite.method.losses import generation_loss
-from calrec_lite.model.compiling import compile_layers
+from calrec_lite.model.compiling import compile_layers, is_compiled
+from calrec_lite.model.fused_lora import fused
+from calrec_lite.model.grouped import grouped
+from calrec_lite.model.joined import Way, joined_states, joining, way_to_join
+from calrec_lite.model.spans import span_means
 
 START = 1  # tokens before the text; the first token of a decoder is an attention sink and is left out of every mean
 
@@ -52,32 +56,50 @@ class Towers:
         scaled = [k for k in ("final_logit_softcapping", "logit_scale", "logits_scaling") if getattr(config, k, None)]
         if scaled or output.bias is not None:
             raise InputError(f"base.model: an LM head with {', '.join(scaled) or 'a bias'} is not supported")
-        self.head: Tensor = output.weight  # (V, D)
+        self.output: nn.Module = output
         layers = getattr(config, "layer_types", None)  # without them one window, if any, holds for all layers (Mistral)
         self.by_layer_type = layers is not None
         sliding = layers is None or "sliding_attention" in layers
         self.window: int | None = getattr(config, "sliding_window", None) if sliding else None
+        plain = not is_compiled(self.decoder)  # how many blocks there are would be compiled in
+        self.join: Way | None = way_to_join(self.decoder, self.head.device, self.head.dtype) if plain else None
+        self._working = False
         self.autocast = self.head.dtype is torch.bfloat16
-        self.adapters = [m for m in model.modules() if isinstance(m, LoraLayer)] if self.autocast else []
+        self.fuses = plain and self.head.dtype is not torch.float16  # PEFT computes adapters of such bases in float32
+        self.adapters = [m for m in model.modules() if isinstance(m, LoraLayer)] if self.fuses else []
+
+    @property
+    def head(self) -> Tensor:
+        """(V, D) weights of the LM head; of fewer tokens while it is trimmed (`model.trimming`)."""
+        return self.output.weight  # type: ignore[return-value]
 
     @contextmanager
-    def uncast(self) -> Iterator[None]:
-        """While it is open PEFT casts no states for its layers: autocast does what is needed, and less.
+    def working(self) -> Iterator[None]:
+        """While it is open, forwards and their backward passes are made as a step needs them.
 
-        For trainers, around all their steps. Afterwards the caller's model generates as it did before.
+        Texts of both towers can go through the decoder in one call, adapters take few kernels, and PEFT casts no states
+        for its layers: autocast does what is needed, and less. Afterwards the caller's model generates as before.
         """
         enabled_before = [layer.cast_input_dtype_enabled for layer in self.adapters]
         for layer in self.adapters:
             layer.cast_input_dtype_enabled = False
+        self._working = True
         try:
-            yield
+            with ExitStack() as stack:
+                if self.join:
+                    stack.enter_context(joining(self.decoder))
+                if self.fuses:
+                    stack.enter_context(fused(self.adapters, self.head.dtype))
+                yield
         finally:
+            self._working = False
             for layer, enabled in zip(self.adapters, enabled_before):
                 layer.cast_input_dtype_enabled = enabled
 
     def compile(self) -> None:
         """Fuse the kernels of each decoder layer (`model.compiling.compile_layers`): for training only."""
         compile_layers(self.decoder, self.head.device)
+        self.join, self.fuses = None, False
 
     def states(self, ids: Tensor) -> Tensor:
         """(B, T, D) last-layer states after the final norm. Right padding and a causal mask need no attention mask."""
@@ -105,7 +127,8 @@ class Towers:
                 near = positions.unsqueeze(2) - key_positions.unsqueeze(1) < self.window  # type: ignore[union-attr]
                 near_mask = self._mask(visible & near)
                 mask = {"full_attention": mask, "sliding_attention": near_mask} if self.by_layer_type else near_mask
-        with torch.autocast(ids.device.type, torch.bfloat16, enabled=self.autocast):
+        attention = nullcontext() if mask is None else grouped(self.decoder)
+        with torch.autocast(ids.device.type, torch.bfloat16, enabled=self.autocast), attention:
             return self.decoder(
                 input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
             ).last_hidden_state
@@ -119,14 +142,21 @@ class Towers:
         """Where what is saved for the backward pass goes."""
         return save_on_cpu(pin_memory=self.head.device.type == "cuda") if self.offload else nullcontext()
 
-    def rows(self, chunk: Chunk, likelihood: bool = True) -> RowStates:
-        """Pass B; without `likelihood` the vectors alone, and a loss of zero."""
+    def all_states(self, parts: Sequence[Chunk | ItemChunk]) -> list[Tensor]:
+        """`states` of each part: within `working` by one call of the decoder, if its attention lets them share one."""
         with self._saving():
-            return self._rows(chunk, likelihood)
+            if not self.join or not self._working or (self.join == "padded" and len(parts) == 1):
+                return [self.states(part.ids) for part in parts]
+            with torch.autocast(parts[0].ids.device.type, torch.bfloat16, enabled=self.autocast):
+                return joined_states(self.decoder, parts, self.join)
 
-    def _rows(self, chunk: Chunk, likelihood: bool) -> RowStates:
-        hidden = self.states(chunk.ids)
-        nll = generation_loss(hidden, self.head, chunk) if likelihood else hidden.new_zeros((), dtype=torch.float)
+    def rows(self, chunk: Chunk, likelihood: bool = True, hidden: Tensor | None = None) -> RowStates:
+        """Pass B; without `likelihood` the vectors alone, and a loss of zero. `hidden`: of `all_states`, if known."""
+        with self._saving():
+            return self._rows(chunk, likelihood, self.all_states([chunk])[0] if hidden is None else hidden)
+
+    def _rows(self, chunk: Chunk, likelihood: bool, hidden: Tensor) -> RowStates:
+        nll = generation_loss(hidden, self.output, chunk) if likelihood else hidden.new_zeros((), dtype=torch.float)
         if not len(chunk.anchor_row):
             empty = hidden.new_zeros(0, hidden.shape[-1], dtype=torch.float32)
             return RowStates(nll, empty, empty)
@@ -135,10 +165,12 @@ class Towers:
         means = span_means(hidden, chunk.anchor_row, chunk.anchor_place, chunk.anchors_per_row, *bounds)  # (2, A, D)
         return RowStates(nll, *F.normalize(means, dim=-1))
 
-    def items(self, chunk: ItemChunk) -> Tensor:
-        """Pass A: (M, D) unit vectors v_T of item texts alone."""
+    def items(self, chunk: ItemChunk, hidden: Tensor | None = None) -> Tensor:
+        """Pass A: (M, D) unit vectors v_T of item texts alone, of a filler none. `hidden`: of `all_states`."""
         with self._saving():
-            return self.vectors(chunk.ids, chunk.ends)
+            hidden = self.all_states([chunk])[0] if hidden is None else hidden
+            # A filler has no token after the start: a mean of none would be NaN, and so its gradient.
+            return hidden.flatten(0, 1)[:0].float() if chunk.filler else self.pooled(hidden, chunk.ends)
 
     def vectors(self, ids: Tensor, ends: Tensor) -> Tensor:
         """(B, D) unit vectors in fp32: the mean of the states from after the start token to `ends` (B,)."""
@@ -149,17 +181,3 @@ class Towers:
         rows = torch.arange(len(hidden), device=hidden.device)
         begin = torch.full_like(ends, START)
         return F.normalize(span_means(hidden, rows, torch.zeros_like(rows), 1, begin[None], ends[None])[0], dim=-1)
-
-
-def span_means(hidden: Tensor, row: Tensor, place: Tensor, most: int, start: Tensor, end: Tensor) -> Tensor:
-    """(S, A, D) in fp32: the mean state of S spans of each anchor, `start : end` (S, A), by one masked product.
-
-    Args:
-        hidden: (B, T, D). row: (A,) each anchor's. place: (A,) among the anchors of its row, `most` of them at most.
-    """
-    at = torch.arange(hidden.shape[1], device=hidden.device)
-    inside = (at >= start.unsqueeze(2)) & (at < end.unsqueeze(2))  # (S, A, T)
-    mask = hidden.new_zeros(len(hidden), most, len(start), len(at), dtype=torch.float32)
-    mask[row, place] = inside.transpose(0, 1).float()
-    sums = (mask.flatten(1, 2) @ hidden.float()).unflatten(1, (most, len(start)))[row, place]  # (A, S, D)
-    return sums.transpose(0, 1) / (end - start).unsqueeze(2)

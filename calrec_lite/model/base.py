@@ -2,6 +2,8 @@
 
 import math
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,9 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import logging as transformers_logging
 
+from calrec_lite.bars import wait_bar
 from calrec_lite.claim import claimed_file
 from calrec_lite.errors import InputError, RunError
 from calrec_lite.files import BESIDE_WEIGHTS, atomic_path, cache_folder, file_sha256
@@ -34,9 +38,11 @@ from calrec_lite.model.whole import (
     require_complete,
     require_finite,
     require_whole,
+    require_whole_gguf,
 )
 from calrec_lite.recipe import Base, Lora
-from calrec_lite.sources import fetch, snapshot
+from calrec_lite.recipe.bases import unknown_base
+from calrec_lite.sources import at_hand, fetch, snapshot
 
 
 def base_folder(base: Base) -> Path:
@@ -62,10 +68,28 @@ def base_folder(base: Base) -> Path:
     return folder
 
 
-def _from_hub(base: Base) -> Path:
+def base_at_hand(base: Base) -> Path | None:
+    """As `base_folder`, but None where something would have to be downloaded first."""
+    location = base.model.partition("#")[0]
+    if Path(location).is_dir() or (location.endswith(".gguf") and at_hand(base.model)):
+        return base_folder(base)
+    if "://" in location or location.endswith(".gguf"):
+        return None
+    try:
+        folder = _from_hub(base, local=True)
+        require_whole(folder, base.trust_remote_code)
+    except InputError:  # none of it, or a part
+        return None
+    return folder
+
+
+def _from_hub(base: Base, local: bool = False) -> Path:
     patterns = ["*.safetensors", *BESIDE_WEIGHTS, *(["*.py"] if base.trust_remote_code else [])]
     duplicates = ["consolidated*", "original/*"]  # the same weights in their maker's own format
-    return snapshot(base.model, "base.model", patterns, duplicates, base.revision)
+    try:
+        return snapshot(base.model, "base.model", patterns, duplicates, base.revision, local)
+    except InputError as error:
+        raise InputError(f"{error}{unknown_base(base.model)}") from None
 
 
 def _unpack_gguf(path: Path, name: str) -> Path:
@@ -73,6 +97,7 @@ def _unpack_gguf(path: Path, name: str) -> Path:
     if not (folder / "config.json").is_file():
         with claimed_file(folder, wait=True):
             if not (folder / "config.json").is_file():  # another process may just have unpacked it
+                require_whole_gguf(path)
                 print(f"unpacking {name.partition('#')[0]} to bf16, once")
                 _write_unpacked(path, folder)
     require_whole(folder)
@@ -159,15 +184,16 @@ def load_model(
     try:
         with refused(f"{folder} with attention: {base.attention} cannot be loaded"):
             require_whole(folder, base.trust_remote_code)
-            model = AutoModelForCausalLM.from_pretrained(
-                folder,
-                dtype=dtype,
-                quantization_config=quantisation,
-                device_map={"": where or device()},
-                attn_implementation=base.attention,
-                trust_remote_code=base.trust_remote_code,
-                **SAFELY,
-            )
+            with _loading_bar(f"load {folder.name}"):
+                model = AutoModelForCausalLM.from_pretrained(
+                    folder,
+                    dtype=dtype,
+                    quantization_config=quantisation,
+                    device_map={"": where or device()},
+                    attn_implementation=base.attention,
+                    trust_remote_code=base.trust_remote_code,
+                    **SAFELY,
+                )
             require_finite(model, shards(folder) if quantisation else None, folder)
     except (RuntimeError, MemoryError) as error:  # `refused` leaves out only what says that memory lacks
         raise RunError(
@@ -178,6 +204,22 @@ def load_model(
     if dtype is not torch.bfloat16:  # the type in which bitsandbytes' fused kernel for NF4 on a CPU multiplies
         _without_fused_kernel(model)
     return model
+
+
+@contextmanager
+def _loading_bar(what: str) -> Iterator[None]:
+    """transformers' bar over the tensors that it loads, as ours are; its others stay as they are set."""
+
+    def make(factory: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        if args and options.get("desc") == "Loading weights":
+            return wait_bar(what, len(args[0]), "tensor", iterable=args[0])
+        return factory(*args, **options)
+
+    before = transformers_logging.set_tqdm_hook(make)
+    try:
+        yield
+    finally:
+        transformers_logging.set_tqdm_hook(before)
 
 
 def _quantisation(base: Base, dtype: torch.dtype) -> BitsAndBytesConfig | None:

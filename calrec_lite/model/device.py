@@ -3,6 +3,7 @@
 import json
 import time
 from dataclasses import dataclass
+from functools import cache
 from os import environ
 from pathlib import Path
 from typing import Literal, get_args
@@ -22,6 +23,7 @@ PROBE_SECONDS = 0.1
 PROBE_TOKENS = 128  # in a product, enough for it to be bound by arithmetic
 PROBE_WEIGHTS = 1 << 18  # a larger layer is cut to so many: a product then takes some milliseconds of one thread
 FASTER = 0.9  # of float32's time, or less: a gain large enough that a second probe would find it again
+SMALLEST = 1 << 16  # weights of a layer below which no type gains: time goes into the calls, and a probe is chance
 USUAL = 1024, 4096  # width of the states, and of the MLP between them
 WIDEST = 1 << 17  # no model is: a config that says so would take memory for the probe
 SLOWER = 1.5  # times as long as float32: worth a warning where the recipe asks for the type
@@ -116,11 +118,15 @@ def _sizes(folder: Path) -> tuple[int, int]:
         return USUAL
 
 
+@cache  # one process has one answer: models that are compared are of one type
 def half_time(half: torch.dtype, hidden: int, inner: int) -> float:
     """How many times as long as in float32 a linear layer takes in 16 bits on this CPU, forward and backward.
 
     Of one thread, so that other programs' threads disturb it little; of products in turns, the best of each type.
+    As long (1.0) for a layer too small to tell.
     """
+    if hidden * inner < SMALLEST:
+        return 1.0
     generator = torch.Generator().manual_seed(0)  # the caller's random numbers stay as they are
     weight = torch.randn(min(inner, max(64, PROBE_WEIGHTS // hidden)), hidden, generator=generator)
     states = torch.randn(PROBE_TOKENS, hidden, generator=generator)

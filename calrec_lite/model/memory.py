@@ -18,6 +18,7 @@ from calrec_lite.ram import free_ram
 # Messages of errors about memory that have no class for it: of the driver (page-locked memory), and of cuBLAS.
 OOM_ERRORS = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
+CUDA_BYTES = 5e8  # that CUDA itself takes (docs/bases.md)
 _malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None  # glibc's
 
 
@@ -30,16 +31,27 @@ def activation_bytes(model: PeftModel, checkpointing: bool | str) -> int:
     """
     text, width = model.config.get_text_config(), state_bytes(model)
     hidden, layers = text.hidden_size, text.num_hidden_layers
-    inner = getattr(text, "intermediate_size", None) or _widest(model)
-    layer = width * (10 * hidden + 5 * inner) + 8 * hidden
+    layer = layer_bytes(model.config, width, _widest(model))
     if checkpointing == "offload":
         return layer
     return layers * width * hidden + layer if checkpointing else layers * layer
 
 
+def layer_bytes(config: Any, width: int, widest: int) -> int:
+    """Bytes of all that one layer makes of a token: the inputs of its linear layers, and its norms in fp32.
+
+    Args:
+        width: bytes of a number of the states.
+        widest: inputs of the widest linear layer, where the config does not say.
+    """
+    text = config.get_text_config()
+    hidden, inner = text.hidden_size, getattr(text, "intermediate_size", None) or widest
+    return width * (10 * hidden + 5 * inner) + 8 * hidden
+
+
 def _widest(model: PeftModel) -> int:
     """Inputs of the widest adapted layer: of an MLP's second one, whatever a config calls it."""
-    return max(m.in_features or 0 for m in model.modules() if isinstance(m, LoraLayer))
+    return max((m.in_features or 0 for m in model.modules() if isinstance(m, LoraLayer)), default=0)
 
 
 def state_bytes(model: PeftModel) -> int:
@@ -61,6 +73,12 @@ def free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return free_ram()
+
+
+def unused_bytes(device: torch.device) -> int:
+    """`free_bytes`, and what this process holds of a GPU's memory without using it."""
+    held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+    return free_bytes(device) + held
 
 
 def free_memory() -> None:

@@ -4,6 +4,7 @@ would be loaded too (docs/architecture.md)."""
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
+from calrec_lite.bars import wait_bar
 from calrec_lite.errors import InputError, RunError, one_line
 from calrec_lite.model.memory import out_of_memory
 from calrec_lite.stored import read_object
@@ -22,6 +24,7 @@ REMEDY = "take the folder once more from where it came, or write it anew"
 SAFELY: dict[str, Any] = {"use_safetensors": True, "local_files_only": True}  # no pickles, no network
 SHOWN = 5  # tensors that a message names
 ATTENTION_KEYS = ("_attn_implementation", "attn_implementation", "_attn_implementation_internal")
+GGUF = b"GGUF"  # how such a file begins
 REPEATED = re.compile(r"layers?$|experts?$")  # keys that say how many modules are made, before any tensor is read
 MOST_REPEATED = 4096
 
@@ -80,8 +83,13 @@ def require_finite(model: nn.Module, files: Iterable[Path] | None, folder: Path)
     Args:
         files: read in place of the model, where its weights are quantised.
     """
-    tensors = model.state_dict().items() if files is None else _stored(files)
-    if bad := [name for name, tensor in tensors if tensor.is_floating_point() and not is_finite(tensor)]:
+    bad, state, stored = [], model.state_dict() if files is None else {}, list(files or ())
+    with wait_bar(f"check {folder.name}", len(state) or sum(map(_count, stored)), "tensor") as bar:
+        for name, tensor in chain(state.items(), _stored(stored)):
+            if tensor.is_floating_point() and not is_finite(tensor):
+                bad.append(name)
+            bar.update()
+    if bad:
         raise InputError(f"{folder}: {_shown(bad)} of its weights hold what is no number (NaN or infinite); {REMEDY}")
 
 
@@ -110,6 +118,22 @@ def read_config(folder: Path) -> dict[str, Any]:
     return read_object(folder / "config.json", REMEDY)
 
 
+def require_whole_gguf(path: Path) -> None:
+    """Raise InputError where a GGUF file is none, or ends before what its head says it holds; no tensor is read."""
+    with path.open("rb") as file:
+        if file.read(len(GGUF)) != GGUF:
+            raise InputError(f"base.model: {path} is no GGUF file")
+    from gguf import GGUFReader  # loaded for this kind of file alone
+
+    try:
+        GGUFReader(path)
+    except Exception as error:  # it looks at nothing: whatever is missing shows as an error of its arrays
+        raise InputError(
+            f"base.model: {path} is cut off or damaged: it has {path.stat().st_size:,} bytes, which is not all that "
+            f"its head says it holds ({one_line(error)}); download it again"
+        ) from None
+
+
 @contextmanager
 def refused(message: str) -> Iterator[None]:
     """Make one line, which begins with `message`, of whatever a library raises over local files; the Hub is not asked.
@@ -132,6 +156,11 @@ def refused(message: str) -> Iterator[None]:
 def _shown(names: list[str]) -> str:
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return f"{', '.join(names[:SHOWN])}{more}"
+
+
+def _count(file: Path) -> int:
+    with safe_open(file, "pt") as weights:
+        return len(weights.keys())
 
 
 def _stored(files: Iterable[Path]) -> Iterator[tuple[str, Tensor]]:

@@ -1,4 +1,4 @@
-"""A finished export on the Hugging Face Hub: what is sent, in one commit, and how a broken upload goes on."""
+"""An export or a Space on the Hugging Face Hub: what is sent, in one commit, and how a broken upload goes on."""
 
 import json
 import logging
@@ -6,11 +6,12 @@ import os
 import re
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
+from typing import Literal
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, constants, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
@@ -19,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 
 from calrec_lite.errors import InputError, RunError
 from calrec_lite.files import TERMS
+from calrec_lite.package import space
 
 # All that an export may consist of, folder by folder. Whatever matches none of these is not sent: optimiser states,
 # checkpoints, logs, prepared domains. catalogue.jsonl is in an export only if its recipe asks (`export.catalogue`).
@@ -32,6 +34,7 @@ _LOADABLE = (
     *("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json", "[0-9]_*/config.json"),
 )
 _ALLOWED = (*_LOADABLE, *TERMS, "model*.gguf")
+_OF_SPACE = (*space.FILES, *(f"{space.MODEL}/{pattern}" for pattern in _LOADABLE))
 _TOKENIZERS = {"tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt"}  # any of them makes one
 _TOKEN_HINT = "log in with `hf auth login`, or set HF_TOKEN to a token with write access"
 _PAUSES = (1.0, 4.0)  # seconds before a broken commit is tried again; huggingface_hub itself repeats broken PUTs
@@ -40,23 +43,31 @@ _TRANSIENT_STATUS = (408, 409, 412, 429)  # client errors that go away by themse
 
 @dataclass(frozen=True)
 class Upload:
-    """What is sent of `folder`: path in it -> bytes; and which of its files and folders are not sent."""
+    """What is sent of `folder`: path in it -> bytes; and which of its files and folders are not sent.
+
+    `replaced`: patterns of what is removed there where it is not sent.
+    """
 
     folder: Path
     sizes: dict[str, int]
     left_out: list[str]
+    kind: Literal["model", "space"] = "model"
+    replaced: tuple[str, ...] = _LOADABLE
 
     def __str__(self) -> str:
         width = max(len(_size(size)) for size in self.sizes.values())
         lines = [f"  {_size(size):>{width}}  {name}" for name, size in self.sizes.items()]
         lines.append(f"{len(self.sizes)} files, {_size(sum(self.sizes.values()))}")
         if self.left_out:
-            lines.append(f"left out, as no part of an export: {', '.join(self.left_out)}")
+            whole = "a Space" if self.kind == "space" else "an export"
+            lines.append(f"left out, as no part of {whole}: {', '.join(self.left_out)}")
         return "\n".join(lines)
 
 
 def push_folder(folder: Path, repo: str, private: bool, revision: str | None) -> str:
     """Upload the export in `folder` to the model repository `repo` (OWNER/NAME) as one commit; made if not there.
+
+    A Space's folder (`export.space`) goes to the Space of that name in the same way.
 
     What the Hub holds already is not sent again, so the same call goes on after a broken upload. Files of an earlier
     export that this one lacks (another number of shards, say) are removed there: a loader would take the old weights.
@@ -72,17 +83,28 @@ def push_folder(folder: Path, repo: str, private: bool, revision: str | None) ->
         InputError: if there is no token or the Hub refuses it, `folder` is no whole export, or `repo` is not a name.
         RunError: if the connection breaks and stays broken.
     """
-    _check_name(repo)  # before anything is asked of the Hub
+    check_name(repo)  # before anything is asked of the Hub
     token = _token()
     api = HfApi(token=token, library_name="calrec-lite")
     with _hub_errors(token, repo):
         _check_token(api)
         upload = choose_files(folder)
-        address = f"{api.endpoint}/{repo}{f'/tree/{revision}' if revision else ''}"
+        place = f"spaces/{repo}" if upload.kind == "space" else repo
+        address = f"{api.endpoint}/{place}{f'/tree/{revision}' if revision else ''}"
         print(f"{folder} -> {address}\n{upload}", flush=True)
-        _ensure_repository(api, repo, private, revision)
+        _ensure_repository(api, repo, upload.kind, private, revision)
         commit = _commit(api, repo, revision, upload)
     return f"{address}  commit {commit.oid}"
+
+
+def check_name(repo: str) -> None:
+    """Raise InputError for what no repository of the Hub can be called; the Hub is not asked."""
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as error:
+        raise InputError(str(error)) from None
+    if "/" not in repo:
+        raise InputError(f"{repo}: write it as OWNER/NAME")
 
 
 def choose_files(folder: Path) -> Upload:
@@ -94,7 +116,23 @@ def choose_files(folder: Path) -> Upload:
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
     _refuse_links_out(folder)
-    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    return _choose_of_space(folder) if space.is_space(folder) else _choose_of_export(folder)
+
+
+def _choose_of_space(folder: Path) -> Upload:
+    """The page, its code and, where it holds one, the export below it."""
+    files = _files(folder)
+    sizes = {name: path.stat().st_size for name, path in files.items() if _matches(name, space.FILES)}
+    if missing := [name for name in ("app.py", "requirements.txt") if name not in sizes]:
+        raise InputError(f"{folder}: is no whole Space: lacks {', '.join(missing)}; export it again")
+    if (folder / space.MODEL).is_dir():
+        model = _choose_of_export(folder / space.MODEL)
+        sizes |= {f"{space.MODEL}/{name}": size for name, size in model.sizes.items()}
+    return Upload(folder, sizes, _left_out(files, sizes), "space", _OF_SPACE)
+
+
+def _choose_of_export(folder: Path) -> Upload:
+    files = _files(folder)
     sizes = {name: path.stat().st_size for name, path in files.items() if _matches(name, _ALLOWED)}
     missing = [name for name in ("calrec.json", "README.md") if name not in sizes]
     missing += [] if {"config.json", "adapter_config.json"} & sizes.keys() else ["config.json"]
@@ -106,9 +144,18 @@ def choose_files(folder: Path) -> Upload:
     if missing:
         raise InputError(f"{folder}: is no export: lacks {', '.join(missing)}; write one by `calrec-lite export RUN`")
     _check_weights(folder, sizes)
-    top_counts = Counter(name.partition("/")[0] + ("/" if "/" in name else "") for name in files if name not in sizes)
-    left_out = [f"{top} ({count} files)" if count > 1 else top for top, count in top_counts.items()]
-    return Upload(folder, sizes, left_out)
+    return Upload(folder, sizes, _left_out(files, sizes))
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """Name in the folder -> file, of all below it."""
+    return {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def _left_out(files: Iterable[str], sent: Container[str]) -> list[str]:
+    """What is not sent, folder by folder."""
+    top_counts = Counter(name.partition("/")[0] + ("/" if "/" in name else "") for name in files if name not in sent)
+    return [f"{top} ({count} files)" if count > 1 else top for top, count in top_counts.items()]
 
 
 def _refuse_links_out(folder: Path) -> None:
@@ -169,22 +216,15 @@ def _check_token(api: HfApi) -> None:
         raise InputError(f"the token may only read; {_TOKEN_HINT}")
 
 
-def _check_name(repo: str) -> None:
-    try:
-        validate_repo_id(repo)
-    except HFValidationError as error:
-        raise InputError(str(error)) from None
-    if "/" not in repo:
-        raise InputError(f"{repo}: write it as OWNER/NAME")
-
-
-def _ensure_repository(api: HfApi, repo: str, private: bool, revision: str | None) -> None:
+def _ensure_repository(api: HfApi, repo: str, kind: str, private: bool, revision: str | None) -> None:
     """Make repository and branch if they are not there."""
-    api.create_repo(repo, private=private or None, exist_ok=True)  # None: as the organisation has it
-    if private and not api.model_info(repo).private:
+    sdk = "gradio" if kind == "space" else None
+    # private=None: as the organisation has it
+    api.create_repo(repo, repo_type=kind, space_sdk=sdk, private=private or None, exist_ok=True)
+    if private and not api.repo_info(repo, repo_type=kind).private:
         raise InputError(f"{repo}: is there and public; make it private in its settings, or push without --private")
     if revision:
-        api.create_branch(repo, branch=revision, exist_ok=True)
+        api.create_branch(repo, branch=revision, repo_type=kind, exist_ok=True)
 
 
 def _commit(api: HfApi, repo: str, revision: str | None, upload: Upload) -> CommitInfo:
@@ -201,8 +241,9 @@ def _commit(api: HfApi, repo: str, revision: str | None, upload: Upload) -> Comm
 
 
 def _commit_once(api: HfApi, repo: str, revision: str | None, upload: Upload) -> CommitInfo:
-    remote_files = [file.rfilename for file in api.model_info(repo, revision=revision).siblings or []]
-    stale = [name for name in remote_files if _matches(name, _LOADABLE) and name not in upload.sizes]
+    there = api.repo_info(repo, repo_type=upload.kind, revision=revision)
+    remote_files = [file.rfilename for file in getattr(there, "siblings", None) or []]
+    stale = [name for name in remote_files if _matches(name, upload.replaced) and name not in upload.sizes]
     if stale:
         print(f"removed there, as no part of this export: {', '.join(stale)}", flush=True)
     return api.create_commit(
@@ -212,6 +253,7 @@ def _commit_once(api: HfApi, repo: str, revision: str | None, upload: Upload) ->
             *(CommitOperationAdd(name, upload.folder / name) for name in upload.sizes),
         ],
         commit_message="Upload by calrec-lite",
+        repo_type=upload.kind,
         revision=revision,
     )
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -47,6 +47,7 @@ class PackageInfo(Section):
     logit_scale: float = Field(1.0, gt=0, le=1e3, description="of the LM head's logits, to which these are added")
     collaborative: Share = Field(0.0, description="weight of a user's transitions beside the counts in `prior`")
     seed: int = Field(ge=0, lt=2**32)
+    html: bool = Field(False, description="the data's texts were HTML, which `prepare` turned into plain ones")
 
 
 class Line(Section):
@@ -136,6 +137,14 @@ def record(folder: Path) -> None:
     write_manifest(folder, KEPT)
 
 
+def refuse_foreign(to: Path) -> None:
+    """Raise InputError where a new export would replace something else than an earlier one."""
+    if Path.cwd().is_relative_to(to.resolve()):
+        raise InputError(f"{to}: is or holds the folder you are in; name another one")
+    if to.is_dir() and any(to.iterdir()) and not (to / NAME).is_file():
+        raise InputError(f"{to}: is there and is no earlier export; name another folder")
+
+
 def locate(source: str | Path, revision: str | None = None) -> Path:
     """A local folder as it is, or the downloaded files of a Hub id. Raises InputError if there is neither."""
     folder = Path(source)
@@ -168,17 +177,7 @@ def open_package(source: str | Path, revision: str | None = None) -> Package:
             written, or a line of its catalogue is no item.
     """
     folder = locate(source, revision)
-    try:
-        info = PackageInfo.model_validate_json((folder / NAME).read_bytes())
-    except FileNotFoundError:
-        raise InputError(f"{source}: no {NAME} in it; name a folder that `calrec-lite export` wrote") from None
-    except ValueError as error:
-        raise InputError(f"{folder / NAME}: {_first(error)}; written by another version?") from None
-    if (folder / "adapter_config.json").is_file():
-        raise InputError(f"{source}: an adapter alone; export without --adapter to recommend from it")
-    lines = folder / CATALOGUE
-    if not lines.is_file():
-        raise InputError(f"{source}: exported without its catalogue (export.catalogue: false), so it cannot recommend")
+    info = read_info(folder, str(source))
     beside = folder if Path(source).is_dir() else None
     if beside:  # of a downloaded one the Hub's client has compared what it got
         remedy = f"export or download it again; if the change is yours, remove {MANIFEST}"
@@ -186,12 +185,42 @@ def open_package(source: str | Path, revision: str | None = None) -> Package:
     return _read_catalogue(folder, info, beside)
 
 
+def read_info(folder: Path, name: str) -> PackageInfo:
+    """The calrec.json of a folder that can recommend; its weights are not looked at.
+
+    Args:
+        name: of the folder in messages.
+
+    Raises:
+        InputError: it is no such folder.
+    """
+    try:
+        info = PackageInfo.model_validate_json((folder / NAME).read_bytes())
+    except FileNotFoundError:
+        raise InputError(f"{name}: no {NAME} in it; name a folder that `calrec-lite export` wrote") from None
+    except ValueError as error:
+        raise InputError(f"{folder / NAME}: {_first(error)}; written by another version?") from None
+    if (folder / "adapter_config.json").is_file():
+        raise InputError(f"{name}: an adapter alone; export without --adapter to recommend from it")
+    if not (folder / CATALOGUE).is_file():
+        raise InputError(f"{name}: exported without its catalogue (export.catalogue: false), so it cannot recommend")
+    return info
+
+
+def fields_of(folder: Path, items: Collection[str]) -> dict[str, dict[str, str]]:
+    """Item id -> its fields, of some of an opened folder's items: read anew, as nothing keeps those of all."""
+    with (folder / CATALOGUE).open(encoding="utf-8-sig", newline="\n") as lines:
+        entries = (json.loads(line) for line in lines if not line.isspace())
+        return {entry["id"]: entry["fields"] for entry in entries if entry["id"] in items}
+
+
 def _first(error: ValueError) -> str:
     """What is wrong first, and with which key; not the value, which is foreign."""
     if not isinstance(error, ValidationError):
         return str(error).splitlines()[0]
     first = error.errors(include_input=False)[0]
-    return f"`{'.'.join(map(str, first['loc']))}`: {first['msg']}" if first["loc"] else str(first["msg"])
+    key = [str(part) for part in first["loc"] if part != "constrained-int"]  # pydantic's name of "or a number"
+    return f"`{'.'.join(key)}`: {first['msg']}" if key else str(first["msg"])
 
 
 def _read_catalogue(folder: Path, info: PackageInfo, beside: Path | None) -> Package:

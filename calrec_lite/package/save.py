@@ -82,14 +82,6 @@ def write_short_card(folder: Path, base: str | None) -> None:
     (folder / "README.md").write_text(f"---\n{metadata.to_yaml()}\n---\n\n{CARD}", encoding="utf-8")
 
 
-def refuse_foreign(to: Path) -> None:
-    """Raise InputError where a new export would replace something else than an earlier one."""
-    if Path.cwd().is_relative_to(to.resolve()):
-        raise InputError(f"{to}: is or holds the folder you are in; name another one")
-    if to.is_dir() and any(to.iterdir()) and not (to / "calrec.json").is_file():
-        raise InputError(f"{to}: is there and is no earlier export; name another folder")
-
-
 def _without_places(folder: Path) -> None:
     """Remove the paths on its maker's machine that older versions of transformers wrote into a base's files."""
     for name in ("config.json", "tokenizer_config.json"):

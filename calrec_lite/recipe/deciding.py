@@ -10,6 +10,7 @@ FREE = {
         "micro_batch_size",
         "gradient_checkpointing",
         "compile",
+        "fsdp",
         "handover_tolerance",
         "eval_every",
         "save_every",
@@ -19,7 +20,7 @@ FREE = {
 }
 SECTIONS = ("seed", "base", "domains", "text", "stages", "loss", "optim")  # how lists are made may change afterwards
 # Data are compared by the fingerprint of what was prepared, wherever it lay and whatever its columns are called.
-READING = ("reader", "interactions", "items", "columns", "fields", "html")
+READING = ("reader", "interactions", "items", "headerless", "columns", "fields", "html", "encoding", "on_bad_rows")
 
 
 def without_free(values: dict[str, Any]) -> dict[str, Any]:

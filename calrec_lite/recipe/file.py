@@ -11,20 +11,16 @@ from pydantic import BaseModel, ValidationError
 
 from calrec_lite.errors import InputError
 from calrec_lite.files import atomic_path
-from calrec_lite.recipe import Recipe, resolved
+from calrec_lite.recipe import Recipe, Recommend, Section, resolved
+from calrec_lite.recipe.bases import builtin_folder, unknown_recipe
 from calrec_lite.recipe.reading import KeyPath, Place, read_resolved, read_value, read_values
 
 SHOWN = 200  # characters of a name or a value in an error
+LENGTHS = ("epochs", "max_steps", "minutes")  # of a stage; one of them is given
 MOST_FILES = 30  # of which a recipe is merged
 MOST_MISTAKES = 20  # that are reported
+AFTERWARDS = ("recommend", "evaluate")  # sections that decide nothing of a run's weights
 SECRET = re.compile(r"(?i)(^|[_.-])(token|secret|password|passwd|passphrase|credentials?|auth|key|apikey)$")
-PACKAGE = Path(__file__).parents[1]
-
-
-def builtin_folder() -> Path:
-    """The folder of the recipes that come with the package (beside the code in a checkout)."""
-    installed = PACKAGE / "recipes"
-    return installed if installed.is_dir() else PACKAGE.parent / "recipes"
 
 
 def load_recipe(source: str | Path, overrides: Iterable[str] = ()) -> Recipe:
@@ -57,6 +53,45 @@ def check_recipe(values: Any, lines: dict[KeyPath, Place] | None = None) -> Reci
     return recipe
 
 
+def with_settings(recipe: Recipe, overrides: Iterable[str]) -> Recipe:
+    """The recipe of what is trained already, with other values of `recommend.*` and `evaluate.*`.
+
+    Raises:
+        InputError: with every mistake, as `load_recipe`; a key of another section, which decides what was trained.
+    """
+    values, lines = resolved(recipe), dict[KeyPath, Place]()
+    for override in overrides:
+        _require_section(override, AFTERWARDS)
+        _override(values, override, lines)
+    return check_recipe(values, lines) if lines else recipe
+
+
+def with_recommend(options: Recommend, overrides: Iterable[str]) -> Recommend:
+    """As `with_settings`, of the settings of lists alone, as an export has them."""
+    values, lines = {"recommend": options.model_dump(mode="json")}, dict[KeyPath, Place]()
+    for override in overrides:
+        _require_section(override, AFTERWARDS[:1])
+        _override(values, override, lines)
+    try:
+        return _Lists.model_validate(values).recommend
+    except ValidationError as error:
+        raise InputError(_report(_mistake(e, _trim(e["loc"], values), lines) for e in error.errors())) from None
+
+
+class _Lists(Section):
+    """`recommend` in its place, so that a mistake is named by its whole key."""
+
+    recommend: Recommend
+
+
+def _require_section(override: str, sections: tuple[str, ...]) -> None:
+    section = override.partition("=")[0].partition(".")[0]
+    if section not in sections:
+        known = " and ".join(f"{name}.*" for name in sections)
+        near = "" if "." in override.partition("=")[0] else " (write --set recommend.k=20)"
+        raise InputError(f"--set {_cut(override)}: of what is trained already only {known} can be set here{near}")
+
+
 def save_resolved(recipe: Recipe, path: Path) -> None:
     """Write the recipe with every default spelled out; the file is itself a valid recipe."""
     with atomic_path(path) as temporary:
@@ -81,8 +116,7 @@ def _find(name: str, folder: Path | None) -> Path:
                 return path
         except OSError as error:  # a folder that may not be entered, a name that is too long
             raise InputError(f"{_cut(name)}: cannot be read: {error.strerror}") from None
-    near = difflib.get_close_matches(name, [p.stem for p in builtin_folder().glob("*.yaml")], 1)
-    hint = f"; did you mean `{near[0]}`?" if near else ""
+    hint = unknown_recipe(_cut(name))
     raise InputError(f"{_cut(name)}: no such recipe file, and no built-in recipe of that name{hint}")
 
 
@@ -148,12 +182,22 @@ def _override(values: Any, override: str, lines: dict[KeyPath, Place]) -> None:
         section[position] = value
     elif isinstance(section, dict):
         section[last] = value
+        if path[:1] == ["stages"] and last in LENGTHS and value is not None:
+            _unset_other_lengths(section, last, tuple(path), lines)
     else:
         raise InputError(f"{place}: `{_cut('.'.join(above))}` is a single value, not a section")
     path.append(last if isinstance(section, dict) else int(last))
     for n in range(1, len(path)):
         lines.setdefault(tuple(path[:n]), place)
     lines[tuple(path)] = place
+
+
+def _unset_other_lengths(stage: dict[str, Any], given: str, path: KeyPath, lines: dict[KeyPath, Place]) -> None:
+    """A stage is as long as --set says, whatever unit its file counts in; two of --set are still one too many."""
+    for unit in LENGTHS:
+        said = lines.get((*path, unit))
+        if unit != given and not (said and said.line is None):
+            stage.pop(unit, None)
 
 
 def _position(part: str, section: list[Any]) -> int | None:

@@ -15,12 +15,12 @@ class Recommend(Section):
         description="fused: all readings (docs/method.md, 8), and the LLM's likelihood of the best items by them; "
         "fast: the same without the LLM; the others by the LLM alone",
     )
-    k: Many = 10
+    k: Many = Field(10, description="length of a list")
     exclude_seen: bool = Field(True, description="never recommend what is in the history")
     score: Literal["catalogue", "vocabulary"] = Field(
         "catalogue", description="beam, rerank: probabilities among the items, or of their texts among all texts"
     )
-    beams: Few = 20
+    beams: Few = Field(20, description="beam: items that are searched side by side, k at least")
     samples: Few = Field(32, description="sample: texts drawn per user [S]")
     temperature: Annotated[float, Field(ge=1e-3, le=1e3)] = Field(0.5, description="sample [S]")
     eps: Positive = Field(1 / 5000, description="sample: of the quasi-round-robin [S]")
@@ -39,8 +39,10 @@ class Recommend(Section):
         "it puts first become candidates too; see `calrec-lite tune`",
     )
     index: Literal["exact", "faiss"] = Field("exact", description="dense, rerank: faiss beyond some million items")
-    batch_tokens: Count = Field(
-        4096, description="prompt tokens decoded together (memory); a shorter prompt counts as one of 64"
+    batch_tokens: Count | Literal["auto"] = Field(
+        "auto",
+        description="prompt tokens decoded together; a shorter prompt counts as one of 64; auto: as many as half of "
+        "the free memory holds, up to 65536 on a GPU and 4096 on a CPU",
     )
 
     @property
@@ -57,14 +59,14 @@ class Recommend(Section):
 class TowerSettings(Section):
     """The light user tower, trained over the finished model's item vectors (docs/method.md, 8)."""
 
-    dim: Few = 128
-    layers: Few = 1
-    heads: Few = 2
+    dim: Few = Field(128, description="numbers of a user's vector")
+    layers: Few = Field(1, description="of the transformer")
+    heads: Few = Field(2, description="of attention")
     length: Few = Field(20, description="latest items of a history that it reads; more where they are long")
-    dropout: Share = 0.5
+    dropout: Share = Field(0.5, description="share of states left out in training")
     memory: bool = Field(True, description="a vector of its own for each item, added to that of its text")
-    learning_rate: Positive = 1e-3
-    weight_decay: Weight = 0.1
+    learning_rate: Positive = Field(1e-3, description="of AdamW")
+    weight_decay: Weight = Field(0.1, description="of its weights")
     batch_size: Many = Field(128, description="stretches of `length` items of one step")
     negatives: Many | None = Field(
         None, description="items drawn for the softmax of a step, for catalogues beyond some 100,000; null: all items"

@@ -28,7 +28,9 @@ class Holdout(Section):
     test case, if there is any event before it.
     """
 
-    by: Literal["leave_one_out", "time"] = "leave_one_out"
+    by: Literal["leave_one_out", "time"] = Field(
+        "leave_one_out", description="each user's last two events, or all events from two moments on"
+    )
     valid_from: Moment = Field(0.8, description="with `by: time`: a date (UTC), or the share of events before it")
     test_from: Moment = Field(0.9, description="likewise")
 
@@ -44,12 +46,12 @@ class Holdout(Section):
 class SASRecSettings(Section):
     """The baseline `sasrec`, by Cornac. The settings were chosen on validation parts, see docs/evaluation.md."""
 
-    hidden: Few = 64
-    blocks: Few = 2
-    heads: Few = 2
+    hidden: Few = Field(64, description="numbers of an item's vector")
+    blocks: Few = Field(2, description="layers")
+    heads: Few = Field(2, description="of attention")
     max_len: Few = Field(20, description="latest items of a history that it reads; more where they are long")
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
-    learning_rate: Positive = 1e-3
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.5, description="share of states left out in training")
+    learning_rate: Positive = Field(1e-3, description="of Adam")
     batch_size: Many = Field(512, ge=2, description="rows of one step; every prefix of a user's items is one")
     negatives: Many | None = Field(None, description="items drawn for the softmax of a step; null: all items")
     epochs: Count = Field(100, description="at most")
@@ -80,6 +82,7 @@ class MiniLMSettings(Section):
 Baseline = Literal[
     "popularity",
     "last_item",
+    "personal_popularity",
     "bm25_last",
     "transitions",
     "minilm",
@@ -95,25 +98,25 @@ class Evaluate(Section):
     """Which users and systems are measured, and how (docs/method.md, 7)."""
 
     domain: str | None = Field(None, description="default: the last stage's only or last domain")
-    split: Literal["test", "validation"] = "test"
+    split: Literal["test", "validation"] = Field("test", description="validation for all that is tuned")
     users: Count | None = Field(2000, description="drawn by the seed; null: all")
     model_users: Count | None = Field(
         None, description="of those, so many for lists that the LLM makes, which take long on a CPU; null: all"
     )
-    bootstrap: Many = 2000
+    bootstrap: Many = Field(2000, description="resamples of the users behind each interval")
     mrr_cut: Many = Field(10, description="MRR counts targets up to this rank")
     duplicates: Literal["canonical", "expected"] = Field(
         "canonical",
         description="items of the same text are one item, or several in random order: the mean over such orders",
     )
     base: bool = Field(True, description="evaluate the untouched base too")
-    every_stage: bool = True
+    every_stage: bool = Field(True, description="evaluate stages before the last too")
     readings: list[Literal["fast", "vectors", "text", "beam"]] = Field(
         ["fast", "vectors", "text", "beam"],
         description="with strategy fused or fast: what lists of the base and the last stage are made of, each alone",
     )
     baselines: list[Baseline] = Field(
-        ["popularity", "last_item", "bm25_last", "transitions"],
+        ["popularity", "last_item", "personal_popularity", "bm25_last", "transitions"],
         description="minilm and sasrec (extra `[sasrec]`) take minutes on a CPU, once for each domain and settings; "
         "minilm_fast, minilm_vectors, minilm_text: MiniLM in the LLM's place; counts_fast: transitions and popularity",
     )

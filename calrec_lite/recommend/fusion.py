@@ -105,7 +105,7 @@ class Fusion:
         Raises:
             InputError: it is not there, or damaged.
         """
-        fast, fused, facts = _read_weights(folder)
+        fast, fused, facts = read_weights(folder)
         readings, missing = Readings.open(folder, ids, titles, transitions, counts)
         return cls(readings, fast, fused, facts), missing
 
@@ -124,7 +124,7 @@ class Fusion:
 
 def require_fitted(folder: Path, strategy: str) -> None:
     """Raise InputError where `folder` lacks the weights that the strategy needs: before anything large is loaded."""
-    _, fused, _ = _read_weights(folder)
+    _, fused, _ = read_weights(folder)
     if strategy == "fused" and fused is None:
         raise InputError(
             f"{folder / WEIGHTS_FILE}: weights for `strategy: fast` alone; choose that, or export again with "
@@ -139,7 +139,7 @@ def best_items(scores: Tensor, allowed: np.ndarray, n: int) -> list[Tensor]:
     return [row[finite] for row, finite in zip(items, values.isfinite())]
 
 
-def _read_weights(folder: Path) -> tuple[dict[str, float], dict[str, float] | None, dict[str, Any]]:
+def read_weights(folder: Path) -> tuple[dict[str, float], dict[str, float] | None, dict[str, Any]]:
     """`fast`, `fused` and all else of WEIGHTS_FILE. Raises InputError where it is missing or damaged."""
     file = folder / WEIGHTS_FILE
     try:
@@ -150,6 +150,9 @@ def _read_weights(folder: Path) -> tuple[dict[str, float], dict[str, float] | No
                 raise ValueError("a weight of no part")
             if not (np.abs([*map(float, weights.values())]) <= LARGEST).all():
                 raise ValueError("a weight that is no number, or none that could be fitted")
+        for name, weights in (("fast_fit", fast), ("fused_fit", fused or {})):
+            if name in facts:
+                _check_fit(facts[name], weights)
         if LIKELIHOOD in fast or (fused is not None and LIKELIHOOD not in fused):
             raise ValueError("the likelihood belongs to `fused`, and only there")
     except FileNotFoundError:
@@ -162,9 +165,17 @@ def _read_weights(folder: Path) -> tuple[dict[str, float], dict[str, float] | No
     return fast, fused, facts
 
 
+def _check_fit(fit: Mapping[str, Any], weights: Mapping[str, float]) -> None:
+    """Raise what `read_weights` catches where it is not what a fit says of its weights."""
+    intervals = [fit["intervals"][name] for name in weights]
+    if not isinstance(fit["users"], int) or not all(np.shape(i) == (2,) and np.isfinite(i).all() for i in intervals):
+        raise ValueError("an interval or a number of users that is none")
+
+
 def _ranked(items: np.ndarray, values: Mapping[str, np.ndarray], weights: Mapping[str, float], k: int) -> Ranked:
     shares = {name: weight * values[name] for name, weight in weights.items()}
     scores = np.sum(list(shares.values()), axis=0)
     order = np.argsort(-scores, kind="stable")[:k]
-    why = [", ".join(f"{name} {share[i]:.2f}" for name, share in shares.items()) for i in order]
-    return Ranked(items[order], scores[order], why)
+    parts = [{name: float(share[i]) for name, share in shares.items()} for i in order]
+    why = [", ".join(f"{name} {share:.2f}" for name, share in item.items()) for item in parts]
+    return Ranked(items[order], scores[order], why, parts)

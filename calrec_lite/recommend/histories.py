@@ -5,17 +5,23 @@ import json
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from calrec_lite.errors import InputError
+from calrec_lite.files import size_and_time
+from calrec_lite.recommend.shards import Shard
 
 LONGEST = 1 << 24  # bytes of a line; the rest of a longer line is skipped
 SHOWN = 1000  # characters kept of a line that was too long
 ROWS = 1024  # rows of a Parquet file held at a time
+EVERY = 1 << 14  # lines whose beginning is remembered: a part of a file is read from near where it begins
+PIECE = 1 << 22  # bytes that are searched for line ends at once
 
 
 @dataclass(frozen=True)
@@ -62,37 +68,78 @@ class Histories:
         """How much of the file has been read, 0 to 1."""
         return min(1.0, self._position / self._size)
 
+    def lines_of(self, shard: Shard, block: int) -> tuple[int, int]:
+        """Which lines a part has of the file's blocks: after the first number, up to the second one."""
+        try:
+            if self.path.suffix == ".parquet":
+                lines = int(pq.read_metadata(self.path).num_rows)
+            else:
+                lines, _ = _line_starts(self.path, *size_and_time(self.path))
+        except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
+            raise InputError(f"--users {self.path}: damaged ({error})") from None
+        first, end = shard.bounds(-(-lines // block))
+        return min(lines, first * block), min(lines, end * block)
+
     def read(self, skip: int = 0) -> Iterator[tuple[int, User | Rejected | None]]:
         """(line number, user) from line `skip` + 1 on; None for an empty line."""
-        rows: Iterator[Any] = self._rows() if self.path.suffix == ".parquet" else self._lines()
-        number = 0
+        number = skip
         try:
-            for number, entry in enumerate(rows, 1):
-                if number > skip:
-                    yield number, _parse(number, entry)
+            entries: Iterator[Any] = self._rows(skip) if self.path.suffix == ".parquet" else self._lines(skip)
+            for number, entry in enumerate(entries, skip + 1):
+                yield number, _parse(number, entry)
         except (OSError, EOFError, zlib.error, pa.ArrowException, ValueError, OverflowError) as error:
             raise InputError(f"--users {self.path}: damaged after line {number} ({error})") from None
 
-    def _lines(self) -> Iterator[bytes]:
-        """Lines, each cut to LONGEST bytes."""
+    def _lines(self, skip: int) -> Iterator[bytes]:
+        """Lines from `skip` + 1 on, each cut to LONGEST bytes."""
         with self.path.open("rb") as raw:
             file: IO[bytes] = gzip.GzipFile(fileobj=raw) if self.path.suffix == ".gz" else raw  # type: ignore[assignment]
+            if file is raw and skip >= EVERY:
+                _, starts = _line_starts(self.path, *size_and_time(self.path))
+                at = min(skip // EVERY, len(starts) - 1)
+                raw.seek(starts[at])
+                skip -= at * EVERY
             while line := file.readline(LONGEST):
                 rest = line
                 while not rest.endswith(b"\n") and (rest := file.readline(LONGEST)):
                     pass
+                if skip:
+                    skip -= 1
+                    continue
                 self._position = raw.tell()
                 yield line
 
-    def _rows(self) -> Iterator[dict[str, Any]]:
+    def _rows(self, skip: int) -> Iterator[dict[str, Any]]:
+        """Rows from `skip` + 1 on; groups of rows before it are not read."""
         with pq.ParquetFile(self.path) as file:
-            self._size = max(1, file.metadata.num_rows)
+            metadata = file.metadata
+            self._size = max(1, metadata.num_rows)
             columns = [c for c in ("user", "history", "candidates") if c in file.schema_arrow.names]
-            self._position = 0
-            for batch in file.iter_batches(ROWS, columns=columns):
-                for row in batch.to_pylist():
+            self._position = group = 0
+            while group < metadata.num_row_groups and (rows := metadata.row_group(group).num_rows) <= skip:
+                self._position, skip, group = self._position + rows, skip - rows, group + 1
+            for batch in file.iter_batches(ROWS, [*range(group, metadata.num_row_groups)], columns):
+                left = batch.slice(min(skip, len(batch)))
+                self._position, skip = self._position + len(batch) - len(left), skip - (len(batch) - len(left))
+                for row in left.to_pylist():
                     self._position += 1
                     yield row
+
+
+@lru_cache(16)
+def _line_starts(path: Path, size: int, time: int) -> tuple[int, list[int]]:
+    """How many lines a file of text has, and where (bytes) the first, and each EVERY-th after it, begins.
+
+    Args:
+        size, time: of the file: changed, it is looked through again.
+    """
+    lines, at, starts, last = 0, 0, [0], b"\n"
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        while piece := file.read(PIECE):
+            ends = np.flatnonzero(np.frombuffer(piece, np.uint8) == ord("\n"))
+            starts += (at + 1 + ends[(EVERY - 1 - lines) % EVERY :: EVERY]).tolist()
+            lines, at, last = lines + len(ends), at + len(piece), piece[-1:]
+    return lines + (last != b"\n"), starts
 
 
 def _parse(number: int, entry: bytes | dict[str, Any]) -> User | Rejected | None:

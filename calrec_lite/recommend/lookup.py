@@ -7,10 +7,13 @@ from functools import cached_property
 
 import numpy as np
 
-from calrec_lite.data.clean import plain
+from calrec_lite.data.clean import plain, unmarked
 from calrec_lite.recommend.ground import normalised, one_line
 
 NEAREST = 3  # titles that are shown for a name that is not found
+KEPT = 1 << 16  # names whose item is remembered: a file of users names the same ones again and again
+KEPT_LENGTH = 256  # characters of such a name
+UNKNOWN = -1
 COMPARED = 500  # titles that share most with it: letter by letter, a million would take a minute
 
 
@@ -23,24 +26,42 @@ class Lookup:
     Args:
         texts, titles, ids: of each item.
         aliases: further ids -> item.
+        html: whether `prepare` took the texts for HTML: `Tom &amp; Jerry` is `Tom & Jerry` then, and a text else.
     """
 
     def __init__(
-        self, texts: Sequence[str], titles: Sequence[str], ids: Sequence[str], aliases: Mapping[str, int]
+        self,
+        texts: Sequence[str],
+        titles: Sequence[str],
+        ids: Sequence[str],
+        aliases: Mapping[str, int],
+        html: bool = False,
     ) -> None:
         self.texts, self.titles, self.ids, self.aliases = texts, titles, ids, aliases
+        self._cleaned = unmarked if html else plain
+        self._found: dict[str, int | None] = {}
 
     def find(self, name: str) -> int | None:
         """The item of this name, the first of those whose text or title it is; None if none is, or case must decide."""
-        for spelling in _spellings(name):
+        item = self._found.get(name, UNKNOWN)
+        if item == UNKNOWN:
+            item = self._looked_for(name)
+            if len(self._found) >= KEPT:
+                self._found.clear()
+            if len(name) <= KEPT_LENGTH:
+                self._found[name] = item
+        return item
+
+    def _looked_for(self, name: str) -> int | None:
+        for spelling in self._spellings(name):
             if items := self._spelled(spelling):
                 return items[0]
         if (item := self.find_id(name)) is not None:
             return item
-        for spelling in _spellings(name):
+        for spelling in self._spellings(name):
             if len(written := self._written(spelling)) == 1:
                 return self._spelled(written.pop())[0]
-        for spelling in _spellings(name):
+        for spelling in self._spellings(name):
             if len(ids := {self._id_names[i] for i in self._folded_ids.find(normalised(spelling))}) == 1:
                 return self.find_id(ids.pop())
         return None
@@ -51,7 +72,7 @@ class Lookup:
 
     def all_named(self, name: str) -> list[int]:
         """All items of this text or title, however it is written, or the item of this id."""
-        spellings = _spellings(name)
+        spellings = self._spellings(name)
         if self.find_id(name) is None or self._spelled(spellings[0]):
             for spelling in spellings:
                 if written := self._written(spelling):
@@ -64,17 +85,24 @@ class Lookup:
         return [name for name in dict.fromkeys(names) if self.find(name) is None]
 
     def nearest(self, name: str) -> list[str]:
-        """Up to three titles that are written much like `name`, the nearest first."""
-        key = normalised(plain(name))
+        """Up to three titles that hold all words of `name`, the shortest first, or are written much like it."""
+        key = normalised(self._cleaned(name))
         grams = {key[i : i + 3] for i in range(max(1, len(key) - 2))}
         by_key = {normalised(title): title for title in reversed(self.titles)}
         close = heapq.nlargest(COMPARED, by_key, lambda k: sum(g in k for g in grams) / (len(grams) + len(k)))
-        return [by_key[k] for k in difflib.get_close_matches(key, close, NEAREST)]
+        words = key.split()
+        holding = heapq.nsmallest(NEAREST, (k for k in by_key if words and all(word in k for word in words)), len)
+        near = dict.fromkeys([*holding, *difflib.get_close_matches(key, close, NEAREST)])
+        return [by_key[k] for k in list(near)[:NEAREST]]
 
     def described(self, name: str) -> str:
         """A name that is not found, and what may have been meant."""
         near = ", ".join(map(repr, self.nearest(name)))
         return f"{name!r}{f' (near it: {near})' if near else ''}"
+
+    def _spellings(self, name: str) -> tuple[str, str]:
+        """As it is written, and as `prepare` cleans texts: a catalogue holds what was left after that."""
+        return one_line(name), self._cleaned(name)
 
     def _spelled(self, name: str) -> list[int]:
         """Items by their text or by their title, on one line; where a text equals a title, the text counts."""
@@ -132,8 +160,3 @@ class _Index:
         """The places of the names of this spelling, ascending."""
         first, last = (np.searchsorted(self._hashes, hash(spelling), side) for side in ("left", "right"))
         return [i for i in self._order[first:last].tolist() if self._key(self._names[i]) == spelling]
-
-
-def _spellings(name: str) -> tuple[str, str]:
-    """As it is written, and as `prepare` cleans texts: a catalogue holds what was left after that."""
-    return one_line(name), plain(name)

@@ -6,7 +6,7 @@ A part is a score of all items (PARTS). `strategy: fast` adds them up, weighed;
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,12 @@ from torch import Tensor
 
 from calrec_lite.data.transitions import Transitions
 from calrec_lite.errors import InputError
+from calrec_lite.recommend.repeats import Repeats
 from calrec_lite.recommend.user_tower import History, UserTower
 from calrec_lite.recommend.whitening import Whitening, whitened
 from calrec_lite.recommend.words import Words
 
-PARTS = ("tower", "recent", "text", "words", "transitions", "successors", "popularity")
+PARTS = ("tower", "recent", "text", "words", "transitions", "successors", "popularity", "repeats")
 READINGS = {  # parts that are lists of their own
     "fast": PARTS,
     "vectors": ("tower", "recent", "text"),  # no counts
@@ -36,7 +37,7 @@ LATEST = 20  # items of a history in it: older ones weigh less than a ten-thousa
 ITEMS_FILE = "items.parquet"
 TOWER_FILE = "tower.safetensors"
 LIMITS = {"dim": 1 << 16, "layers": 64, "heads": 1 << 10, "length": 1 << 16}  # of a tower that is read
-TEXT, MEMORY = "text", "memory"  # columns of ITEMS_FILE
+TEXT, MEMORY, AGAIN = "text", "memory", "again"  # columns of ITEMS_FILE
 # What reading a damaged file may raise.
 DAMAGED = (
     OSError,
@@ -61,6 +62,7 @@ class Readings:
         transitions: counts of what followed what.
         words: of the titles.
         counts: (N,) how often each item was trained on.
+        repeats: how often each is bought again.
     """
 
     text: Tensor
@@ -69,6 +71,7 @@ class Readings:
     transitions: Transitions
     words: Words
     counts: np.ndarray
+    repeats: Repeats
 
     @cached_property
     def _tower_items(self) -> Tensor:
@@ -100,6 +103,7 @@ class Readings:
             "transitions": torch.log(scores + Transitions.FLOOR),
             "successors": torch.log(torch.from_numpy(self.transitions.successors(histories)) + Transitions.FLOOR),
             "popularity": self._popularity.expand(len(histories), -1),
+            "repeats": self.repeats.scores(histories),
         }
 
     def save(self, folder: Path, ids: Sequence[str]) -> None:
@@ -108,6 +112,7 @@ class Readings:
         for name, values in ((TEXT, self.text), (MEMORY, self.tower.memory.detach())):
             flat = pa.array(values.to(torch.float16).flatten().numpy(), pa.float16())
             columns[name] = pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
+        columns[AGAIN] = pa.array(self.repeats.again, pa.float32())
         pq.write_table(pa.table(columns), folder / ITEMS_FILE, compression="zstd")
         state = {name: value.contiguous() for name, value in self.tower.state_dict().items() if name != MEMORY}
         whitening = {
@@ -131,6 +136,7 @@ class Readings:
             table = pq.read_table(folder / ITEMS_FILE, partitioning=None)
             known = {item: row for row, item in enumerate(table["item"].to_pylist())}
             stored = [_matrix(table[name]) for name in (TEXT, MEMORY)]
+            again = table[AGAIN].to_numpy().astype(np.float32)
             with safe_open(folder / TOWER_FILE, "pt") as file:
                 stored_settings = json.loads((file.metadata() or {})["settings"])
                 settings: dict[str, Any] = {name: int(value) for name, value in stored_settings.items()}
@@ -142,7 +148,11 @@ class Readings:
             )
             rows = np.array([known.get(item, -1) for item in ids], np.int64)
             text, memory = (_placed(values, rows) for values in stored)
-            if not all(bool(values.isfinite().all()) for values in (text, memory, *state.values())):
+            again = np.append(again, np.float32(1))[rows]  # an item that is new is bought again as the mean one is
+            if (
+                not all(bool(values.isfinite().all()) for values in (text, memory, *state.values()))
+                or not (np.isfinite(again) & (again >= 0)).all()
+            ):
                 raise ValueError("a value that is no number")
             if not settings.keys() <= LIMITS.keys() or any(not 0 < n <= LIMITS[name] for name, n in settings.items()):
                 raise ValueError("a tower of other sizes than there are")
@@ -151,7 +161,8 @@ class Readings:
         except DAMAGED as error:
             reason = str(error).splitlines()[0]
             raise InputError(f"{folder}: not readable as fitted readings ({reason}); fit or export again") from None
-        return cls(text, whitening, tower.eval(), transitions, Words(titles), counts), np.flatnonzero(rows < 0)
+        made = cls(text, whitening, tower.eval(), transitions, Words(titles), counts, Repeats(again))
+        return made, np.flatnonzero(rows < 0)
 
     def with_items(self, added: np.ndarray, vectors: Tensor) -> "Readings":
         """The same with text for items that had none: (M, L, D) vectors of the items `added` (M,)."""
@@ -160,7 +171,12 @@ class Readings:
         settings: dict[str, Any] = {**self.tower.settings}
         tower = UserTower(text, **settings)
         tower.load_state_dict(self.tower.state_dict())
-        return Readings(text, self.whitening, tower.eval(), self.transitions, self.words, self.counts)
+        return replace(self, text=text, tower=tower.eval())
+
+
+def telling(parts: Sequence[str], exclude_seen: bool) -> tuple[str, ...]:
+    """The parts that tell items apart: where seen items are masked, none that may be recommended is bought again."""
+    return tuple(part for part in parts if part != "repeats" or not exclude_seen)
 
 
 def recent_items(vectors: Tensor, histories: Sequence[History]) -> Tensor:

@@ -2,9 +2,9 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
-from itertools import chain
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,12 @@ from calrec_lite.method.catalogue import EncodedCatalogue
 from calrec_lite.method.towers import Towers
 from calrec_lite.model.base import load_model, load_tokenizer, positions
 from calrec_lite.model.device import AskedDType, dtype_here
-from calrec_lite.package.hub import push_folder
-from calrec_lite.package.layout import FITTED, open_package, with_strategy
-from calrec_lite.package.save import copy_package, refuse_foreign
+from calrec_lite.package.hub import check_name, push_folder
+from calrec_lite.package.layout import FITTED, open_package, refuse_foreign, with_strategy
+from calrec_lite.package.save import copy_package
 from calrec_lite.recipe import Base, Recommend
+from calrec_lite.recipe.file import with_recommend
+from calrec_lite.recommend.batching import batches
 from calrec_lite.recommend.fusion import Fusion, require_fitted
 from calrec_lite.recommend.lookup import Lookup
 from calrec_lite.recommend.strategies import Draw, Strategies, Users
@@ -34,17 +36,20 @@ from calrec_lite.text.encoding import Encoder, Tokens
 Names = Sequence[str]  # titles or item ids
 Save = Callable[[Recommend, Path], None]
 SHOWN = 5  # names that are not found, of a list of them
-MIN_PROMPT_TOKENS = 64  # a shorter prompt counts as so many: its continuations take memory however short it is
 
 
 @dataclass(frozen=True)
 class Recommendation:
-    """One recommended item: its title, its id in the data, its score and why it is in the list."""
+    """One recommended item: its title, its id in the data, its score and why it is in the list.
+
+    `parts`: where a score is a weighted sum (`fused`, `fast`, `rerank`), what each part adds to it.
+    """
 
     title: str
     item: str
     score: float
     why: str
+    parts: Mapping[str, float] = field(default_factory=dict, hash=False)
 
 
 class Recommender:
@@ -58,10 +63,11 @@ class Recommender:
         aliases: further ids of the data -> item, where several items were merged into one.
         options: strategy and its numbers.
         seed: of the sampling.
-        draw: another engine for `strategy: sample`: prompts -> each user's texts.
+        draw: another engine for `strategy: sample` (`strategies.Draw`).
         transitions: counts of which item followed which, for `strategy: rerank` with `recommend.transitions`.
         save: writes model, items and given options into a new folder, for `save_pretrained`.
         fusion: fitted readings and weights, for `strategy: fused` and `fast`.
+        html: whether the data's texts were HTML before `prepare` cleaned them, for names that are written so.
     """
 
     def __init__(
@@ -77,6 +83,7 @@ class Recommender:
         transitions: Transitions | None = None,
         save: Save | None = None,
         fusion: Fusion | None = None,
+        html: bool = False,
     ) -> None:
         if towers is not None:
             encoder.require_within(len(towers.head), catalogue.tokens)
@@ -84,7 +91,7 @@ class Recommender:
             encoder = encoder.within(positions(towers.decoder.config) - catalogue.tokens.longest)
         self.encoder, self.catalogue, self.ids = encoder, catalogue, ids
         self.aliases = aliases or {}
-        self._save = save
+        self._save, self._html = save, html
         self.strategies = Strategies(towers, encoder, catalogue, options, seed, draw, transitions, fusion)
 
     @property
@@ -101,6 +108,7 @@ class Recommender:
         dtype: AskedDType = "auto",
         revision: str | None = None,
         device: str | torch.device | None = None,
+        settings: Iterable[str] = (),
     ) -> "Recommender":
         """Open a folder that `calrec-lite export` or `save_pretrained` wrote, or a Hub id of one.
 
@@ -111,12 +119,13 @@ class Recommender:
                 trained in.
             revision: branch, tag or commit of a Hub id.
             device: default: the first GPU, or the CPU where there is none.
+            settings: of the recipe's section `recommend`, as `--set` takes them: `recommend.beams=50`.
 
         Raises:
-            InputError: if it is no such folder, or no such strategy.
+            InputError: if it is no such folder, no such strategy or setting.
         """
         package = open_package(source, revision)
-        options = with_strategy(package.options, strategy)
+        options = with_recommend(with_strategy(package.options, strategy), settings)
         transitions, fusion, unknown = None, None, np.empty(0, np.int64)
         if options.fits:
             require_fitted(package.folder / FITTED, options.strategy)
@@ -148,6 +157,7 @@ class Recommender:
             transitions=transitions,
             save=partial(copy_package, package.folder),
             fusion=fusion,
+            html=package.info.html,
         )
 
     def save_pretrained(self, folder: str | Path) -> Path:
@@ -174,6 +184,7 @@ class Recommender:
         Raises:
             InputError, RunError: as `package.hub.push_folder`.
         """
+        check_name(repo)  # before gigabytes are written
         with work_folder() as work:
             return push_folder(self.save_pretrained(work / "model"), repo, private, revision)
 
@@ -187,6 +198,7 @@ class Recommender:
         deny: Names = (),
         candidates: Sequence[Names | None] | None = None,
         strict: bool = False,
+        strategy: str | None = None,
     ) -> list[list[Recommendation]]:
         """The `k` items each user is most likely to take next, best first.
 
@@ -198,12 +210,16 @@ class Recommender:
             allow: recommend none but these. deny: recommend none of these. A title means all items that have it.
             candidates: for each user, recommend none but these; None: no such limit.
             strict: refuse a history with a title that the catalogue does not know.
+            strategy: default: the options'. Another one serves as far as what was loaded allows.
 
         Raises:
             InputError: if the catalogue does not know a name in `allow`, `deny` or `candidates`, or, if `strict`, in a
                 history; if there are not as many
-                candidates as histories, a history is a text instead of a list of them, or k is below 1.
+                candidates as histories, a history is a text instead of a list of them, k is below 1, or what the
+                strategy needs is not loaded.
         """
+        if strategy is not None:
+            self.strategies.require(strategy)
         k = self.options.k if k is None else k
         if k < 1:
             raise InputError(f"k: {k}; ask for 1 item or more")
@@ -223,12 +239,12 @@ class Recommender:
         texts = [[t if i is None else self.catalogue.texts[i] for t, i in zip(h, n)] for h, n in zip(histories, known)]
         seen = [np.array([i for i in n if i is not None], np.int64) for n in known]
         excluded = seen if self.options.exclude_seen else [s[:0] for s in seen]
-        ranked = self._ranked(tokens, texts, seen, allowed, excluded, limits, k, progress)
+        ranked = self._ranked(tokens, texts, seen, allowed, excluded, limits, k, progress, strategy)
         titles = self.catalogue.titles
         return [
             [
-                Recommendation(titles[i], self.ids[i], float(s), why)
-                for i, s, why in zip(r.items.tolist(), r.scores.tolist(), r.why)
+                Recommendation(titles[i], self.ids[i], float(s), why, parts)
+                for i, s, why, parts in zip(r.items.tolist(), r.scores.tolist(), r.why, r.parts or repeat({}))
             ]
             for r in ranked
         ]
@@ -261,6 +277,12 @@ class Recommender:
             row[: len(ranking.items)] = ranking.items
         return lists
 
+    def user_vectors(self, histories: Sequence[Names]) -> np.ndarray:
+        """(U, D) unit vectors v_U of histories, as of `recommend`: what to search a store of item vectors with."""
+        texts = [[self._text_of(name) for name in history] for history in histories]
+        tokens = [self._tokens(history, [self.find(text) for text in history]) for history in texts]
+        return self.strategies.user_vectors([self.encoder.prompt(items) for items in tokens])
+
     def _text_of(self, name: object, is_id: bool = False) -> str:
         """What is written as a text stays; a number (or anything, with `is_id`) is an id first, and then a title.
 
@@ -292,7 +314,7 @@ class Recommender:
     @cached_property
     def lookup(self) -> Lookup:
         """Names to items of this catalogue."""
-        return Lookup(self.catalogue.texts, self.catalogue.titles, self.ids, self.aliases)
+        return Lookup(self.catalogue.texts, self.catalogue.titles, self.ids, self.aliases, self._html)
 
     def _indices(self, names: Names, what: str) -> np.ndarray:
         _refuse_text(names, what)
@@ -311,6 +333,8 @@ class Recommender:
 
     def _tokens(self, history: Sequence[str], known: Sequence[int | None]) -> list[Tokens]:
         unknown = [t for t, i in zip(history, known) if i is None]
+        if not unknown:
+            return [self.catalogue.tokens[i] for i in known if i is not None]
         encoded = self.encoder.items([" ".join(t.split()) for t in unknown])
         cut = iter([self.encoder.limit([t])[0] for t in encoded])  # one by one: `limit` changes equal ones
         return [next(cut) if i is None else self.catalogue.tokens[i] for i in known]
@@ -325,32 +349,33 @@ class Recommender:
         candidates: Sequence[np.ndarray | None],
         k: int,
         progress: bool,
+        strategy: str | None = None,
     ) -> list[Ranked]:
         prompts = [self.encoder.prompt(t) for t in tokens]
         ranked: dict[int, Ranked] = {}
         with tqdm(total=len(prompts), desc="recommend", unit="user", disable=not progress) as bar:
-            for users in batches(prompts, self.options.batch_tokens):
+            for users in batches(prompts, self.strategies.batch_tokens):
                 allowed = np.tile(open_items, (len(users), 1))  # (U, N)
                 for row, u in zip(allowed, users):
                     if (user_candidates := candidates[u]) is not None:
                         row &= self._mask(user_candidates)
                     row[excluded[u]] = False
                 batch = Users([prompts[u] for u in users], [texts[u] for u in users], [known[u] for u in users])
-                with lists_in_memory(len(users), self.options):
-                    lists = self.strategies.rank(batch, allowed, k)
+                with lists_in_memory(len(users), self.strategies.batch_tokens):
+                    lists = self.strategies.rank(batch, allowed, k, strategy)
                 ranked |= zip(users, lists)
                 bar.update(len(users))
         return [ranked[u] for u in range(len(prompts))]
 
 
 @contextmanager
-def lists_in_memory(users: int, options: Recommend) -> Iterator[None]:
+def lists_in_memory(users: int, tokens: int) -> Iterator[None]:
     """Turns a lack of memory for so many users at once into a RunError that says what to set."""
     try:
         yield
     except torch.OutOfMemoryError:
         raise RunError(
-            f"out of memory with {users} users at once: set recommend.batch_tokens lower than {options.batch_tokens} "
+            f"out of memory with {users} users at once: set recommend.batch_tokens lower than {tokens} "
             "(in the recipe; of an export, in calrec.json), ask for fewer items, or load in 4 bits (--4bit)"
         ) from None
 
@@ -361,13 +386,3 @@ def _refuse_text(names: object, what: str) -> None:
         raise InputError(f"{what}: {names!r} is one text, not a list of titles or ids; write [{names!r}]")
     if not isinstance(names, Iterable):
         raise InputError(f"{what}: {names!r} is not a list of titles or ids; write [{names!r}]")
-
-
-def batches(prompts: Sequence[Tokens], tokens: int) -> Iterator[list[int]]:
-    """Users of similar prompt length together, as many as fit `tokens`; the longest first."""
-    order = sorted(range(len(prompts)), key=lambda u: (-len(prompts[u]), u))
-    start = 0
-    while start < len(order):
-        size = max(1, tokens // max(MIN_PROMPT_TOKENS, len(prompts[order[start]])))
-        yield order[start : start + size]
-        start += size

@@ -15,11 +15,14 @@ from calrec_lite.decode.prompt_tree import PromptTree, padded
 from calrec_lite.decode.ranked import Ranked
 from calrec_lite.decode.sample import Sample, sample
 from calrec_lite.decode.trie_tensors import TrieTensors
-from calrec_lite.errors import RunError
+from calrec_lite.errors import InputError, RunError
 from calrec_lite.method.catalogue import EncodedCatalogue
 from calrec_lite.method.towers import Towers
 from calrec_lite.model.memory import cache_bytes, free_bytes
+from calrec_lite.package.layout import with_strategy
 from calrec_lite.recipe import Recommend
+from calrec_lite.recommend.batching import batch_tokens, batches
+from calrec_lite.recommend.draws import Draws
 from calrec_lite.recommend.faiss_index import FaissIndex
 from calrec_lite.recommend.fusion import Fusion
 from calrec_lite.recommend.ground import Grounder
@@ -27,7 +30,7 @@ from calrec_lite.recommend.rerank import Candidates
 from calrec_lite.recommend.vectors import ItemVectors, text_vectors
 from calrec_lite.text.encoding import Encoder, Tokens
 
-Draw = Callable[[Sequence[Tokens]], list[list[Sample]]]
+Draw = Callable[[Sequence[Tokens], Sequence[np.ndarray]], list[Draws]]
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ class Strategies:
         towers, encoder, catalogue: the model, its tokenizer, the items. Without a model (None) `draw` has it.
         options: which strategy, and its numbers.
         seed: of the sampling; a user's texts depend on it and on the prompt, not on the other users.
-        draw: another engine for `strategy: sample`: prompts -> each user's texts.
+        draw: another engine for `strategy: sample`: `Users.prompts` and `known` -> the items drawn for each user.
         transitions: counts of which item followed which, for `strategy: rerank`.
         fusion: fitted readings, for `strategy: fused` and `fast`.
     """
@@ -73,15 +76,16 @@ class Strategies:
         if options.fits and fusion is None:
             raise ValueError(f"strategy: {options.strategy} needs fitted readings")
         self.model, self.encoder, self.catalogue = towers, encoder, catalogue
-        self.options, self.seed, self.draw = options, seed, draw or self._sample_texts
+        self.options, self.seed, self.draw = options, seed, draw
         self.transitions, self.fusion = transitions, fusion
 
     @torch.no_grad()
-    def rank(self, users: Users, allowed: np.ndarray, k: int) -> list[Ranked]:
+    def rank(self, users: Users, allowed: np.ndarray, k: int, strategy: str | None = None) -> list[Ranked]:
         """The best `k` allowed items of each user, or all of them where fewer are allowed.
 
         Args:
             allowed: (U, N).
+            strategy: default: that of the options.
         """
         make = {
             "fused": self._fused,
@@ -91,7 +95,18 @@ class Strategies:
             "dense": self._dense,
             "rerank": self._rerank,
         }
-        return make[self.options.strategy](users, allowed, k)
+        return make[strategy or self.options.strategy](users, allowed, k)
+
+    def require(self, strategy: str) -> None:
+        """Raise InputError where what is loaded does not serve for a strategy."""
+        options = with_strategy(self.options, strategy)
+        weights = self.fusion is not None and (strategy != "fused" or self.fusion.fused is not None)
+        if options.fits and not weights:
+            raise InputError(f"strategy {strategy}: its fitted weights are not loaded; open the model with it")
+        if options.counts_transitions and self.transitions is None:
+            raise InputError(f"strategy {strategy}: its transitions are not loaded; open the model with it")
+        if self.model is None and strategy != "fast":
+            raise InputError(f"strategy {strategy}: the LLM is not loaded; open the model with it")
 
     @torch.no_grad()
     def logprobs(self, prompts: Sequence[Tokens], known: Sequence[np.ndarray]) -> np.ndarray:
@@ -148,6 +163,11 @@ class Strategies:
         return float(self.catalogue.tokens.lengths.mean())
 
     @cached_property
+    def batch_tokens(self) -> int:
+        """Prompt tokens of a batch, by the memory there was when it was first asked for."""
+        return batch_tokens(self.options, self.model, self.encoder.longest_prompt, self._mean_length)
+
+    @cached_property
     def _grounder(self) -> Grounder:
         half = self.encoder.text.max_item_tokens // 2  # what was cut has more (`Encoder.limit`)
         tokens = self.catalogue.tokens
@@ -169,6 +189,18 @@ class Strategies:
     @cached_property
     def index(self) -> ItemVectors | FaissIndex:
         return self.item_vectors if self.options.index == "exact" else FaissIndex(self.item_vectors)
+
+    @torch.no_grad()
+    def user_vectors(self, prompts: Sequence[Tokens]) -> np.ndarray:
+        """(U, D) unit vectors v_U of prompts, batch by batch."""
+        vectors = np.zeros((len(prompts), self.towers.head.shape[1]), np.float32)
+        for users in batches(prompts, self.batch_tokens):
+            vectors[users] = self._user_vectors([prompts[u] for u in users]).cpu().numpy()
+        return vectors
+
+    def _user_vectors(self, prompts: Sequence[Tokens]) -> Tensor:
+        ids, lengths = (t.to(self.towers.head.device) for t in padded(prompts, self.encoder.pad))
+        return self.towers.vectors(ids, lengths)
 
     def prompt_tree(self, prompts: Sequence[Tokens]) -> PromptTree:
         """The prompts run through the model, ready for continuations."""
@@ -206,7 +238,10 @@ class Strategies:
         return beam_search(tree, self.catalogue.trie, paths, beams, k, allowed)
 
     def _sample(self, users: Users, allowed: np.ndarray, k: int) -> list[Ranked]:
-        options = self.options
+        options, counts = self.options, self.catalogue.counts
+        if self.draw:
+            drawn = self.draw(users.prompts, users.known)
+            return [draws.ranked(k, row, counts) for draws, row in zip(drawn, allowed, strict=True)]
         return [
             self._grounder.rank(
                 [self.encoder.text_of(s.tokens) for s in samples],
@@ -217,10 +252,11 @@ class Strategies:
                 options.order,
                 users.texts[i],
             )
-            for i, samples in enumerate(self.draw(users.prompts))
+            for i, samples in enumerate(self.sample_texts(users.prompts))
         ]
 
-    def _sample_texts(self, prompts: Sequence[Tokens]) -> list[list[Sample]]:
+    def sample_texts(self, prompts: Sequence[Tokens]) -> list[list[Sample]]:
+        """Texts drawn freely after each prompt, for `strategy: sample`."""
         rngs = [np.random.default_rng([self.seed, *p.tolist()]) for p in prompts]
         options, longest = self.options, self.catalogue.tokens.longest
         self._require_memory(prompts, options.samples, "recommend.samples")
@@ -230,9 +266,8 @@ class Strategies:
 
     @torch.no_grad()
     def _dense(self, users: Users, allowed: np.ndarray, k: int) -> list[Ranked]:
-        ids, lengths = (t.to(self.towers.head.device) for t in padded(users.prompts, self.encoder.pad))
-        nearest, cosine = self.index.search(self.towers.vectors(ids, lengths), allowed, k)
-        return [_rank_by_cosine(items, user_cosine) for items, user_cosine in zip(nearest, cosine)]
+        nearest, cosine = self.index.search(self._user_vectors(users.prompts), allowed, k)
+        return [_rank_by_cosine(*of_user) for of_user in zip(nearest.cpu().numpy(), cosine.cpu().numpy())]
 
     def _rerank(self, users: Users, allowed: np.ndarray, k: int) -> list[Ranked]:
         weights = self.options.fusion, self.options.transitions
@@ -245,7 +280,10 @@ def _rank_candidates(candidates: Candidates, fusion: float, transitions: float, 
     why = [f"log-probability {candidates.logp[i]:.2f}, similarity {candidates.cosine[i]:.3f}" for i in order]
     if transitions:
         why = [f"{reason}, log transitions {candidates.followed[i]:.2f}" for reason, i in zip(why, order)]
-    return Ranked(candidates.items[order], scores, why)
+    shares = {"log-probability": candidates.logp, "similarity": fusion * candidates.cosine}
+    shares |= {"log transitions": transitions * candidates.followed} if transitions else {}
+    parts = [{name: float(share[i]) for name, share in shares.items()} for i in order]
+    return Ranked(candidates.items[order], scores, why, parts)
 
 
 def _top_positive(scores: np.ndarray, n: int) -> np.ndarray:
@@ -254,7 +292,6 @@ def _top_positive(scores: np.ndarray, n: int) -> np.ndarray:
     return best[scores[best] > 0]
 
 
-def _rank_by_cosine(items: Tensor, cosine: Tensor) -> Ranked:
-    finite = cosine.isfinite()
-    scores = cosine[finite].cpu().numpy()
-    return Ranked(items[finite].cpu().numpy(), scores, [f"similarity {s:.3f}" for s in scores])
+def _rank_by_cosine(items: np.ndarray, cosine: np.ndarray) -> Ranked:
+    finite = np.isfinite(cosine)
+    return Ranked(items[finite], cosine[finite], [f"similarity {s:.3f}" for s in cosine[finite].tolist()])

@@ -101,6 +101,18 @@ def text_vectors(towers: Towers, tokens: Sequence[np.ndarray], start: int, pad: 
     return _cached("texts", towers, tokens, start, partial(encode_texts, pad=pad, progress=progress))[0]
 
 
+def without_start(means: np.ndarray, lengths: np.ndarray, first: np.ndarray) -> np.ndarray:
+    """(B, D) unit vectors of texts from the means of all their states, which count the start token's.
+
+    That state is the same of every text, as nothing stands before it: the sum without it is length * mean - first.
+
+    Args:
+        means: (B, D). lengths: (B,) tokens, the start token included. first: (D,) the start token's state.
+    """
+    sums = lengths[:, None] * means.astype(np.float64) - first.astype(np.float64)
+    return np.asarray((sums / np.linalg.norm(sums, axis=1, keepdims=True)).astype(np.float32))
+
+
 def encode_items(towers: Towers, tokens: Sequence[np.ndarray], start: int, pad: int, progress: bool = False) -> Tensor:
     """(N, D) v_T of item texts, those of similar length together."""
     return _encode(towers, tokens, start, pad, progress, towers.items)

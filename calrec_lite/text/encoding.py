@@ -76,13 +76,20 @@ class Encoder:
 
     def require_within(self, vocabulary: int, texts: TokenLists) -> None:
         """Raise InputError where the wording or one of the item texts holds an id that the model has no row for."""
-        own = np.array([self.end, self.pad, self.newline])
-        highest = max(int(ids.max(initial=0)) for ids in (own, self.start, self.first, self.next, texts.flat))
+        highest = max(int(ids.max(initial=0)) for ids in (*self._wording, texts.flat))
         if highest >= vocabulary:
             raise InputError(
                 f"the tokenizer writes token {highest}, and the model knows {vocabulary:,} tokens, from 0: "
                 "the two are not of one model"
             )
+
+    def ids_with(self, texts: TokenLists) -> np.ndarray:
+        """Distinct ids, ascending, of all that a row or one of the item texts alone may hold, filled up or not."""
+        return np.flatnonzero(np.bincount(np.concatenate([*self._wording, texts.flat])))
+
+    @property
+    def _wording(self) -> tuple[Tokens, ...]:
+        return np.array([self.end, self.pad, self.newline]), self.start, self.first, self.next
 
     def _ids(self, text: str, start: int = 0) -> Tokens:
         encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
@@ -95,7 +102,8 @@ class Encoder:
         before = self.text.next
         parts: list[Tokens] = []
         lengths: list[int] = []
-        for start in tqdm(range(0, len(texts), 2048), "tokenise items", disable=not progress, unit_scale=2048):
+        bar = tqdm(total=len(texts), desc="tokenise items", unit="item", disable=not progress, leave=False)
+        for start in range(0, len(texts), 2048):
             segments = [f" {t}{END_OF_ITEM}" for t in texts[start : start + 2048]]
             encoded = self.tokenizer(
                 [f"{before}{s}{before}" for s in segments],
@@ -113,6 +121,8 @@ class Encoder:
                 parts.append(inside.astype(np.int32))
                 lengths.append(len(inside))
             parts[-len(segments) :] = [np.concatenate(parts[-len(segments) :])]
+            bar.update(len(segments))
+        bar.close()
         return TokenLists.joined(parts, lengths)
 
     @cached_property

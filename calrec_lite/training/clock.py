@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Callable
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState
@@ -13,23 +14,26 @@ FIRST = 0.1  # share of the learning rate that warm-up begins with: one step may
 class Clock(TrainerCallback):
     """Counts the seconds of training: not those of validation and saving, nor those of steps lost by a kill.
 
+    Nor those of compiling, by the trainer's `now`.
+
     The time stands in every checkpoint, so a run that was killed and started again has no more of it than one that
     was not. How many steps fit into it depends on the machine: a stage with a number of steps can be repeated
     exactly, one with a number of minutes cannot.
 
     Args:
         limit: seconds after which training ends, with the step under way; None: never.
+        now: seconds from any moment on; several processes have to go by one clock.
     """
 
-    def __init__(self, limit: float | None) -> None:
-        self.limit, self.seconds = limit, 0.0
+    def __init__(self, limit: float | None, now: Callable[[], float] = time.perf_counter) -> None:
+        self.limit, self.seconds, self.now = limit, 0.0, now
         self._since: float | None = None  # start of the time that `seconds` does not hold yet
 
     def learning_rate(self, schedule: str, warmup: float, step: int) -> float:
         """Factor of the learning rate: `optim.schedule` over the share of the time that is used, whatever the step."""
         assert self.limit
         # Asked for after a step's update, before its end: by `seconds` alone the rate would lag a step behind.
-        running = 0.0 if self._since is None else time.perf_counter() - self._since
+        running = 0.0 if self._since is None else self.now() - self._since
         share = min(1.0, (self.seconds + running) / self.limit)
         if share < warmup:
             return max(FIRST, share / warmup)
@@ -37,10 +41,10 @@ class Clock(TrainerCallback):
         return {"linear": left, "cosine": (1 - math.cos(math.pi * left)) / 2}.get(schedule, 1.0)
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self.seconds, self._since = trained_seconds(state), time.perf_counter()
+        self.seconds, self._since = trained_seconds(state), self.now()
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        now = time.perf_counter()
+        now = self.now()
         assert self._since is not None
         self.seconds, self._since = self.seconds + now - self._since, now
         assert isinstance(state.stateful_callbacks, dict)
@@ -49,10 +53,10 @@ class Clock(TrainerCallback):
             control.should_training_stop = control.should_save = True
 
     def on_evaluate(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self._since = time.perf_counter()
+        self._since = self.now()
 
     def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self._since = time.perf_counter()
+        self._since = self.now()
 
 
 def trained_seconds(state: TrainerState) -> float:

@@ -13,9 +13,9 @@ from calrec_lite.recipe import Loss, Recommend, Text
 class CALRecConfig(TrainingArguments):
     """TrainingArguments and what CALRec adds.
 
-    `per_device_train_batch_size` is the logical batch: the rows of one optimiser step, all of them
-    negatives. Gradient accumulation stays at 1: `micro_batch_size` bounds the memory instead, and
-    never changes the objective.
+    `per_device_train_batch_size` is the logical batch: the rows of one optimiser step, all of them negatives, which
+    several processes share out among them. Gradient accumulation stays at 1: `micro_batch_size` bounds the memory
+    instead, and never changes the objective.
 
     Attributes:
         objective: weights, temperature, targets, softmax (docs/method.md, sections 3 and 5).
@@ -29,7 +29,7 @@ class CALRecConfig(TrainingArguments):
         warmup_share: of max_seconds; where `max_steps` decides, `warmup_steps` is used instead.
 
     Raises:
-        InputError: gradient accumulation, or more than one process.
+        InputError: gradient accumulation, or more processes than rows in a step.
     """
 
     objective: Loss = field(default_factory=lambda: Loss())
@@ -54,8 +54,11 @@ class CALRecConfig(TrainingArguments):
         super().__post_init__()
         if self.gradient_accumulation_steps != 1:
             raise InputError("gradient_accumulation_steps adds no negatives: raise the batch size instead")
-        if self.world_size > 1:
-            raise InputError("CALRecTrainer runs on one device; start it without a distributed launcher")
+        if self.world_size > self.per_device_train_batch_size:
+            raise InputError(
+                f"a step of {self.per_device_train_batch_size} rows cannot be shared out among {self.world_size} "
+                "processes: start fewer, or raise the batch size"
+            )
         if self.micro_batch_size != "auto" and (
             not isinstance(self.micro_batch_size, int) or self.micro_batch_size < 1
         ):

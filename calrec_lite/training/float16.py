@@ -1,5 +1,6 @@
 """Float16 has a small range: whether a base stays within it is tried before anything is trained in it."""
 
+from copy import copy
 from typing import cast
 
 import torch
@@ -10,6 +11,7 @@ from calrec_lite.method.step import two_tower_step
 from calrec_lite.model.device import Choice, described_device
 from calrec_lite.model.memory import out_of_memory
 from calrec_lite.model.random_states import rng_state, set_rng_state
+from calrec_lite.processes import WHOLE
 from calrec_lite.run import Run
 from calrec_lite.training.trainer import CALRecTrainer
 
@@ -38,7 +40,9 @@ def stays_finite(trainer: CALRecTrainer, rows: Rows) -> bool:
     a cosine of .996 or more with those of float32 (docs/training.md).
     """
     model, rng_before = cast(nn.Module, trainer.model).train(), rng_state(trainer.args.device)
-    batch = trainer.collator([rows[i] for i in range(min(ROWS, len(rows)))]).to(trainer.args.device)
+    collator = copy(trainer.collator)
+    collator.share = WHOLE  # the first of several processes tries it alone
+    batch = collator([rows[i] for i in range(min(ROWS, len(rows)))]).to(trainer.args.device)
     try:
         result = two_tower_step(trainer.towers, batch, trainer.args.objective, torch.Tensor.backward)
         values = [result.loss, *(p.grad for p in model.parameters() if p.grad is not None)]

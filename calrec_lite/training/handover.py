@@ -17,7 +17,7 @@ from calrec_lite.model.base import load_model, placement
 from calrec_lite.model.parity import parity
 from calrec_lite.recipe import Base
 from calrec_lite.run import Run
-from calrec_lite.training.trainer import validation_loss
+from calrec_lite.training.validation import validation_loss
 
 PARITY_ROWS = 8
 

@@ -9,8 +9,10 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from calrec_lite.errors import InputError
 from calrec_lite.files import write_json
+from calrec_lite.launcher import processes_here
 from calrec_lite.method.rows import Rows
 from calrec_lite.model.memory import activation_bytes, free_bytes, state_bytes
+from calrec_lite.model.sharded import is_sharded
 from calrec_lite.ram import free_ram
 from calrec_lite.recipe import Loss, Text
 from calrec_lite.stored import read_object
@@ -38,14 +40,17 @@ def check_offload(model: PeftModel, batch_size: int, row_tokens: int) -> None:
 
 
 def auto_micro_batch(
-    model: PeftModel, batch_size: int, row_tokens: int, checkpointing: bool | str, device: torch.device
+    model: PeftModel, batch_size: int, row_tokens: int, checkpointing: bool | str, device: torch.device, spared: int = 0
 ) -> int:
     """Rows at once: the whole batch if it fits, else the largest equal part of it that does, at least one.
 
     Args:
         row_tokens: of the longest row and of the item texts that are contrasted with it.
+        spared: bytes that will be free besides, once training begins (`training.vocabulary`); less than 0: taken.
     """
-    tokens = int(SHARE * free_bytes(device)) // activation_bytes(model, checkpointing)
+    beside = processes_here() if device.type == "cpu" else 1  # processes in the same RAM
+    free = max(0, free_bytes(device) + spared) / beside
+    tokens = int(SHARE * free) // activation_bytes(model, checkpointing)
     rows = max(1, tokens // row_tokens)
     return batch_size if rows >= batch_size else -(-batch_size // -(-batch_size // rows))
 
@@ -118,16 +123,24 @@ def row_tokens(loss: Loss, text: Text, rows: Rows) -> int:
 
 
 def remembered_estimate(
-    file: Path, model: PeftModel, batch_size: int, row_tokens: int, checkpointing: bool | str, device: torch.device
+    file: Path,
+    model: PeftModel,
+    batch_size: int,
+    row_tokens: int,
+    checkpointing: bool | str,
+    device: torch.device,
+    spared: int = 0,
 ) -> int:
     """The estimate of the first start, from `file`: cut as they were then, a resumed run's steps give the same bits.
 
-    Made anew where `checkpointing` was changed since; a size that memory has halved stays that small.
+    Made anew where `checkpointing` was changed since, or the base is split among processes and was not; a size that
+    memory has halved stays that small.
     """
+    kind = {"gradient_checkpointing": checkpointing, "split": is_sharded(model)}
     estimate = read_object(file, "remove it, and the size is estimated anew") if file.is_file() else {}
     known = estimate.get("micro_batch_size")
-    if not isinstance(known, int) or known < 1 or estimate.get("gradient_checkpointing") != checkpointing:
-        rows = auto_micro_batch(model, batch_size, row_tokens, checkpointing, device)
-        estimate = {"micro_batch_size": rows, "gradient_checkpointing": checkpointing}
+    if not isinstance(known, int) or known < 1 or {"split": False, **estimate} != {"micro_batch_size": known, **kind}:
+        rows = auto_micro_batch(model, batch_size, row_tokens, checkpointing, device, spared)
+        estimate = {"micro_batch_size": rows, **kind}
         write_json(file, estimate)
     return int(estimate["micro_batch_size"])

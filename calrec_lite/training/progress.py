@@ -9,6 +9,7 @@ from tqdm import tqdm
 from transformers import TrainerCallback
 
 from calrec_lite.files import atomic_path
+from calrec_lite.training.clock import trained_seconds
 
 
 class Intervals(TrainerCallback):
@@ -34,6 +35,9 @@ class StageProgress(TrainerCallback):
         self._step_ends: list[float] = []
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if args.max_seconds:  # how many steps there will be is not known, how much time is
+            left = max(0.0, args.max_seconds - trained_seconds(state)) / 60
+            self.bar.set_description(f"train, {left:.1f} minutes left", refresh=False)
         self.bar.update(1)
         if len(self._step_ends) < self.FIRST and not args.max_seconds:
             self._step_ends.append(time.perf_counter())
@@ -43,7 +47,8 @@ class StageProgress(TrainerCallback):
 
     def _tell(self, seconds: float, steps: int) -> None:
         minutes = seconds * steps / 60
-        tqdm.write(f"{steps:,} steps to go, {seconds:.2g} seconds each: about {max(1, round(minutes)):,} minutes")
+        about = f"about {minutes:,.0f} minutes" if minutes >= 1.5 else "about a minute, or less"
+        tqdm.write(f"{steps:,} steps to go, {seconds:.2g} seconds each: {about}")
         if minutes > self.LONG:
             tqdm.write(
                 "WARNING: more than an hour. Shorter: fewer steps (stages.N.max_steps, .epochs or .minutes), rows of "

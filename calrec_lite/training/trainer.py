@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from accelerate.utils import DistributedType
 from peft import LoraConfig, PeftModel
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
@@ -24,12 +25,15 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from calrec_lite.errors import InputError, RunError
 from calrec_lite.method.batch import ITEMS_AT_ONCE, Collator, StepBatch
-from calrec_lite.method.rows import Rows, StepSampler
+from calrec_lite.method.rows import Rows
 from calrec_lite.method.step import StepLoss, two_tower_step
 from calrec_lite.method.towers import Towers
 from calrec_lite.model.base import require_positions
+from calrec_lite.model.compiling import seconds_without_compiling
 from calrec_lite.model.memory import out_of_memory, peak_bytes
 from calrec_lite.model.random_states import RngState, rng_state, set_rng_state
+from calrec_lite.model.sharded import is_sharded
+from calrec_lite.processes import joined
 from calrec_lite.recommend.recommender import Recommender
 from calrec_lite.stored import write_manifest
 from calrec_lite.text.encoding import Row
@@ -39,7 +43,11 @@ from calrec_lite.training.mfu import StepFlops, matmul_rate
 from calrec_lite.training.micro_batch import MicroBatch, auto_micro_batch, row_tokens
 from calrec_lite.training.opening import Model, Records, open_data, open_model, tokenizer_of, with_adapter
 from calrec_lite.training.progress import Intervals, StageProgress
+from calrec_lite.training.sampler import StepSampler
 from calrec_lite.training.saving import save_trained
+from calrec_lite.training.shared_step import SharedStep, seed_step
+from calrec_lite.training.validation import validation_loss
+from calrec_lite.training.vocabulary import Vocabulary
 
 
 class CALRecTrainer(Trainer):
@@ -91,6 +99,7 @@ class CALRecTrainer(Trainer):
         args = args or CALRecConfig("out")
         if train_dataset is None:
             raise InputError("train_dataset: is missing; give histories: [{'user': id, 'items': [ids]}, ...]")
+        self.processes = joined()
         opened = open_model(model, quantization_config)
         tokenizer = partial(tokenizer_of, opened, processing_class)
         self.data = open_data(train_dataset, eval_dataset, catalogue, args, tokenizer)
@@ -106,34 +115,41 @@ class CALRecTrainer(Trainer):
         self._set_up(self.data.rows, self.data.valid)
 
     def _set_up(self, rows: Rows, valid: Rows | None) -> None:
-        args, encoder = self.args, rows.encoder
+        args, encoder, processes = self.args, rows.encoder, self.processes
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
-        self.clock = Clock(args.max_seconds)
+        told = args.max_seconds and processes.size > 1  # the learning rate follows the clock, one for all
+        now = seconds_without_compiling
+        self.clock = Clock(args.max_seconds, partial(processes.by_first, now) if told else now)
         self.add_callback(self.clock)
-        cuda, batch = args.device.type == "cuda", args.per_device_train_batch_size
+        cuda, batch = args.device.type == "cuda", -(-args.per_device_train_batch_size // processes.size)
         size, estimated = args.micro_batch_size, args.micro_batch_auto
+        read = [data for data in (rows, valid) if data]
+        self.vocabulary = Vocabulary(self._peft_model, read, args.objective, args.device)
         if isinstance(size, str):
             tokens = row_tokens(args.objective, encoder.text, rows)
-            size, estimated = auto_micro_batch(self._peft_model, batch, tokens, args.checkpointing, args.device), True
-        self.micro = MicroBatch(size, batch, estimated and cuda)
+            given = batch, tokens, args.checkpointing, args.device, self.vocabulary.spared_bytes
+            size, estimated = auto_micro_batch(self._peft_model, *given), True
+        self._split = is_sharded(self._peft_model)  # then memory that runs out ends the run
+        self.micro = MicroBatch(size, batch, estimated and cuda and not self._split)
         self.add_callback(self.micro)
         self.add_callback(Intervals())
-        if not args.disable_tqdm:
+        if not args.disable_tqdm and processes.first:
             self.add_callback(StageProgress())
-        for data in (rows, valid):
-            if data:
-                require_positions(self._peft_model, int(data.length.max(initial=0)))
+        for data in read:
+            require_positions(self._peft_model, int(data.length.max(initial=0)))
         self.towers = Towers(self._peft_model, args.offload_checkpoints)
         if args.compile_layers:
             self.towers.compile()
         start = int(encoder.start[0])
         longest = int(rows.length.max(initial=1))
         at_once = None if cuda else ITEMS_AT_ONCE
-        catalogues = {part.catalogue.name: part.catalogue for data in (rows, valid) if data for part in data.parts}
+        catalogues = {part.catalogue.name: part.catalogue for data in read for part in data.parts}
         for catalogue in catalogues.values():
             encoder.require_within(len(self.towers.head), catalogue.tokens)
-        self.collator = Collator(catalogues, args.objective, start, encoder.pad, self.micro.size, longest, at_once)
+        self.collator = Collator(
+            catalogues, args.objective, start, encoder.pad, self.micro.size, longest, at_once, share=processes.share
+        )
         last_target_loss = args.objective.model_copy(
             update={"targets": "last", "alpha": 0.0, "beta": 0.0, "vocabulary_weight": 0.0}
         )
@@ -173,6 +189,7 @@ class CALRecTrainer(Trainer):
         if options.fits:
             raise InputError(f"recommender: `{options.strategy}` is fitted to runs only; choose another strategy")
         encoded = data.rows.parts[0].catalogue
+        self.vocabulary.keep_whole()  # lists may be asked for while training goes on
         return Recommender(
             self.towers,
             data.rows.encoder,
@@ -186,10 +203,15 @@ class CALRecTrainer(Trainer):
         )
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """As transformers'; afterwards the model is in the mode that it was in, so that it generates as before."""
+        """As transformers'; afterwards the model is in the mode that it was in, so that it generates as before.
+
+        Meanwhile a GPU holds only those rows of embedding and LM head that the loss reads (`model.trimming`).
+        """
         training = self._peft_model.training
+        self.processes.copy_first(self._peft_model.parameters())
         try:
-            return super().train(*args, **kwargs)
+            with self.vocabulary.trimmed():
+                return super().train(*args, **kwargs)
         finally:
             self._peft_model.train(training)
 
@@ -199,6 +221,17 @@ class CALRecTrainer(Trainer):
         if self.args.should_save:
             folder = Path(str(self.args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
             write_manifest(folder, ["*"])
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """As transformers', but accelerate wraps no model: the step itself is shared out (docs/architecture.md)."""
+        super().create_accelerator_and_postprocess()
+        if self.processes.size > 1:
+            self.accelerator.state.distributed_type = DistributedType.NO
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """As transformers'. Several processes draw anew in each step (`training_step`), and the first alone writes."""
+        if self.processes.size == 1:
+            super()._save_rng_state(output_dir)
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
         """Not of use here: a list is a search over a catalogue, not the logits of a data set."""
@@ -238,15 +271,21 @@ class CALRecTrainer(Trainer):
         if not self._counts["steps"]:
             self._since = self.clock.seconds
         batch: StepBatch = inputs["step"]
+        fill = self.collator.start if self._split else None
+        step = SharedStep(self.processes, batch, self.args.objective.vocabulary_weight, fill)
+        if self.processes.size > 1:
+            seed_step(self.args.seed, self.state.global_step, self.processes.rank)
         rng_before = rng_state(self.args.device)
         while True:
             if batch.micro_batch_size != self.micro.size:
                 self.collator.micro_batch_size = self.micro.size
                 batch = self.collator(batch.rows)
+            batch = step.share(batch)
             result = self._attempt(batch)
             if result is not None:
                 break
             self._cut_smaller(rng_before)
+        self.processes.sum_gradients(model.parameters())
         self._add_to_log(result, batch)
         if self.micro.grows:
             self._maybe_grow()
@@ -255,10 +294,9 @@ class CALRecTrainer(Trainer):
     def _attempt(self, batch: StepBatch) -> StepLoss | None:
         """None where memory ran out. Returning drops the error, and with it what the broken step still held."""
         try:
-            with self.towers.uncast():
-                return two_tower_step(
-                    self.towers, batch.to(self.args.device), self.args.objective, self.accelerator.backward
-                )
+            return two_tower_step(
+                self.towers, batch.to(self.args.device), self.args.objective, self.accelerator.backward
+            )
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
@@ -271,6 +309,8 @@ class CALRecTrainer(Trainer):
         set_rng_state(rng_before)
         if self.args.device.type == "cuda":
             torch.cuda.empty_cache()
+        if self._split:
+            raise RunError(f"out of memory with {old} rows at once: set optim.micro_batch_size lower; the run goes on")
         if not self.micro.shrink():
             raise RunError(
                 f"out of memory with a single row of {self.collator.row_tokens} tokens at step "
@@ -305,12 +345,7 @@ class CALRecTrainer(Trainer):
         self.log({"micro_batch_size": size, "micro_batch_size_before": old})
 
     def _add_to_log(self, result: StepLoss, batch: StepBatch) -> None:
-        for key in (
-            "nig",
-            "tt",
-            "ut",
-            "nats_per_item",
-        ):  # summed on the device: reading them would wait for it
+        for key in ("nig", "tt", "ut", "nats_per_item"):  # summed on the device: reading them would wait for it
             value = getattr(result, key)
             self._sums[key] = self._sums[key] + value if key in self._sums else value
         self._counts["targets"] += batch.targets
@@ -327,7 +362,7 @@ class CALRecTrainer(Trainer):
             logs["seconds"] = self.clock.seconds
             if self._rate is None:  # once; not before training, so that nothing is measured that never trains
                 self._rate = matmul_rate(self.args.device, self.towers.head.dtype)
-            logs["mfu"] = self._counts["flops"] / seconds / self._rate
+            logs["mfu"] = self._counts["flops"] / seconds / self._rate / self.processes.size
             logs["memory_bytes"] = self.peak_bytes
             self._sums, self._counts = {}, dict.fromkeys(self._counts, 0)
             if not math.isfinite(logs["loss"]) or not math.isfinite(logs.get("grad_norm", 0.0)):
@@ -348,28 +383,11 @@ class CALRecTrainer(Trainer):
         rows = eval_dataset or self.eval_dataset
         if not isinstance(rows, Rows):
             raise InputError("evaluate: give histories as eval_dataset when the trainer is made")
-        nats = validation_loss(self.towers, rows, self.eval_collator, not self.args.disable_tqdm)
+        nats = validation_loss(self.towers, rows, self.eval_collator, not self.args.disable_tqdm, self.processes)
         metrics = {f"{metric_key_prefix}_nats_per_item": nats}
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
-
-
-@torch.no_grad()
-def validation_loss(towers: Towers, rows: Rows, collator: Collator, progress: bool = True) -> float:
-    """Mean nats per target item over `rows`, rows of one domain and similar length together."""
-    towers.decoder.eval()
-    order = sorted(range(len(rows)), key=lambda i: (rows.domain[i], rows.length[i]))
-    size = max(collator.micro_batch_size, 8)
-    device = towers.head.device
-    total = torch.zeros((), device=device)
-    for d in range(len(rows.parts)):
-        indices = [i for i in order if rows.domain[i] == d]
-        for start in tqdm(range(0, len(indices), size), "validation loss", leave=False, disable=not progress):
-            batch = collator([rows[i] for i in indices[start : start + size]]).to(device)
-            with towers.uncast():
-                total += two_tower_step(towers, batch, collator.loss, None).nats_per_item * batch.targets
-    return float(total) / len(rows)
 
 
 def _step(collator: Collator, rows: list[Row]) -> dict[str, StepBatch]:

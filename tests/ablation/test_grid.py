@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from calrec_lite.ablation.grid import plan, stage_keys
+from calrec_lite.ablation.grid import described, plan, stage_keys, to_train
 from calrec_lite.errors import InputError
 from calrec_lite.recipe import Recipe
 from calrec_lite.recipe.file import check_recipe
@@ -104,9 +104,32 @@ def test_epochs_are_divided_evenly() -> None:
     assert [s.max_steps for s in cells["full.joint.target.seed0"].stages] == [10, 10]
 
 
-def test_the_untouched_base_is_measured_where_the_recipe_leaves_it_out() -> None:
-    cells = plan(recipe(evaluate={"base": False}))
-    assert {cell.name: cell.recipe.evaluate.base for cell in cells if not cell.stages} == {"untouched": True}
+@pytest.mark.parametrize("grid", [{}, {"stages": [[], ["joint"]]}], ids=["default", "named"])
+def test_the_untouched_base_is_left_out_where_the_recipe_does(grid: dict[str, Any]) -> None:
+    cells = plan(recipe(grid, evaluate={"base": False, "baselines": ["popularity"]}))
+    assert all(cell.stages for cell in cells)
+    assert not any(cell.recipe.evaluate.base for cell in cells)
+    assert [cell.recipe.evaluate.baselines for cell in cells if cell.recipe.evaluate.baselines] == [["popularity"]]
+    assert cells[0].recipe.evaluate.baselines
+    cells = plan(recipe(grid, evaluate={"baselines": ["popularity"]}))
+    assert [cell.name for cell in cells if cell.recipe.evaluate.baselines] == ["untouched"]
+
+
+def test_each_cell_says_what_it_changes_and_costs() -> None:
+    made = recipe({"variants": {"cool": {"loss.tau": 0.1}}, "crossed": [], "stages": [[], ["joint"], ["target"]]})
+    cells = plan(made)
+    assert described(cells, made) == [
+        "untouched: trains nothing",
+        "full.joint.target.seed0: joint 30 steps, target 10 steps",
+        "full.joint.seed0: joint as before",
+        "full.target.seed0: target 10 steps",
+        "cool.joint.target.seed0: joint 30 steps, target 10 steps; loss.tau = 0.1",
+    ]
+    assert to_train(cells) == "90 steps"
+    stages = [{**STAGES[0], "max_steps": None, "epochs": 1.5}, {**STAGES[1], "max_steps": None, "minutes": 2}]
+    made = recipe({"variants": {}, "crossed": []}, stages=stages)
+    assert "joint 1.5 passes, target 2 minutes" in "\n".join(described(plan(made), made))
+    assert to_train(plan(made)) == "1.5 passes and 4 minutes"
 
 
 def test_seeds_are_of_training_alone() -> None:

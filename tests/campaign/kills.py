@@ -192,7 +192,7 @@ def _forked(arguments: list[str], folder: Path, seconds: float, how: signal.Sign
         _note(folder, f"not ended {STOPPING} s after {how.name}")
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-    elif code not in (0, 1, -how):
+    elif code not in (0, 1, -how) and not (code == 2 and (folder / "merged").exists()):  # an earlier start had ended
         _note(folder, f"exit {code} after {how.name}")
     return code if code == 0 else None
 
@@ -202,6 +202,8 @@ def _in_child(arguments: list[str], folder: Path) -> int:
     silent = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silent, 1)
     os.dup2(silent, 2)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a campaign in the background has both ignored
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     os.environ["CALREC_LITE_CACHE"], tempfile.tempdir = str(folder / "cache"), str(folder / "tmp")
     os.chdir(folder)
     code, _, err, error = run(arguments)

@@ -85,7 +85,7 @@ def set_case(world: World, folder: Path, random: Generator) -> Case:
 def _reading(random: Generator, file: Path, folder: Path, judge: Judge | None) -> list[str]:
     """A command that reads a recipe; the one that prints it where somebody judges that."""
     if judge or random.random() < 0.7:
-        return ["train", str(file), "--dry-run"]
+        return ["train", str(file), "--dry-run", "--full"]
     if random.random() < 0.5:
         return ["ablate", str(file), "--dry-run"]
     return ["prepare", str(file), "--runs", str(folder / "runs")]
@@ -100,7 +100,7 @@ def _resolved(values: Any) -> Any:
 
 def _same_recipe(values: Any) -> Judge:
     def judge(out: str) -> str | None:
-        return None if yaml.safe_load(out) == _resolved(values) else "another recipe than was written"
+        return None if _resolved(yaml.safe_load(out)) == _resolved(values) else "another recipe than was written"
 
     return judge
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from calrec_lite.cli import main
 from calrec_lite.recipe.file import load_recipe
 from calrec_lite.run import Run
+from tests.conftest import run
 
 RECIPE = """
 name: mine
@@ -21,8 +21,12 @@ stages:
   - {name: target, domains: [shop], max_steps: 2}
 """
 COMMANDS = [
+    "init",
+    "doctor",
+    "bases",
     "demo",
     "prepare",
+    "baselines",
     "train",
     "evaluate",
     "tune",
@@ -34,15 +38,6 @@ COMMANDS = [
     "export",
     "push",
 ]
-
-
-def run(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setattr(sys, "argv", ["calrec-lite", *arguments])
-    try:
-        main()
-    except SystemExit as end:
-        return int(end.code or 0)
-    return 0
 
 
 @pytest.fixture(autouse=True)
@@ -87,6 +82,8 @@ def test_help_loads_nothing_heavy() -> None:
         (["recommend", "nowhere", "--users", "u.jsonl"], "--out"),
         (["recommend", "nowhere", "a title", "--allow", "none.txt"], "--allow none.txt: cannot be read"),
         (["recommend", "nowhere", "a title", "--deny", "recipe.yaml", "--engine", "vllm", "--4bit"], "not together"),
+        (["index", "nowhere", "--to", "x.parquet", "--engine", "vllm", "--4bit"], "not together"),
+        (["index", "nowhere", "--to", "x.parquet", "--parts", "3"], "are for --engine ray"),
         (["merge", "here", "there", "to"], "no config.json"),
         (["compare", "a", "b"], "a: no run here"),
         (["ablate", "recipe.yaml", "--set", "ablate.steps=5", "--set", "ablate.minutes=5"], "steps or minutes"),
@@ -130,12 +127,27 @@ def test_a_name_that_yaml_could_take_for_a_number_is_read_back(name: str, elsewh
     assert Run.open(run.folder).recipe == recipe
 
 
-def test_dry_run_prints_a_recipe_that_is_one(elsewhere: Path, monkeypatch, capsys) -> None:
-    assert run(["train", "recipe.yaml", "--set", "seed=7", "--dry-run"], monkeypatch) == 0
-    (elsewhere / "resolved.yaml").write_text(capsys.readouterr().out)
-    assert run(["train", "resolved.yaml", "--dry-run"], monkeypatch) == 0
-    assert "seed: 7" in capsys.readouterr().out
+@pytest.mark.parametrize("full", [[], ["--full"]], ids=["differing", "full"])
+def test_dry_run_prints_a_plan_and_a_recipe_that_is_one(full: list[str], elsewhere: Path, monkeypatch, capsys) -> None:
+    (elsewhere / "events.csv").write_text("user,item,title\n" + "".join(f"u{n % 2},{n},t{n}\n" for n in range(8)))
+    assert run(["train", "recipe.yaml", "--set", "seed=7", "--dry-run", *full], monkeypatch) == 0
+    said = capsys.readouterr().out
+    assert "# data     shop: 2 users, 8 items, 8 events" in said
+    assert "# base     nowhere/at-all is not here yet" in said
+    assert ("batch_size" in said) == bool(full)
+    (elsewhere / "resolved.yaml").write_text(said)
+    assert load_recipe("resolved.yaml") == load_recipe("recipe.yaml", ["seed=7"])
     assert not (elsewhere / "runs").exists()
+
+
+def test_dry_run_says_what_is_wrong_after_the_recipe(elsewhere: Path, monkeypatch, capsys) -> None:
+    assert run(["train", "recipe.yaml", "--dry-run"], monkeypatch) == 2
+    said = capsys.readouterr()
+    (elsewhere / "resolved.yaml").write_text(said.out)
+    assert load_recipe("resolved.yaml") == load_recipe("recipe.yaml")
+    assert said.err == "calrec-lite: events.csv: no such file\n"
+    assert run(["train", "recipe.yaml", "--probe"], monkeypatch) == 2
+    assert "--probe: together with --dry-run" in capsys.readouterr().err
 
 
 def test_the_cells_of_an_ablation_are_listed(elsewhere: Path, monkeypatch, capsys) -> None:
@@ -160,6 +172,18 @@ def test_the_whole_line_by_commands(elsewhere: Path, tiny_folder: Path, monkeypa
     assert "16 items" in capsys.readouterr().out
     for name in ("mine", "yours"):
         assert run(["train", "recipe.yaml", *settings, "--set", f"name={name}"], monkeypatch) == 0
+        said = capsys.readouterr().out.partition("training `")[2]
+        told = [
+            "loading PyTorch",
+            "device: ",
+            "shop: 60 users",
+            "\nloading ",
+            "training: 2 steps of 4 rows",
+            "stage 1-target: 2 steps in",
+        ]
+        places = [said.find(text) for text in told]
+        assert places == sorted(places)
+        assert min(places) > 0
         first = ["evaluate", f"runs/{name}", "--users", "10", "--split", "validation"]
         assert run(first, monkeypatch) == 0  # not in the place of the recipe's own split, though it is the first
         assert not Path("runs", name, "evaluation").exists()
@@ -182,9 +206,9 @@ def test_the_whole_line_by_commands(elsewhere: Path, tiny_folder: Path, monkeypa
     assert run(["export", "runs/mine", "--to", "model"], monkeypatch) == 0
     capsys.readouterr()
     assert run(["recommend", "model", "red cup", "blue pen", "-k", "5"], monkeypatch) == 0
-    shown = capsys.readouterr().out.strip().splitlines()
-    assert len(shown) == 5
-    assert not any(". red cup " in line for line in shown)
+    shown = [line.split("\t") for line in capsys.readouterr().out.strip().splitlines()]
+    assert [row[0] for row in shown] == ["1", "2", "3", "4", "5"]
+    assert "red cup" not in [row[1] for row in shown]
     (elsewhere / "u.jsonl").write_text('{"user": "a", "history": ["red cup"]}\nbad\n{"user": "b", "history": []}\n')
     for out in ("lists.jsonl", "lists.parquet"):
         assert run(["recommend", "model", "--users", "u.jsonl", "--out", out], monkeypatch) == 0

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from calrec_lite.evaluate.tune import FUSION, TRANSITIONS, Tried, _at_the_end, _few
 from calrec_lite.run import Run
-from tests.cli.test_cli import run
+from tests.conftest import run
 from tests.fitting.conftest import FITTED_FILES
 
 
@@ -38,6 +39,9 @@ def test_weights_are_fitted_anew_shown_and_written(folder: Path, strategy: str, 
     with_strategy(folder, strategy)
     before = fitted(folder)
     assert run(["tune", str(folder), "--users", "55"], monkeypatch) == 0
+    assert "write them into the run by --apply" in capsys.readouterr().out
+    assert fitted(folder) == before
+    assert run(["tune", str(folder), "--users", "55", "--apply"], monkeypatch) == 0
     said = capsys.readouterr().out
     after = fitted(folder)
     assert {name for name in after if after[name] != before[name]} == {"weights.json"}
@@ -50,7 +54,10 @@ def test_weights_are_fitted_anew_shown_and_written(folder: Path, strategy: str, 
         interval = weights[f"{strategy}_fit"]["intervals"][name]
         assert [low, high] == [f"{end:.3f}" for end in interval]
     assert f"{weights[f'{strategy}_fit']['users']} validation users" in said
-    assert f"N@10 is {weights['fast_fit']['valid_ndcg']:.4f} on validation" in said
+    won = r"N@10 is ([\d.]+) \[[\d.]+, [\d.]+\], [+-][\d.]+ \[[^]]+\] p=\S+ against the weights in the run over 55"
+    (ndcg,) = re.findall(won, said)
+    assert ndcg == f"{weights['fast_fit']['valid_ndcg']:.4f}"
+    assert "warning: by 5" in said  # of the 55 users, those whose next item is a candidate
     assert said.rstrip().endswith(f"next: calrec-lite evaluate {folder}")
     assert run(["export", str(folder), "--to", str(folder / "export")], monkeypatch) == 0
     for name in FITTED_FILES:
@@ -76,5 +83,25 @@ def test_with_another_strategy_nothing_is_changed(folder: Path, monkeypatch, cap
     with_strategy(folder, "beam")
     before = fitted(folder)
     assert run(["tune", str(folder), "--users", "12"], monkeypatch) == 0
-    assert "--set recommend.strategy=rerank --set recommend.fusion=" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "--set recommend.strategy=rerank --set recommend.fusion=" in said
+    assert max(map(len, said.split("\n\n")[0].splitlines())) <= 80
+    assert re.search(r"Best: N@10 [\d.]+ \[[\d.]+, [\d.]+\], \+[\d.]+ \[.*\] p=\S+ against no weights", said)
+    assert "warning: by 12 users" in said
     assert fitted(folder) == before
+    assert run(["tune", str(folder), "--users", "12", "--apply"], monkeypatch) == 0
+    options = yaml.safe_load((folder / "recipe.yaml").read_text())["recommend"]
+    assert options["strategy"] == "rerank"
+    assert f"--set recommend.fusion={options['fusion']:g} " in said
+    assert f"--set recommend.transitions={options['transitions']:g}\n" in said
+    assert run(["tune", str(folder), "--users", "12"], monkeypatch) == 0  # they are those of the run now
+    assert "+0.0000 [+0.0000, +0.0000] p=1 against the weights in the run" in capsys.readouterr().out
+
+
+def test_the_end_of_the_grid_and_few_users_are_warned_of() -> None:
+    (line,) = _at_the_end(Tried(FUSION[-1], 0.0, 0.1, 0.1))
+    assert "200 is the largest recommend.fusion that was tried" in line
+    assert "--set recommend.fusion=400" in line
+    assert len(_at_the_end(Tried(FUSION[-1], TRANSITIONS[-1], 0.1, 0.1))) == 2
+    assert _at_the_end(Tried(0.0, 0.0, 0.1, 0.1)) == []
+    assert [len(_few(users)) for users in (199, 200)] == [1, 0]

@@ -115,6 +115,11 @@ def _cut_json(folder: Path) -> None:
     path.write_text(path.read_text()[:-20])
 
 
+def _another_number(folder: Path) -> None:
+    info = json.loads((folder / "domain.json").read_text())
+    (folder / "domain.json").write_text(json.dumps({**info, "statistics": 5}))
+
+
 def _other_json(folder: Path) -> None:
     (folder / "domain.json").write_text(json.dumps({"name": "a package"}))
 
@@ -126,6 +131,7 @@ def _other_json(folder: Path) -> None:
         (_remove_items, "items.parquet is missing"),
         (_swap_sequences, "sequences.parquet: does not belong to the domain.json beside it"),
         (_cut_json, "domain.json: not valid JSON"),
+        (_another_number, "domain.json: its content is not what was written"),
         (_other_json, "domain.json: not the description of a prepared domain"),
     ],
 )

@@ -11,7 +11,7 @@ import pytest
 
 from calrec_lite.data import domain, events, prepare
 from calrec_lite.data.domain import Catalogue, Domain, Sequences
-from calrec_lite.data.prepare import THREAD_MEMORY, _database, _fingerprint
+from calrec_lite.data.prepare import THREAD_MEMORY, _fingerprint, database
 from calrec_lite.data.report import statistics
 
 TITLES = {f"i{n}": f"Item {n % 9}" for n in range(11)}
@@ -63,7 +63,7 @@ def test_duckdb_holds_half_of_what_is_free_at_most(
 ) -> None:
     monkeypatch.setattr(prepare, "free_ram", lambda: free, raising=False)
     monkeypatch.setattr(prepare, "cores", lambda: cores)
-    with _database() as (connection, _):
+    with database() as (connection, _):
         said = connection.execute("SELECT current_setting('memory_limit'), current_setting('threads')").fetchall()[0]
     assert said == (f"{limit >> 20}.0 MiB" if limit < 1 << 30 else f"{limit >> 30}.0 GiB", threads)
 

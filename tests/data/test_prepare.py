@@ -279,6 +279,7 @@ def test_statistics_by_hand(shop: Shop) -> None:
         "tied_test_targets": 0.5,  # u's, not w's
         "first": "1970-01-01",
         "last": "1970-01-02",
+        "one_day": 0.5,  # w's, of u's and w's
     }
 
 

@@ -9,26 +9,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from handmade import histories, json_lines, write
+from handmade import failing, histories, json_lines, made, write
 
 from calrec_lite.data.domain import Domain
-from calrec_lite.data.prepare import prepare
 from calrec_lite.errors import InputError
-from calrec_lite.recipe import DomainSpec
-
-
-def made(interactions: Path, items: Path | None = None, **options: Any) -> Domain:
-    spec = {"min_user_events": 1, **options}
-    return prepare("d", DomainSpec(interactions=str(interactions), items=str(items) if items else None, **spec), 0)
-
-
-def failing(interactions: Path, items: Path | None = None, **options: Any) -> str:
-    with pytest.raises(InputError) as error:
-        made(interactions, items, **options)
-    message = str(error.value)
-    assert "\n" not in message
-    return message
-
 
 UTC = pa.timestamp("us", "UTC")
 EVENTS = "user,item,time\nu,a,1\nu,b,2\nu,c,3\n"
@@ -221,8 +205,14 @@ def test_amazon_2018_with_its_junk(tmp_path: Path) -> None:
             "e.csv: row 4: column `time`: `yesterday` is neither unix seconds nor a date",
         ),
         ("user,item,Item\nu,a,b\n", "e.csv:1: two columns are called `Item`; rename one"),
-        ("user,item\nu,é\n".encode("latin-1"), "e.csv:2: is not UTF-8 text; convert it first"),
-        ("usér,item\nu,a\n".encode("latin-1"), "e.csv:1: is not UTF-8 text; convert it first"),
+        (
+            "user,item\nu,é\n".encode("latin-1"),
+            "e.csv:2: is not UTF-8 text; name its `encoding`, or convert it first",
+        ),
+        (
+            "usér,item\nu,a\n".encode("latin-1"),
+            "e.csv:1: is not UTF-8 text; name its `encoding`, or convert it first",
+        ),
     ],
 )
 def test_wrong_csv(tmp_path: Path, content: str | bytes, message: str) -> None:
@@ -241,7 +231,10 @@ def test_wrong_csv(tmp_path: Path, content: str | bytes, message: str) -> None:
         ),
         ('[{"user": 1}]', 'e.jsonl:1: each line must be one JSON object, not [{"user": 1}]'),
         ('{"user": 1, "item": "a"}\n3\n', "e.jsonl:2: each line must be one JSON object, not 3"),
-        (b'{"user": 1, "item": "\xe9"}\n', "e.jsonl:1: is not UTF-8 text; convert it first"),
+        (
+            b'{"user": 1, "item": "\xe9"}\n',
+            "e.jsonl:1: is not UTF-8 text; name its `encoding`, or convert it first",
+        ),
         ('{"user": 1, "thing": "a"}\n', "e.jsonl: no column `item` for `columns.item`. The columns are: user, thing"),
         (
             '{"user": 1, "item": ["a"], "time": 3}\n',
@@ -488,7 +481,7 @@ def test_other_wrong_files(tmp_path: Path) -> None:
     assert failing(tmp_path / "none.csv") == f"{tmp_path}/none.csv: no such file"
     assert failing(events, tmp_path / "none.csv") == f"{tmp_path}/none.csv: no such file"
     assert failing(tmp_path) == f"{tmp_path}: is a folder, not a file"
-    for name in ("e.xlsx", "e", "e.gz"):
+    for name in ("e.txt", "e", "e.gz"):
         path = write(tmp_path / name, EVENTS)
         assert failing(path).startswith(f"{path}: unknown kind of table; its name must end in one of .csv, .tsv,")
     assert failing(events) == (
@@ -509,3 +502,19 @@ def test_other_wrong_files(tmp_path: Path) -> None:
     assert failing(events, broken).startswith(f"{broken}:2: malformed JSON at column")
     empty = write(tmp_path / "empty.csv", "item,title\na,\nb,\u200b\nc,\n")
     assert "e.csv: no usable row is left of 3: 3 item without text" in failing(events, empty)
+
+
+def test_files_without_a_header(tmp_path: Path) -> None:
+    """Columns are called by their place, and the id by another one in each file."""
+    events = write(tmp_path / "e.csv", "1,u,a\n2,u,b\n")
+    items = write(tmp_path / "i.tsv", "Apple\ta\nBread\tb\n")
+    columns = {"time": None, "user": "column1", "item": "column2", "record": "column1"}
+    options: dict[str, Any] = {"columns": columns, "fields": {"Title": "column0"}}
+    domain = made(events, items, headerless=["interactions", "items"], **options)
+    assert histories(domain) == {"u": ["Apple", "Bread"]}
+    headed = write(tmp_path / "h.tsv", "name\tcode\nApple\ta\nBread\tb\n")
+    options = {"columns": {**columns, "record": "code"}, "fields": {"Title": "name"}}
+    assert histories(made(events, headed, headerless=["interactions"], **options)) == {"u": ["Apple", "Bread"]}
+    assert "no column `kode` for `columns.record`, did you mean `code`?" in failing(
+        events, headed, headerless=["interactions"], columns={**columns, "record": "kode"}, fields={"Title": "name"}
+    )

@@ -12,7 +12,7 @@ import pytest
 
 from calrec_lite.errors import InputError
 from calrec_lite.files import file_sha256
-from calrec_lite.sources import fetch
+from calrec_lite.sources import fetch, run_with_bar
 
 MEMBERS = {"toys/data/events.csv": b"user,item\nu,a\n", "toys/data/items.csv": b"item,title\na,Apple\n"}
 
@@ -114,12 +114,14 @@ def test_a_wheel_with_another_hash_is_not_kept(cache: Path, wheel: Path) -> None
 
 def test_a_wheel_that_pip_cannot_get(cache: Path, wheel: Path, capfd: pytest.CaptureFixture[str]) -> None:
     message = failing("pypi://toys==9.9/x")
-    assert message.startswith("pip could not download toys==9.9 (its own message is above): check the network")
+    assert message.startswith(
+        "pip could not download toys==9.9 (No matching distribution found for toys==9.9): check the network"
+    )
     assert str(cache / "pypi" / "toys-9.9") in message
     assert left(cache) == []
     out, err = capfd.readouterr()
     assert out == ""
-    assert "No matching distribution found for toys==9.9" in err
+    assert err == "downloading toys==9.9 from PyPI\n"
 
 
 def test_a_missing_member_lists_near_names(cache: Path, wheel: Path) -> None:
@@ -168,3 +170,17 @@ for location in sys.argv[1:]:
     assert lines[:2] == ["from the Hub"] * 2
     for line, location in zip(lines[2:], absent, strict=True):
         assert line.startswith(f"{location}: cannot be had from the Hub (")
+
+
+def test_pip_is_behind_a_bar_of_ours(capfd: pytest.CaptureFixture[str]) -> None:
+    lines = ["Collecting toys", *(f"Progress {n} of 4000000" for n in (1000, 2000000, 4000000)), "Saved toys.whl"]
+    said = "WARNING: old\nERROR: no room\n"
+    slowly = f"[(print(line, flush=True), time.sleep(0.15)) for line in {lines!r}]"  # a bar is drawn every .1 s at most
+    code = f"import sys, time; {slowly}; sys.stderr.write({said!r}); sys.exit(3)"
+    ended = run_with_bar([sys.executable, "-c", code, "raw"], "download toys")
+    assert ended == (3, "no room")
+    shown = capfd.readouterr()
+    assert "1.00k/4.00M" in shown.err
+    assert "Collecting" not in shown.out + shown.err
+    assert run_with_bar([sys.executable, "-c", "pass"], "download toys") == (0, "it gave no reason")
+    assert capfd.readouterr().err == ""

@@ -67,6 +67,12 @@ def test_one_unit_for_a_column(tmp_path: Path, times: list[Any], form: str | Non
         ),
         ([1, "2020-01-01", 2], None, "row 2: column `time`: `2020-01-01` is not as the column's other values, which"),
         (["2020-01-01", 1, "2020-01-01"], None, "row 2: column `time`: `1` is not as the column's other values, which"),
+        (
+            [1_600_000_000, 1_600_000_000_000_000_000],
+            None,
+            "row 1: column `time`: `1600000000` is of January 1970 in nanoseconds, which the column's largest value "
+            "asks for",
+        ),
         ([-5, 1], None, "row 1: column `time`: `-5` is outside 1970 to "),
         ([10**30], None, "row 1: column `time`: `1000000000000000000000000000000` is outside 1970 to "),
         (["2999-12-31", "2020-01-01"], None, "row 1: column `time`: `2999-12-31` is outside 1970 to "),
@@ -92,3 +98,66 @@ def test_a_format_of_no_column_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "e.csv", "user,item,title\nu,a,Tea\n")
     with pytest.raises(InputError, match="no column `time` for `columns.time`"):
         prepare("d", DomainSpec(interactions=str(path), columns={"time_format": "iso"}), 0)
+
+
+@pytest.mark.parametrize(
+    ("times", "days", "form"),
+    [
+        (["31.12.2023", "1.2.2024"], ["2023-12-31", "2024-02-01"], "%d.%m.%Y"),
+        (["01/02/2024", "01/13/2024"], ["2024-01-02", "2024-01-13"], "%m/%d/%Y"),
+        (["01/02/2024", "13/02/2024"], ["2024-02-01", "2024-02-13"], "%d/%m/%Y"),
+        (["1/2/2024 1:05 PM", "1/13/2024 9:05 AM"], ["2024-01-02", "2024-01-13"], "%m/%d/%Y %I:%M %p"),
+        (["05/05/2024", "06/06/2024"], ["2024-05-05", "2024-06-06"], "%d/%m/%Y"),  # the same either way
+        (["May 5, 2024", "May 6, 2024"], ["2024-05-05", "2024-05-06"], "%b %d, %Y"),
+        (["09 3, 2014", "10 13, 2014"], ["2014-09-03", "2014-10-13"], "%m %d, %Y"),
+        (["Fri Aug 25 20:55:02 -0700 2017"], ["2017-08-26"], "%a %b %d %H:%M:%S %z %Y"),
+    ],
+)
+def test_one_other_style_of_dates_is_seen(tmp_path: Path, times: list[str], days: list[str], form: str) -> None:
+    domain = timed(tmp_path, [f'"{time}"' for time in times])
+    assert domain.sequences.times is not None
+    assert [str(date(1970, 1, 1) + timedelta(seconds=int(t))) for t in domain.sequences.times] == days
+    assert domain.info["times"] == f"dates as {form}"
+
+
+@pytest.mark.parametrize(
+    ("times", "message"),
+    [
+        (
+            ["01/02/2024", "03/02/2024"],
+            "row 1: column `time`: `01/02/2024` can be read as `%d/%m/%Y` or `%m/%d/%Y`, and so is the whole column; "
+            "say which it is by `columns.time_format`",
+        ),
+        (
+            ["31.12.2023", "2024-01-31"],
+            "row 2: column `time`: `2024-01-31` is not written as `31.12.2023` in row 1 (`%d.%m.%Y`): write all dates "
+            "in one style, or name one by `columns.time_format` and leave the others out by `on_bad_rows: drop`",
+        ),
+        (
+            ["2024-01-31", "2024-02-01", "31.12.2023"],
+            "row 1: column `time`: `2024-01-31` is not written as `31.12.2023` in",
+        ),
+        (["31.12.2023", "12/31/2023"], "row 2: column `time`: `12/31/2023` is not written as `31.12.2023` in row 1"),
+        (["31.12.2023", "1600000000"], "row 2: column `time`: `1600000000` is not written as `31.12.2023` in row 1"),
+        (["31.12.23"], "row 1: column `time`: `31.12.23` is neither unix seconds nor a date"),
+        (["31.12.1923"], "row 1: column `time`: `31.12.1923` is neither unix seconds nor a date"),
+    ],
+)
+def test_several_styles_are_asked_about(tmp_path: Path, times: list[str], message: str) -> None:
+    with pytest.raises(InputError) as error:
+        timed(tmp_path, times)
+    assert str(error.value).startswith(f"{tmp_path}/e.csv: {message}")
+
+
+def test_the_style_of_most_rows_where_others_may_go(tmp_path: Path) -> None:
+    days = [f"{n:02}.01.2024" for n in range(1, 29)]
+    rows = "".join(f"u,i{n},{day},Item {n}\n" for n, day in enumerate(["soon", "2024-01-01", *days]))
+    path = write(tmp_path / "e.csv", "user,item,time,title\n" + rows)
+    domain = prepare("d", DomainSpec(interactions=str(path), min_user_events=1, on_bad_rows="drop"), 0)
+    assert domain.info["times"] == "dates as %d.%m.%Y"
+    assert domain.info["bad_rows"] == {"e.csv": 2}
+    assert histories(domain)["u"] == [f"Item {n}" for n in range(2, 30)]
+    named = DomainSpec(
+        interactions=str(path), min_user_events=1, on_bad_rows="drop", columns={"time_format": "%d.%m.%Y"}
+    )
+    assert prepare("d", named, 0).fingerprint == domain.fingerprint

@@ -20,6 +20,7 @@ from calrec_lite.method.towers import Towers
 from calrec_lite.text.encoding import Encoder
 from calrec_lite.text.trie import Trie
 from tests.decode.conftest import Exact
+from tests.method.test_step import Waits
 
 
 def test_wide_beams_find_the_true_order_with_exact_scores(
@@ -106,6 +107,39 @@ def test_lists_do_not_depend_on_who_shares_the_batch(
         alone = beam_search(PromptTree(towers, [prompt], encoder.pad), catalogue.trie, paths, 10, 10, everything[:1])[0]
         assert alone.items.tolist() == ranked.items.tolist()
         np.testing.assert_allclose(alone.scores, ranked.scores, atol=2e-4)
+
+
+class AllWaits(Waits):
+    """Those by masks, by counts and by lengths too; and how often the loop goes round."""
+
+    NAMES = (*Waits.NAMES, "bincount")
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.name().split("::")[1].split(".")[0]
+        masks = [i for i in args[1] if i is not None] if name in ("index", "index_put_", "_index_put_impl_") else []
+        lengths = name == "repeat_interleave" and (kwargs or {}).get("output_size") is None
+        if lengths or any(i.dtype is torch.bool for i in masks):
+            self.found.append(name)
+        return super().__torch_dispatch__(func, types, args, kwargs)
+
+
+def test_the_host_waits_as_often_for_many_users_as_for_few(
+    towers: Towers, prompts: list, encoder: Encoder, catalogue: EncodedCatalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Users who are alike go as many rounds, however many there are; what has to be known is read once a round."""
+    found, rounds = [], []
+    expand = beam._Search._user_has_unfed
+    monkeypatch.setattr(beam._Search, "_user_has_unfed", lambda self, unfed: rounds.append(1) or expand(self, unfed))
+    for times in (1, 5):
+        users = prompts * times
+        with torch.no_grad():
+            tree = PromptTree(towers, users, encoder.pad)
+        everything = np.ones((len(users), len(catalogue)), np.bool_)
+        with AllWaits() as waits:
+            beam_search(tree, catalogue.trie, TrieTensors.of(catalogue, "catalogue"), 10, 5, everything)
+        found.append(len(waits.found))
+    assert found[0] == found[1]
+    assert found[0] <= 12 * len(rounds) // 2, waits.found
 
 
 def test_a_catalogue_of_one_item(tree: PromptTree, catalogue: EncodedCatalogue, everything: np.ndarray) -> None:

@@ -11,6 +11,7 @@ from calrec_lite.evaluate.baselines.counting import (
     BASELINES,
     BM25LastBaseline,
     LastItemBaseline,
+    PersonalPopularityBaseline,
     PopularityBaseline,
     TransitionsBaseline,
 )
@@ -168,3 +169,12 @@ def test_large_lists_are_made_in_little_memory(make_domain: Any) -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 250e6
+
+
+def test_personal_popularity(make_domain: Any) -> None:
+    domain = make_domain(PAIR, 6)
+    ranker, popularity = PersonalPopularityBaseline(domain, seed=0), PopularityBaseline(domain, seed=0)
+    bought = sorted((3, 4), key=one(popularity, [], 6, False).index)
+    rest = [item for item in one(popularity, [], 6, False) if item not in (3, 4, 5)]
+    assert one(ranker, [5, 3, 5, 4], 6, exclude_seen=False) == [5, *bought, *rest]
+    assert one(ranker, [5, 3, 4], 5, exclude_seen=True) == one(popularity, [5, 3, 4], 5, exclude_seen=True)

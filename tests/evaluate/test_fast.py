@@ -109,7 +109,7 @@ def test_text_is_whitened_vectors_by_recency_and_words(ring: Domain, recipe: Mak
 def test_vectors_and_all_readings_are_of_one_fit(ring: Domain, recipe: MakeRecipe) -> None:
     made = recipe()
     fast, vectors = ranker("minilm_fast", ring, made).fusion, ranker("minilm_vectors", ring, made).fusion
-    assert set(fast.fast) == {*PARTS}
+    assert set(fast.fast) == {*PARTS} - {"repeats"}  # seen items are masked
     assert set(vectors.fast) == {"tower", "recent", "text"}
     histories = cases_of(ring).histories[:20]
     parts = fast.readings.parts(histories)

@@ -86,7 +86,9 @@ def test_items_are_encoded_once(
         MiniLMBaseline(domain, 0, options, True)
 
 
-@pytest.mark.parametrize("name", ["popularity", "last_item", "bm25_last", "transitions", "minilm", "sasrec"])
+@pytest.mark.parametrize(
+    "name", ["popularity", "last_item", "personal_popularity", "bm25_last", "transitions", "minilm", "sasrec"]
+)
 def test_every_baseline_is_built_from_a_recipe(make_domain: Any, encoder_folder: Path, name: str) -> None:
     recipe = check_recipe(
         {

@@ -17,9 +17,9 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM
 
 from calrec_lite.cli import main
-from calrec_lite.cli.evaluate import _place
 from calrec_lite.errors import InputError
 from calrec_lite.evaluate.evaluate_run import evaluate_run
+from calrec_lite.evaluate.settings import evaluation_folder
 from calrec_lite.evaluate.tune import FUSION, tune_fusion
 from calrec_lite.export.bundle import export_adapter, export_run
 from calrec_lite.export.card import render_card
@@ -43,7 +43,7 @@ ROOT = Path(__file__).parents[2]
 
 def test_evaluation_export_and_recommend(trained: Run, exported: tuple[dict, Path]) -> None:
     results, folder = exported
-    systems = {"popularity", "last_item", "bm25_last", "transitions", "base", "stage1", "final"}
+    systems = {"popularity", "bm25_last", "transitions", "base", "stage1", "final"}
     assert set(results["systems"]) == systems
     for metrics in results["systems"].values():
         assert set(metrics) == {"recall@1", "recall@10", "ndcg@10", "mrr"}
@@ -93,7 +93,8 @@ def test_a_file_of_an_export_that_changed_is_named(exported: tuple[dict, Path], 
 
 def test_an_export_scores_items_as_its_run_does(trained: Run, exported: tuple[dict, Path]) -> None:
     """Scale and prior of the catalogue softmax travel with it."""
-    of_run, of_export = open_recommender(trained, trained.final()), Recommender.from_pretrained(exported[1])
+    of_run = open_recommender(trained, trained.final())
+    of_export = Recommender.from_pretrained(exported[1], dtype="float32")  # as the run was trained
     assert of_run.catalogue.logit_scale == trained.recipe.loss.logit_scale != 1
     history = [of_run.catalogue.titles[:3]]
     wanted, found = (r.recommend(history, k=10)[0] for r in (of_run, of_export))
@@ -105,7 +106,7 @@ def test_an_export_with_transitions_recommends_as_its_run_does(trained: Run, tmp
     options = trained.recipe.recommend.model_copy(update={"strategy": "rerank", "rerank": 5, "transitions": 2.0})
     run = Run(trained.recipe.model_copy(update={"recommend": options}), trained.folder)
     folder = export_run(run, tmp_path / "export")
-    of_run, of_export = open_recommender(run, run.final()), Recommender.from_pretrained(folder)
+    of_run, of_export = open_recommender(run, run.final()), Recommender.from_pretrained(folder, dtype="float32")
     history = [of_run.catalogue.titles[4:7]]
     wanted, found = (r.recommend(history, k=5)[0] for r in (of_run, of_export))
     assert [i.title for i in found] == [i.title for i in wanted]
@@ -255,7 +256,7 @@ def test_sentence_transformers_opens_an_export(trained: Run, exported: tuple[dic
     sentence_transformers = pytest.importorskip("sentence_transformers", reason="the test extra has it")
     _, folder = exported
     opened = sentence_transformers.SentenceTransformer(str(folder), device="cpu", local_files_only=True)
-    recommender = Recommender.from_pretrained(folder)
+    recommender = Recommender.from_pretrained(folder, dtype="float32")
     template = Template(trained.recipe.text, tuple(trained.domain("shop").catalogue.labels))
     texts = [template.item(fields) for fields in trained.domain("shop").catalogue.fields[:12]]
     encoder, towers = trained.encoder, recommender.strategies.towers
@@ -383,4 +384,4 @@ def test_an_evaluation_of_fewer_model_users_does_not_replace_one_of_more(
     for users, model_users, replaces in ((20, None, True), (20, 20, True), (None, 30, True), (20, 10, False)):
         options = trained.recipe.evaluate.model_copy(update={"users": users, "model_users": model_users})
         asked = Run(trained.recipe.model_copy(update={"evaluate": options}), trained.folder)
-        assert (_place(asked, "test") == trained.evaluation) == replaces
+        assert (evaluation_folder(asked) == trained.evaluation) == replaces

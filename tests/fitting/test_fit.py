@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from calrec_lite.data.domain import Domain
+from calrec_lite.data.domain import Catalogue, Domain, Sequences
 from calrec_lite.data.transitions import Transitions
 from calrec_lite.errors import InputError
 from calrec_lite.fitting.fit import fit_fusion, require_users, weigh
@@ -80,12 +80,26 @@ def test_saved_and_opened_for_a_catalogue_that_has_changed(ring: Domain, fusion:
     titles = [*ring.catalogue.titles[::-1], "a new one"]
     larger, missing = Fusion.open(tmp_path, moved, titles, pairs, np.append(counts[::-1], 0))
     assert missing.tolist() == [30]
+    assert larger.readings.repeats.again.tolist() == [*fusion.readings.repeats.again[::-1].tolist(), 1]
     histories = [29 - history for history in cases.histories]
     assert np.array_equal(
         lists(part(larger, "tower"), histories, 1), 29 - lists(part(fusion, "tower"), cases.histories, 1)
     )
     same_text = larger.with_items(missing, vectors(ring)[:1])
     assert torch.allclose(same_text.readings.text[30], fusion.readings.text[0], atol=2e-3)  # kept in 16 bits
+
+
+def test_where_seen_items_may_be_recommended_what_was_bought_often_counts() -> None:
+    """Every user has an item of its own, bought every other time; the rest goes round a ring."""
+    users, random = range(60), np.random.default_rng(0)
+    bought = np.concatenate([[(u + t) % 30 if t % 2 else u % 7 for t in random.integers(30, size=12)] for u in users])
+    names = [f"thing {n}" for n in range(30)]
+    ids = [f"i{n}" for n in range(30)]
+    histories = Sequences([f"u{u}" for u in users], bought.astype(np.int32), np.arange(61, dtype=np.int64) * 12, None)
+    shop = Domain("shop", Catalogue(ids, [{"Title": n} for n in names], dict(zip(ids, range(30)))), histories, {})
+    fitted = fit_fusion(shop, vectors(shop), SMALL, 0, exclude_seen=False)
+    assert set(fitted.fast) == set(PARTS)
+    assert fitted.facts["fast_fit"]["intervals"]["repeats"][0] > 0
 
 
 def test_damaged_files_are_refused(ring: Domain, fusion: Fusion, tmp_path: Path) -> None:
@@ -95,6 +109,13 @@ def test_damaged_files_are_refused(ring: Domain, fusion: Fusion, tmp_path: Path)
     fusion.save(tmp_path, ids)
     for wrong in ({"fast": {"taste": 1.0}, "fused": None}, {"fast": {"text": float("nan")}, "fused": None}, [], {}):
         (tmp_path / "weights.json").write_text(json.dumps(wrong))
+        with pytest.raises(InputError, match="not the weights of readings"):
+            Fusion.open(tmp_path, ids, ring.catalogue.titles, transitions, counts)
+    fusion.save(tmp_path, ids)
+    whole_weights = json.loads((tmp_path / "weights.json").read_text())
+    for wrong in ({"users": "many"}, {"intervals": {}}, {"intervals": {name: ["a", "b"] for name in fusion.fast}}):
+        fit = {**whole_weights["fast_fit"], **wrong}
+        (tmp_path / "weights.json").write_text(json.dumps({**whole_weights, "fast_fit": fit}))
         with pytest.raises(InputError, match="not the weights of readings"):
             Fusion.open(tmp_path, ids, ring.catalogue.titles, transitions, counts)
     fusion.save(tmp_path, ids)

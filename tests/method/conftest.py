@@ -45,7 +45,7 @@ def collate(rows: list[Row], encoder: Encoder, catalogue: EncodedCatalogue, loss
     return Collator({"shop": catalogue}, loss, int(encoder.start[0]), encoder.pad, micro)(rows)
 
 
-def gradients(model, batch, loss: Loss) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+def gradients(model, batch, loss: Loss, towers: Towers | None = None) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     model.zero_grad()
-    result = two_tower_step(Towers(model), batch, loss, lambda scalar: scalar.backward())
+    result = two_tower_step(towers or Towers(model), batch, loss, lambda scalar: scalar.backward())
     return result.loss, {n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad}

@@ -9,12 +9,12 @@ import torch
 
 from calrec_lite.data.domain import Domain
 from calrec_lite.data.transitions import Transitions
-from calrec_lite.method import losses
 from calrec_lite.method.batch import Collator
 from calrec_lite.method.catalogue import EncodedCatalogue, encode_catalogue
 from calrec_lite.method.rows import Rows, training_rows
 from calrec_lite.method.step import two_tower_step
 from calrec_lite.method.towers import Towers
+from calrec_lite.model import head_loss
 from calrec_lite.recipe import Loss
 from calrec_lite.text.encoding import Encoder
 from tests.method.conftest import collate, gradients
@@ -44,7 +44,7 @@ def test_loss_and_gradient_equal_the_plain_formulas(
     entries: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(losses, "HEAD_ENTRIES", entries)
+    monkeypatch.setattr(head_loss, "HEAD_ENTRIES", entries)
     histories, rows = trained(domain), windows.rows
 
     def prior(r: int, k: int) -> np.ndarray:

@@ -6,7 +6,7 @@ import numpy as np
 
 from calrec_lite.data.domain import Domain
 from calrec_lite.method.catalogue import EncodedCatalogue, encode_catalogue
-from calrec_lite.method.rows import Rows, StepSampler, training_rows, validation_rows
+from calrec_lite.method.rows import training_rows, validation_rows
 from calrec_lite.recipe import Loss, Text
 from calrec_lite.text.encoding import Encoder
 from tests.conftest import make_domain
@@ -49,28 +49,6 @@ def test_latest_window_only(domain: Domain, catalogue: EncodedCatalogue, encoder
     latest = Encoder(encoder.tokenizer, Text(max_items=4, windows="last"))
     part = training_rows(domain, catalogue, latest, Loss())
     assert len(part.start) == sum(len(domain.train_items(u)) >= 2 for u in range(len(domain.sequences)))
-
-
-def test_steps_hold_one_domain_and_every_row_once_an_epoch(
-    domain: Domain, catalogue: EncodedCatalogue, encoder: Encoder
-) -> None:
-    other = make_domain("other", items=12, users=9, seed=3)
-    rows = Rows(
-        [
-            training_rows(domain, catalogue, encoder, Loss()),
-            training_rows(other, encode_catalogue("other", other.catalogue, encoder), encoder, Loss()),
-        ],
-        encoder,
-    )
-    sampler = StepSampler(rows, 8, seed=1)
-    steps = list(sampler)
-    assert len(steps) == len(sampler)
-    assert all(len(s) == 8 and len(set(rows.domain[s])) == 1 for s in steps)
-    assert {i for s in steps for i in s} == set(range(len(rows)))
-    assert list(sampler) == steps
-    sampler.set_epoch(1)
-    assert list(sampler) != steps
-    assert {rows[s[0]].domain for s in steps} == {"shop", "other"}
 
 
 def test_a_time_split_decides_what_is_trained_on(encoder: Encoder) -> None:

@@ -16,6 +16,7 @@ from calrec_lite.method import losses
 from calrec_lite.method.catalogue import EncodedCatalogue
 from calrec_lite.method.step import _whole, two_tower_step
 from calrec_lite.method.towers import Towers
+from calrec_lite.model import head_loss
 from calrec_lite.model.base import add_adapter, load_model
 from calrec_lite.recipe import Base, Lora, Loss
 from calrec_lite.text.encoding import Encoder, Row
@@ -131,7 +132,7 @@ def test_the_catalogue_softmax_is_one_over_all_items(model, rows, encoder, catal
 @pytest.mark.parametrize("entries", [1, 40, 1 << 24])
 def test_forks_are_scored_a_slice_at_a_time(rows, encoder, catalogue, monkeypatch, entries: int) -> None:
     """Loss and gradient against autograd over all forks at once, with a prior and a scale."""
-    monkeypatch.setattr(losses, "HEAD_ENTRIES", entries)
+    monkeypatch.setattr(head_loss, "HEAD_ENTRIES", entries)
     loss = Loss(alpha=0, beta=0, softmax="catalogue")
     forks = collate(rows, encoder, catalogue, loss, 100).chunks[0].forks
     draw = torch.Generator().manual_seed(0)
@@ -143,7 +144,7 @@ def test_forks_are_scored_a_slice_at_a_time(rows, encoder, catalogue, monkeypatc
     ends = [(int(forks.ptr[k]), int(forks.ptr[k + 1])) for k in forks.fork]
     expected = torch.stack([logits[f, a:b].logsumexp(0) - logits[f, forks.chosen[f]] for f, (a, b) in enumerate(ends)])
     (wanted,) = torch.autograd.grad(weight @ expected, states)
-    got = losses.catalogue_nll(states, head, forks)
+    got = losses.catalogue_nll(states, head[forks.tokens], forks)
     (gradient,) = torch.autograd.grad(weight @ got, states)
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(gradient, wanted, rtol=1e-5, atol=1e-5)
@@ -249,7 +250,9 @@ def test_offloaded_graphs_have_the_dropout_of_kept_ones(
         torch.manual_seed(2)
         weight = (0.7 if contrast else 1.0) / batch.supervised
         if contrast and not checkpointing:
-            _whole(Towers(model), batch, loss, weight, lambda scalar: scalar.backward())
+            towers = Towers(model)
+            with towers.working():
+                _whole(towers, batch, loss, weight, lambda scalar: scalar.backward())
         else:
             two_tower_step(Towers(model, checkpointing), batch, loss, lambda scalar: scalar.backward())
         found.append({n: p.grad for n, p in model.named_parameters() if p.requires_grad})
@@ -308,7 +311,8 @@ def test_what_is_held_does_not_grow_with_the_batch(model, rows, encoder, catalog
             gradients(model, batch, loss)
         assert held.now == 0
         most[times] = held.most
-    assert most[8] <= 1.05 * most[1]
+    # Without padding, a chunk of two of the longest rows, of which there is one but in the larger batch, holds more.
+    assert most[8] <= 1.15 * most[1]
 
 
 class Waits(TorchDispatchMode):
@@ -330,19 +334,19 @@ class Waits(TorchDispatchMode):
 @pytest.mark.parametrize("micro", [3, 100])
 @pytest.mark.parametrize("softmax", ["vocabulary", "catalogue"])
 def test_the_step_never_waits_for_the_device(model, rows, encoder, catalogue, micro: int, softmax: str) -> None:
-    """transformers itself reads one value a forward, to see whether sequences are packed; the step adds none."""
+    """transformers itself reads one value a forward, to see whether sequences are packed; no joined call does."""
     loss = Loss(alpha=0.2, beta=0.1, softmax=softmax)
     batch = collate(rows, encoder, catalogue, loss, micro)
     with Waits() as waits:
-        for chunk in batch.chunks:
-            model.get_base_model().get_decoder()(input_ids=chunk.ids, use_cache=False)
-    each = len(waits.found) / len(batch.chunks)
-    once = len(batch.chunks) + len(batch.items)
-    number = once if batch.at_once else once + len(batch.items)
-    with Waits() as waits:
-        two_tower_step(Towers(model), batch, loss, lambda scalar: scalar.backward())
-    assert each <= 1
-    assert len(waits.found) == each * number, waits.found
+        model.get_base_model().get_decoder()(input_ids=batch.chunks[0].ids, use_cache=False)
+    assert len(waits.found) <= 1
+    for way in ("padded", "one by one"):
+        towers = Towers(model)
+        towers.join = way
+        apart = 0 if way != "padded" or batch.at_once else len(batch.chunks) + 2 * len(batch.items)
+        with Waits() as step_waits:
+            two_tower_step(towers, batch, loss, lambda scalar: scalar.backward())
+        assert len(step_waits.found) == len(waits.found) * apart, step_waits.found
 
 
 @pytest.mark.parametrize("direction", ["user_to_item", "both"])
@@ -353,14 +357,14 @@ def test_dropout_is_replayed(
     model = adapted(tiny_folder, 3, std=0.3, lora={"r": 4, "dropout": 0.5}, **FP32)
     seen: list[torch.Tensor] = []
     towers = Towers(model)
-    states = towers.states
+    all_states = towers.all_states
 
-    def recorded(ids: torch.Tensor) -> torch.Tensor:
-        out = states(ids)
-        seen.append(out.detach().clone())
+    def recorded(parts) -> list[torch.Tensor]:
+        out = all_states(parts)
+        seen.extend(states.detach().clone() for states in out)
         return out
 
-    towers.states = recorded  # type: ignore[method-assign]
+    towers.all_states = recorded  # type: ignore[method-assign]
     loss = plain_loss.model_copy(update={"direction": direction})
     batch = collate(rows, encoder, catalogue, loss, micro=3)
     two_tower_step(towers, batch, loss, lambda scalar: scalar.backward())
@@ -372,7 +376,7 @@ def test_dropout_is_replayed(
         first, second = [*first, *seen[items:][:chunks]], [*second, *seen[items + chunks :][:chunks]]
     for one, other in zip(first, second):
         torch.testing.assert_close(one, other, rtol=0, atol=0)
-    assert not torch.equal(seen[items][:1], states(batch.chunks[0].ids)[:1])  # dropout is really on
+    assert not torch.equal(seen[items][:1], all_states(batch.chunks)[0][:1])  # dropout is really on
 
 
 def test_a_validation_before_training_leaves_the_gradients_of_a_4bit_base_alone(

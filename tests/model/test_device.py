@@ -55,12 +55,25 @@ def takes(monkeypatch: pytest.MonkeyPatch, factor: float) -> None:
 def test_the_probe_leaves_threads_and_random_numbers_alone() -> None:
     before, drawn = torch.get_num_threads(), torch.get_rng_state()
     torch.set_num_threads(2)
+    half_time.cache_clear()
     try:
         assert 0.01 < half_time(torch.bfloat16, 576, 1536) < 1000
         assert torch.get_num_threads() == 2
         assert torch.equal(torch.get_rng_state(), drawn)
     finally:
         torch.set_num_threads(before)
+
+
+def test_a_process_probes_once_and_a_tiny_layer_is_no_matter_of_chance(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two answers in one process are two fingerprints of one model, and all item vectors are encoded again."""
+    half_time.cache_clear()
+    assert half_time(torch.bfloat16, 64, 128) == 1.0
+    first = half_time(torch.bfloat16, 576, 1536)
+    monkeypatch.setattr(device_module, "_seconds", lambda states, weight: 1.0)
+    assert half_time(torch.bfloat16, 576, 1536) == first
+    half_time.cache_clear()
+    assert half_time(torch.bfloat16, 576, 1536) == 1.0
+    half_time.cache_clear()
 
 
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="imitates an older x86 processor")

@@ -6,8 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from gguf import GGUFWriter
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
@@ -24,6 +26,7 @@ from calrec_lite.model.base import (
 )
 from calrec_lite.model.device import choose_dtype
 from calrec_lite.model.merge import merge_adapter
+from calrec_lite.model.whole import require_whole_gguf
 from calrec_lite.recipe import Base, Lora
 
 Damage = Callable[[Path], Any]
@@ -263,3 +266,29 @@ def test_sizes_that_a_config_makes_up_are_not_probed(tiny_folder: Path, tmp_path
     folder = shutil.copytree(tiny_folder, tmp_path / "model")
     config(hidden_size=10**9, intermediate_size=-3)(folder)
     choose_dtype(Base(model=str(folder)), folder, torch.device("cpu"))
+
+
+def test_a_gguf_file_that_is_cut_off_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CALREC_LITE_CACHE", str(tmp_path / "cache"))
+    file = tmp_path / "base.gguf"
+    writer = GGUFWriter(file, "llama")
+    writer.add_string("tokenizer.ggml.model", "gpt2")
+    writer.add_tensor("token_embd.weight", np.zeros((64, 32), np.float32))
+    writer.add_tensor("output.weight", np.zeros((64, 32), np.float16))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    require_whole_gguf(file)
+    whole = file.read_bytes()
+    for length in (len(whole) - 100, len(whole) // 2, 100, 20, 5):
+        file.write_bytes(whole[:length])
+        with pytest.raises(
+            InputError, match=f"base.gguf is cut off or damaged: it has {length:,} bytes, .* again"
+        ) as e:
+            base_folder(Base(model=str(file)))
+        assert len(str(e.value).splitlines()) == 1
+    file.write_bytes(b"<html>not found</html>")
+    with pytest.raises(InputError, match="base.gguf is no GGUF file"):
+        base_folder(Base(model=str(file)))
+    assert not list((tmp_path / "cache").rglob("config.json"))

@@ -86,12 +86,13 @@ class _Handler(BaseHTTPRequestHandler):
         if self.path == "/api/whoami-v2":
             access = {"displayName": "test", "role": self.server.role}
             self._answer({"name": "me", "type": "user", "orgs": [], "auth": {"type": "t", "accessToken": access}})
-        elif found := re.fullmatch(r"/api/models/(\w+/[\w.-]+)(?:/revision/([^/]+))?", self.path):
-            if branch := self._branch(found[1], found[2] or "main"):
+        elif found := re.fullmatch(r"/api/(models|spaces)/(\w+/[\w.-]+)(?:/revision/([^/]+))?", self.path):
+            name = _kept(*found.groups()[:2])
+            if branch := self._branch(name, found[3] or "main"):
                 siblings = [{"rfilename": name} for name in sorted(branch.files)]
-                private = self.server.repositories[found[1]].private
+                private = self.server.repositories[name].private
                 head = (branch.commits or ["0" * 40])[-1]
-                self._answer({"id": found[1], "private": private, "sha": head, "siblings": siblings})
+                self._answer({"id": found[2], "private": private, "sha": head, "siblings": siblings})
         else:
             self._answer({"error": "no such endpoint"}, 404)
 
@@ -104,11 +105,11 @@ class _Handler(BaseHTTPRequestHandler):
         elif self.path == "/api/validate-yaml":
             bad = {"errors": [{"message": "license is unknown"}], "warnings": []}
             self._answer(*((bad, 400) if self.server.refuse_card else ({"errors": [], "warnings": []},)))
-        elif found := re.fullmatch(r"/(\w+/[\w.-]+)\.git/info/lfs/objects/batch", self.path):
+        elif found := re.fullmatch(r"/(?:spaces/)?(\w+/[\w.-]+)\.git/info/lfs/objects/batch", self.path):
             self._answer({"transfer": "basic", "objects": [self._action(o) for o in json.loads(body)["objects"]]})
-        elif found := re.fullmatch(r"/api/models/(\w+/[\w.-]+)/(preupload|commit|branch)/([^/]+)", self.path):
-            act = {"preupload": self._preupload, "commit": self._commit, "branch": self._make_branch}[found[2]]
-            act(found[1], unquote(found[3]), body)
+        elif found := re.fullmatch(r"/api/(models|spaces)/(\w+/[\w.-]+)/(preupload|commit|branch)/([^/]+)", self.path):
+            act = {"preupload": self._preupload, "commit": self._commit, "branch": self._make_branch}[found[3]]
+            act(_kept(*found.groups()[:2]), unquote(found[4]), body)
         else:
             self._answer({"error": "no such endpoint"}, 404)
 
@@ -131,7 +132,11 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer({})
 
     def _create(self, wanted: dict[str, Any]) -> None:
-        name = f"{wanted['organization']}/{wanted['name']}"
+        is_space = wanted.get("type") == "space"
+        if is_space != ("sdk" in wanted):  # a Space has to say what it is made with
+            self._answer({"error": "a Space, and only a Space, has an sdk"}, 400)
+            return
+        name = _kept("spaces" if is_space else "models", f"{wanted['organization']}/{wanted['name']}")
         if wanted["organization"] != "me":
             self._answer({"error": f"You may not create a model here, {self.headers['Authorization']}"}, 403)
             return
@@ -215,6 +220,11 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, text)
         self.end_headers()
         self.wfile.write(body)
+
+
+def _kept(kind: str, repo: str) -> str:
+    """The name in `repositories`: a model and a Space may have the same one."""
+    return repo if kind == "models" else f"{kind}/{repo}"
 
 
 def _oid(data: bytes) -> str:

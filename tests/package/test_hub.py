@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -359,3 +360,55 @@ def test_private_means_private(hub: Hub, folder: Path) -> None:
     assert code == 2, said
     assert "public" in said
     assert len(hub.received) == sent
+
+
+@pytest.fixture
+def space(folder: Path) -> Path:
+    """A Space with that export in it."""
+    space = folder.parent / "space"
+    for below in ("calrec_lite/evaluate/baselines", "calrec_lite/__pycache__"):
+        (space / below).mkdir(parents=True)
+    folder.rename(space / "model")
+    for name, text in {
+        "README.md": "---\nsdk: gradio\napp_file: app.py\n---\n\n# mine\n",
+        "app.py": "page.launch()\n",
+        "requirements.txt": "torch\n",
+        "calrec_lite/__init__.py": "",
+        "calrec_lite/evaluate/baselines/bm25.py": "import bm25s\n",
+    }.items():
+        (space / name).write_text(text, encoding="utf-8")
+    return space
+
+
+def test_a_space_goes_to_the_space_of_that_name(hub: Hub, space: Path) -> None:
+    expected = local(space)
+    for name in ("notes.txt", "calrec_lite/__pycache__/a.pyc", "model/optimizer.pt", "model/README.md.swp"):
+        (space / name).write_bytes(b"private")
+    code, said = push(hub, space)
+    assert code == 0, said
+    assert set(hub.repositories) == {"spaces/me/mine"}, "no model of that name"
+    main = hub.repositories["spaces/me/mine"].branches["main"]
+    assert {n: d for n, d in main.files.items() if n != ".gitattributes"} == expected
+    assert f"-> {hub.url}/spaces/me/mine  commit {main.commits[-1]}" in said
+    assert "left out, as no part of a Space: calrec_lite/, model/ (2 files), notes.txt\n" in said
+    shutil.rmtree(space / "model")  # from now on it loads one from the Hub
+    main.files["picture.png"] = b"theirs"
+    assert push(hub, space)[0] == 0
+    kept = {n: d for n, d in expected.items() if not n.startswith("model/")}
+    assert {n: d for n, d in main.files.items() if n != ".gitattributes"} == {**kept, "picture.png": b"theirs"}
+
+
+def test_half_a_space_is_not_sent(space: Path) -> None:
+    (space / "model" / "config.json").unlink()
+    with pytest.raises(InputError, match=r"model: is no export: lacks config.json"):
+        choose_files(space)
+    (space / "app.py").unlink()
+    with pytest.raises(InputError, match=r"no whole Space: lacks app.py"):
+        choose_files(space)
+
+
+def test_links_out_of_a_space_are_not_followed(space: Path) -> None:
+    (space.parent / "private").write_text("hunter2")
+    (space / "model" / "vocab.txt").symlink_to(space.parent / "private")
+    with pytest.raises(InputError, match=r"vocab.txt: is a link out of the folder"):
+        choose_files(space)

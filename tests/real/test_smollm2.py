@@ -96,7 +96,7 @@ def test_a_text_alone_and_in_a_padded_batch_has_the_same_vector(run: Run) -> Non
 
 def test_systems_lists_and_export(run: Run, tmp_path: Path) -> None:
     results = evaluate_run(run)
-    assert set(results["systems"]) == {"popularity", "last_item", "bm25_last", "transitions", "base", "final"}
+    assert set(results["systems"]) == {"popularity", "bm25_last", "transitions", "base", "final"}
     ranked = pq.read_table(run.evaluation / "rankings.parquet").to_pylist()
     base, final = ([own["list"] for own in ranked if own["system"] == name] for name in ("base", "final"))
     assert len(base) == len(final) == 12

@@ -8,7 +8,7 @@ from calrec_lite.method.towers import Towers
 from calrec_lite.model.base import load_model
 from calrec_lite.run import Run
 from calrec_lite.training.stage import train_run
-from calrec_lite.training.trainer import validation_loss
+from calrec_lite.training.validation import validation_loss
 from tests.real.test_smollm2 import films
 
 

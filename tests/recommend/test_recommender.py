@@ -11,17 +11,19 @@ import torch
 from transformers import OPTConfig, OPTForCausalLM
 
 from calrec_lite.data.domain import Catalogue
-from calrec_lite.decode.sample import Sample
 from calrec_lite.errors import InputError
 from calrec_lite.method.batch import item_chunk
 from calrec_lite.method.catalogue import EncodedCatalogue, encode_catalogue
 from calrec_lite.method.towers import Towers
 from calrec_lite.recipe import Recommend
 from calrec_lite.recommend import Recommender
+from calrec_lite.recommend.draws import Draws
 from calrec_lite.recommend.vectors import ItemVectors, encode_items, model_fingerprint
 from calrec_lite.text.encoding import Encoder, Tokens
 from tests.conftest import make_domain
 from tests.decode.conftest import Exact, cosines
+
+NOTHING = Draws(np.empty(0, np.int64), np.empty(0))
 
 STRATEGIES = ("beam", "sample", "dense", "rerank")
 HISTORIES = [["id0", "id1", "id2"], ["id5"], ["id7", "something the shop never sold", "id9"], []]
@@ -90,7 +92,7 @@ def test_unknown_names_and_missing_candidates_are_named(
 def test_a_tokenizer_of_another_model_is_refused(
     towers: Towers, encoder: Encoder, catalogue: EncodedCatalogue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(towers, "head", towers.head[: encoder.end])
+    monkeypatch.setattr(towers, "output", torch.nn.Linear(1, encoder.end))
     with pytest.raises(InputError, match=r"the tokenizer writes token \d+, and the model knows [\d,]+ tokens"):
         recommender(towers, encoder, catalogue)
 
@@ -137,9 +139,9 @@ def test_a_title_of_several_items_limits_and_denies_all_of_them(
 def test_a_long_unknown_title_is_cut_also_where_it_comes_twice(encoder: Encoder, catalogue: EncodedCatalogue) -> None:
     asked: list[Tokens] = []
 
-    def draw(prompts: Sequence[Tokens]) -> list[list[Sample]]:
+    def draw(prompts: Sequence[Tokens], known: Sequence[np.ndarray]) -> list[Draws]:
         asked.extend(prompts)
-        return [[] for _ in prompts]
+        return [NOTHING for _ in prompts]
 
     ids = [f"id{i}" for i in range(len(catalogue))]
     made = Recommender(None, encoder, catalogue, ids, Recommend(strategy="sample"), draw=draw)
@@ -152,9 +154,9 @@ def test_a_long_unknown_title_is_cut_also_where_it_comes_twice(encoder: Encoder,
 def test_users_without_a_history_share_a_batch_with_so_many(encoder: Encoder, catalogue: EncodedCatalogue) -> None:
     sizes: list[int] = []
 
-    def draw(prompts: Sequence[Tokens]) -> list[list[Sample]]:
+    def draw(prompts: Sequence[Tokens], known: Sequence[np.ndarray]) -> list[Draws]:
         sizes.append(len(prompts))
-        return [[] for _ in prompts]
+        return [NOTHING for _ in prompts]
 
     options = Recommend(strategy="sample", batch_tokens=640)
     ids = [f"id{i}" for i in range(len(catalogue))]
@@ -314,6 +316,35 @@ def test_faiss_in_clusters_keeps_filters_exact_and_most_of_the_nearest() -> None
     assert cosine[0, 3:].isneginf().all()
 
 
+@pytest.mark.parametrize("seen", [3, 400])
+def test_faiss_searches_users_who_may_get_much_the_same_at_once(monkeypatch: pytest.MonkeyPatch, seen: int) -> None:
+    """And each finds what a search of its own finds; one who may get other items is searched alone."""
+    pytest.importorskip("faiss", reason="the extra calrec-lite[faiss] is not installed")
+    from calrec_lite.recommend import faiss_index
+
+    rng = np.random.default_rng(1)
+    exact = ItemVectors(torch.nn.functional.normalize(torch.from_numpy(rng.normal(size=(4000, 8)).astype(np.float32))))
+    users = exact.vectors[rng.integers(0, 4000, 20)]
+    allowed = np.ones((20, 4000), np.bool_)
+    for u in range(20):
+        nearest, _ = exact.search(users[u : u + 1], allowed[u : u + 1], seen)
+        allowed[u, nearest[0].numpy()[rng.random(nearest.shape[1]) < 0.9]] = False
+    allowed[7, 1000:] = False
+    index = faiss_index.FaissIndex(exact)
+    searches: list[int] = []
+    search = index.index.search
+    monkeypatch.setattr(
+        index.index, "search", lambda x, k, params: searches.append(len(x)) or search(x, k, params=params)
+    )
+    found, cosine = index.search(users, allowed, 10)
+    assert searches == [19, 1]
+    assert allowed[np.arange(20)[:, None], found.numpy()].all()
+    for u in range(20):
+        alone, near = index.search(users[u : u + 1], allowed[u : u + 1], 10)
+        assert alone[0].tolist() == found[u].tolist()
+        torch.testing.assert_close(near[0], cosine[u], rtol=0, atol=1e-6)
+
+
 def test_a_history_longer_than_the_models_own_length_loses_its_oldest_items(
     tiny_folder: Path, encoder: Encoder, catalogue: EncodedCatalogue
 ) -> None:
@@ -324,3 +355,14 @@ def test_a_history_longer_than_the_models_own_length_loses_its_oldest_items(
     made = recommender(Towers(OPTForCausalLM(config).eval()), encoder, catalogue)
     assert len(encoder.prompt(catalogue.tokens[:5])) > most + 2  # OPT has two positions more than it says
     assert len(made.recommend([["id0", "id1", "id2", "id3", "id4"]], 5)[0]) == 5
+
+
+@pytest.mark.parametrize("name", ["no-owner", "owner/two words", "owner/a..b", "a/b/c", "owner/" + "x" * 97, "/name"])
+def test_a_name_that_no_repository_has_is_refused_before_anything_is_written(
+    name: str, towers: Towers, encoder: Encoder, catalogue: EncodedCatalogue
+) -> None:
+    made = recommender(towers, encoder, catalogue)  # which cannot be saved: that would be said next
+    with pytest.raises(InputError) as error:
+        made.push_to_hub(name)
+    assert "save_pretrained" not in str(error.value)
+    assert name[:20] in str(error.value)

@@ -4,8 +4,11 @@ import math
 import time
 
 import pytest
+import torch
+from torch._dynamo.callback import CallbackTrigger
 from transformers import TrainerControl, TrainerState
 
+from calrec_lite.model import compiling
 from calrec_lite.training.clock import Clock, trained_seconds
 
 
@@ -33,6 +36,18 @@ def test_time_goes_on_from_the_checkpoint_and_ends_the_stage(tmp_path) -> None:
     assert control.should_training_stop
     assert control.should_save  # so that a kill before merging does not cost the stage
     assert trained_seconds(state) >= 0.2
+
+
+def test_compiling_does_not_count() -> None:
+    """Told by torch, after it has forgotten everything too."""
+    for _ in range(2):
+        torch._dynamo.reset()
+        compiling._stopwatch.start()
+        compiling._stopwatch.start()
+        begin = compiling.seconds_without_compiling()
+        with torch._dynamo.callback_handler.install_callbacks(CallbackTrigger.DYNAMO, "0"):
+            time.sleep(0.3)
+        assert 0 <= compiling.seconds_without_compiling() - begin < 0.2
 
 
 def test_a_state_of_an_older_version_has_no_time() -> None:

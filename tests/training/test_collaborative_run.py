@@ -5,6 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from peft import LoraConfig
+from transformers import AutoModelForCausalLM
 
 from calrec_lite import CALRecConfig, CALRecTrainer, Recommender
 from calrec_lite.errors import InputError
@@ -67,7 +70,8 @@ def test_all_ways_to_score_agree_and_an_export_scores_as_its_run_does(
         assert found == pytest.approx(wanted, abs=1e-3)
     for strategy in ("beam", "rerank"):
         found = {
-            r.item: r.score for r in Recommender.from_pretrained(folder, strategy=strategy).recommend(names, 27)[0]
+            r.item: r.score
+            for r in Recommender.from_pretrained(folder, strategy=strategy, dtype="float32").recommend(names, 27)[0]
         }
         assert found == pytest.approx({item: wanted[item] for item in found}, abs=1e-3)
         assert len(found) == 27
@@ -84,7 +88,8 @@ def test_from_python_to_lists_and_back_from_disk(tiny_folder: Path, tmp_path: Pa
     beam = Recommend(strategy="beam", beams=30)
     options: dict = {"max_steps": 2, "per_device_train_batch_size": 4, "use_cpu": True, "disable_tqdm": True}
     config = CALRecConfig(str(tmp_path / "out"), objective=OBJECTIVE, text=Text(max_items=6), recommend=beam, **options)
-    trainer = CALRecTrainer(str(tiny_folder), config, histories, histories[:5], items)
+    model = AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32)
+    trainer = CALRecTrainer(model, config, histories, histories[:5], items, peft_config=LoraConfig(r=4))
     trainer.train()
     assert trainer.evaluate()["eval_nats_per_item"] > 0
     recommender = trainer.recommender()

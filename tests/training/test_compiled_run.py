@@ -8,10 +8,11 @@ from torch._dynamo.utils import counters
 from calrec_lite.recipe.file import check_recipe
 from calrec_lite.run import Run
 from calrec_lite.training.stage import train_run
-from tests.conftest import needs_compiler
+from tests.conftest import needs_compiler, slow
 from tests.training.conftest import values, weights
 
 
+@slow  # a minute and a half of compiling
 @needs_compiler
 def test_a_run_with_compiled_layers_ends_with_the_same_weights(
     trained: Run, tiny_folder: Path, data: Path, tmp_path: Path

@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import calrec_lite.evaluate.evaluate_run as systems_module
+import calrec_lite.training.fsdp as fsdp_module
 import calrec_lite.training.handover as handover_module
-import calrec_lite.training.stage as stage_module
 from calrec_lite.errors import InputError
 from calrec_lite.evaluate.evaluate_run import evaluate_run
 from calrec_lite.evaluate.tables import table
@@ -125,7 +125,7 @@ def test_one_model_at_a_time_is_in_memory(tiny_folder: Path, data: Path, tmp_pat
         return model
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in (stage_module, handover_module):
+        for module in (fsdp_module, handover_module):
             patch.setattr(module, "load_model", load)
         gc.disable()  # so that nothing is freed by chance
         try:

@@ -91,7 +91,11 @@ def test_a_copy_is_read_once_and_a_run_without_manifest_as_before(run: Run, monk
 
 
 @pytest.mark.parametrize(
-    "content", ["", "5", '{"stages": {"1-joint', '{"stages": 3}', '{"stages": {}, "dtype": {"x": 1}}']
+    "content",
+    [
+        *("", "5", '{"stages": {"1-joint', '{"stages": 3}', '{"stages": {}, "dtype": {"x": 1}}'),
+        *('{"stages": {}, "dtype": {"why": "x"}}', '{"stages": {"1-joint": {"data": 5}}, "sha256": "0"}'),
+    ],
 )
 def test_a_damaged_state_is_one_line(run: Run, content: str) -> None:
     (run.folder / "run.json").write_text(content)

@@ -2,10 +2,12 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import TrainerState
 
 import calrec_lite.training.stage as stage_module
 from calrec_lite.errors import InputError
@@ -146,7 +148,11 @@ def test_an_estimate_is_kept_for_a_restart(tiny_folder: Path, data: Path, tmp_pa
     run.stages[0].metrics.unlink()
     recipe["optim"]["gradient_checkpointing"] = True  # as advised where memory lacked: another estimate
     train_run(Run.start(check_recipe(recipe), tmp_path))
-    assert json.loads(file.read_text()) == {"micro_batch_size": 4, "gradient_checkpointing": True}
+    assert json.loads(file.read_text()) == {"micro_batch_size": 4, "gradient_checkpointing": True, "split": False}
+    run.stages[0].metrics.unlink()
+    file.write_text('{"micro_batch_size": 1, "gradient_checkpointing": true, "split": true}')  # as of a part of a base
+    train_run(Run.start(check_recipe(recipe), tmp_path))
+    assert json.loads(file.read_text())["micro_batch_size"] == 4
 
 
 def test_compiled_layers_are_not_offloaded(tiny_folder: Path, data: Path, tmp_path: Path, monkeypatch) -> None:
@@ -175,7 +181,7 @@ def test_the_device_and_the_minutes_are_said_before_they_are_spent(
     assert "device: CPU, 1 thread" in lines[0]
     assert lines[0].endswith("; float32: as base.dtype asks")
     assert [line for line in lines if "to go" in line] == [line for line in lines if line.startswith("3 steps to go, ")]
-    assert sum("about 1 minutes" in line for line in lines) == 2  # once a stage
+    assert sum("about a minute, or less" in line for line in lines) == 2  # once a stage
     assert "more than an hour" not in said.out
 
 
@@ -183,8 +189,19 @@ def test_more_than_an_hour_is_a_warning_with_what_to_do(capsys: pytest.CaptureFi
     progress = StageProgress()
     progress._tell(seconds=8.04, steps=440)
     assert capsys.readouterr().out == "440 steps to go, 8 seconds each: about 59 minutes\n"
+    progress._tell(seconds=8.04, steps=3)
+    assert capsys.readouterr().out == "3 steps to go, 8 seconds each: about a minute, or less\n"
     progress._tell(seconds=8.04, steps=900)
     said = capsys.readouterr().out
     assert "about 121 minutes" in said
     assert "WARNING: more than an hour" in said
     assert "stages.N.max_steps" in said
+
+
+def test_a_stage_by_the_clock_says_how_much_time_is_left(capsys: pytest.CaptureFixture[str]) -> None:
+    progress, state = StageProgress(), TrainerState(stateful_callbacks={"Clock": {"seconds": 30}})
+    args = SimpleNamespace(max_seconds=300.0)
+    progress.on_train_begin(args, state, None)
+    progress.on_step_end(args, state, None)
+    progress.on_train_end(args, state, None)
+    assert "train, 4.5 minutes left" in capsys.readouterr().err

@@ -1,5 +1,7 @@
 """The baselines with which every result is compared, by the names that a recipe gives them."""
 
+from typing import Any
+
 from calrec_lite.data.domain import Domain
 from calrec_lite.evaluate.baselines.counting import BASELINES
 from calrec_lite.evaluate.baselines.fast import FAST
@@ -9,6 +11,28 @@ from calrec_lite.evaluate.protocol import Ranker
 from calrec_lite.recipe import Recipe
 
 BASELINE_NAMES = (*BASELINES, "minilm", "sasrec", *FAST)
+
+
+OF_SEEN_ITEMS = ("last_item", "personal_popularity")
+
+
+def telling_baselines(recipe: Recipe) -> list[str]:
+    """The baselines of a recipe that say something: where seen items are masked, those of them are `popularity`."""
+    masked = OF_SEEN_ITEMS if recipe.recommend.exclude_seen else ()
+    return [name for name in recipe.evaluate.baselines if name not in masked]
+
+
+def baseline_settings(name: str, recipe: Recipe) -> dict[str, Any]:
+    """What of a recipe decides a baseline's lists, beside the data, the seed and whether seen items are masked."""
+    options = recipe.evaluate
+    if name == "sasrec":
+        return options.sasrec.model_dump(mode="json")
+    if name == "minilm":
+        return options.minilm.model_dump(mode="json")
+    if name in FAST:
+        fused = recipe.fused.model_dump(mode="json")
+        return {"minilm": options.minilm.model_dump(mode="json"), "fused": fused, "seed": recipe.training_seed}
+    return {}
 
 
 def build_baseline(name: str, domain: Domain, recipe: Recipe) -> Ranker:

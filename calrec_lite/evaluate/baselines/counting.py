@@ -11,6 +11,7 @@ import bm25s
 import numpy as np
 from numpy.typing import NDArray
 
+from calrec_lite.bars import wait_bar
 from calrec_lite.data.domain import Domain
 from calrec_lite.data.transitions import Transitions
 from calrec_lite.measure.metrics import CELLS
@@ -32,14 +33,16 @@ class PopularityBaseline:
         """The best k items for each history (see `protocol.Ranker`), (U, k)."""
         lists = np.full((len(histories), k), -1, dtype=np.int32)
         step = max(1, CELLS // len(self._order))
-        for start in range(0, len(histories), step):
-            places = [self._place[history] for history in histories[start : start + step]]
-            scores = self._scores(places)  # (u, N)
-            if exclude_seen:
-                rows, columns = _rows_and_places(places)
-                scores[rows, columns] = -1
-            best = _top_places(scores, k)  # (u, min(k, N)), -1 after the end
-            lists[start : start + step, : best.shape[1]] = np.where(best < 0, -1, self._order[best])
+        with wait_bar("lists", len(histories), "user") as bar:
+            for start in range(0, len(histories), step):
+                places = [self._place[history] for history in histories[start : start + step]]
+                scores = self._scores(places)  # (u, N)
+                if exclude_seen:
+                    rows, columns = _rows_and_places(places)
+                    scores[rows, columns] = -1
+                best = _top_places(scores, k)  # (u, min(k, N)), -1 after the end
+                lists[start : start + step, : best.shape[1]] = np.where(best < 0, -1, self._order[best])
+                bar.update(len(places))
         return lists
 
     def _scores(self, places: list[NDArray[np.int64]]) -> NDArray[np.float32]:
@@ -55,6 +58,16 @@ class LastItemBaseline(PopularityBaseline):
         for row, history in zip(scores, places, strict=True):
             # A later event overwrites an earlier one of the same item.
             row[history] = np.arange(1, len(history) + 1)
+        return scores
+
+
+class PersonalPopularityBaseline(PopularityBaseline):
+    """What the user bought most often, then what all did (P-TopFreq; Li et al. 2023, "A next basket recommendation
+    reality check"); popularity alone if seen items are masked."""
+
+    def _scores(self, places: list[NDArray[np.int64]]) -> NDArray[np.float32]:
+        scores = super()._scores(places)
+        np.add.at(scores, _rows_and_places(places), 1)
         return scores
 
 
@@ -91,6 +104,7 @@ class TransitionsBaseline(PopularityBaseline):
 BASELINES: dict[str, type[PopularityBaseline]] = {
     "popularity": PopularityBaseline,
     "last_item": LastItemBaseline,
+    "personal_popularity": PersonalPopularityBaseline,
     "bm25_last": BM25LastBaseline,
     "transitions": TransitionsBaseline,
 }

@@ -14,7 +14,7 @@ from calrec_lite.fitting.fit import EACH, fit_fusion, weigh
 from calrec_lite.fitting.lists import FusionRanker
 from calrec_lite.recipe import Recipe
 from calrec_lite.recommend.fusion import Fusion
-from calrec_lite.recommend.readings import PARTS, READINGS
+from calrec_lite.recommend.readings import PARTS, READINGS, telling
 
 FORMAT = 1  # raise it when the same settings come to give other lists
 COUNTS = ("transitions", "popularity")
@@ -22,9 +22,9 @@ COUNTS = ("transitions", "popularity")
 
 def by_parts(fusion: Fusion, domain: Domain, recipe: Recipe, seed: int, parts: Sequence[str]) -> FusionRanker:
     """Lists by some parts of `fusion`, weighed anew on validation users; by all of them with the weights it has."""
-    if set(parts) == set(fusion.fast):
-        return FusionRanker(fusion)
     exclude_seen = recipe.recommend.exclude_seen
+    if set(telling(parts, exclude_seen)) == set(fusion.fast):
+        return FusionRanker(fusion)
     return FusionRanker(weigh(fusion.readings, domain, recipe.fused, seed, exclude_seen, parts, None, EACH, {}))
 
 

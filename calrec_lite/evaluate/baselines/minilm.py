@@ -116,7 +116,7 @@ def _encode(catalogue: Catalogue, model: str) -> NDArray[np.float32]:
             local_files_only=True,
         )
     texts = [", ".join(f"{label}: {value}" for label, value in item.items()) for item in catalogue.fields]
-    vectors = encoder.encode(texts, batch_size=BATCH, normalize_embeddings=True, show_progress_bar=False)
+    vectors = encoder.encode(texts, batch_size=BATCH, normalize_embeddings=True, show_progress_bar=True)
     return np.asarray(vectors, dtype=np.float32)
 
 

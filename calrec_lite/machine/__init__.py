@@ -1,0 +1,1 @@
+"""What this machine has, whether it works together, and which bases fit: `doctor`, `bases` and `init`'s choice."""

@@ -1,0 +1,1 @@
+"""Item vectors where people keep vectors: LanceDB, Qdrant, a Parquet file."""
