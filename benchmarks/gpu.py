@@ -4,8 +4,8 @@
 
 Real sizes in four bits with a micro-batch of 4, ours beside TRL on the same card and in the same process, the 8B one
 with the catalogue softmax too, the 1B one and SmolLM2-135M's shape with joined towers, packing and fused adapters taken
-away, and what recommending takes. Nothing is downloaded but a tokenizer. More, and longer: `train.py --only gpu`; the
-rows on real data: `train.py --only throughput`.
+away, the latter with CUDA graphs too, and what recommending takes. Nothing is downloaded but a tokenizer. More, and
+longer: `train.py --only gpu`; the rows on real data: `train.py --only throughput`.
 """
 
 import time

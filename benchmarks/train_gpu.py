@@ -256,7 +256,7 @@ def theirs(config: LlamaConfig, where: torch.device, rows: int, tokens: int, mic
 def compiled(
     config: LlamaConfig, where: torch.device, rows: int, tokens: int, steps: int, compiles: bool = True
 ) -> dict[str, Any]:
-    """A step in bf16, the optimiser's part left out: as it is, with measures taken away, with compiled layers.
+    """A step in bf16, the optimiser's part left out: as it is, with measures taken away, with CUDA graphs, compiled.
 
     With how far gradients differ from those of the first, and how texts share a call of the decoder (`join`)."""
     with where:
@@ -291,6 +291,10 @@ def compiled(
         towers = Towers(model)
         vars(towers).update(change)
         found[name] = measured(towers)
+    if plain.join == "at once":  # on a GPU alone
+        towers = Towers(model)
+        towers.replay(max(len(row.tokens) for row in made))
+        found["CUDA graphs"] = measured(towers)
     if compiles:  # last: layers stay compiled
         towers = Towers(model)
         towers.compile()

@@ -17,9 +17,11 @@ from calrec_lite.errors import InputError
 from calrec_lite.method.batch import Chunk, ItemChunk
 from calrec_lite.method.losses import generation_loss
 from calrec_lite.model.compiling import compile_layers, is_compiled
+from calrec_lite.model.cuda_graph import DecoderCall, Replayed
 from calrec_lite.model.fused_lora import fused
 from calrec_lite.model.grouped import grouped
 from calrec_lite.model.joined import Way, joined_states, joining, way_to_join
+from calrec_lite.model.sharded import is_sharded
 from calrec_lite.model.spans import span_means
 
 START = 1  # tokens before the text; the first token of a decoder is an attention sink and is left out of every mean
@@ -63,6 +65,7 @@ class Towers:
         self.window: int | None = getattr(config, "sliding_window", None) if sliding else None
         plain = not is_compiled(self.decoder)  # how many blocks there are would be compiled in
         self.join: Way | None = way_to_join(self.decoder, self.head.device, self.head.dtype) if plain else None
+        self._replayed: Replayed | None = None
         self._working = False
         self.autocast = self.head.dtype is torch.bfloat16
         self.fuses = plain and self.head.dtype is not torch.float16  # PEFT computes adapters of such bases in float32
@@ -88,7 +91,7 @@ class Towers:
             with ExitStack() as stack:
                 if self.join:
                     stack.enter_context(joining(self.decoder))
-                if self.fuses:
+                if self.fuses and not self._replayed:  # which does so within each call
                     stack.enter_context(fused(self.adapters, self.head.dtype))
                 yield
         finally:
@@ -100,6 +103,25 @@ class Towers:
         """Fuse the kernels of each decoder layer (`model.compiling.compile_layers`): for training only."""
         compile_layers(self.decoder, self.head.device)
         self.join, self.fuses = None, False
+
+    def replay(self, longest: int) -> None:
+        """Replay the decoder's kernels from CUDA graphs (`model.cuda_graph`): for training only.
+
+        Args:
+            longest: tokens of the longest text.
+
+        Raises:
+            InputError: something stands against it.
+        """
+        against = {
+            "texts share no call (that needs CUDA, bf16, plain causal attention, no `compile`)": self.join != "at once",
+            "gradient_checkpointing is on": getattr(self.decoder, "gradient_checkpointing", False),
+            "lora.dropout is above 0": any(isinstance(m, nn.Dropout) and m.p for m in self.decoder.modules()),
+            "the base is split among processes": is_sharded(self.decoder),
+        }
+        if why := [reason for reason, there in against.items() if there]:
+            raise InputError(f"optim.cuda_graph: set it to false: {'; '.join(why)}")
+        self._replayed = Replayed(DecoderCall(self.decoder, self.adapters, self.head.dtype, longest))
 
     def states(self, ids: Tensor) -> Tensor:
         """(B, T, D) last-layer states after the final norm. Right padding and a causal mask need no attention mask."""
@@ -147,6 +169,8 @@ class Towers:
         with self._saving():
             if not self.join or not self._working or (self.join == "padded" and len(parts) == 1):
                 return [self.states(part.ids) for part in parts]
+            if self._replayed:
+                return joined_states(self.decoder, parts, self.join, self._replayed)
             with torch.autocast(parts[0].ids.device.type, torch.bfloat16, enabled=self.autocast):
                 return joined_states(self.decoder, parts, self.join)
 

@@ -5,7 +5,7 @@ many lengths. How they lie (`Layout`) goes along as an argument of the call, whi
 that layers that gradient checkpointing computes again know it too.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -28,6 +28,7 @@ except ImportError:
 NAME = "calrec_joined"
 BY_POSITION = {"default", "linear", "llama3", "yarn"}  # rotary angles that depend on a token's position alone
 Way = Literal["padded", "one by one", "at once"]
+Call = Callable[[Tensor, Tensor, "Layout"], Tensor]
 OTHER_ATTENTION = ("sliding_window", "attn_logit_softcapping", "alibi", "use_bidirectional_attention", "kv_lora_rank")
 
 
@@ -136,25 +137,30 @@ def joining(decoder: Any) -> Iterator[None]:
         config._attn_implementation = before
 
 
-def joined_states(decoder: Any, parts: Sequence[Texts], way: Way) -> list[Tensor]:
-    """(B, T, D) last-layer states of the ids (B, T) of each part, by one call; zeros at padding that was left out."""
+def joined_states(decoder: Any, parts: Sequence[Texts], way: Way, call: Call | None = None) -> list[Tensor]:
+    """(B, T, D) last-layer states of the ids (B, T) of each part, by one call; zeros at padding that was left out.
+
+    Args:
+        call: what gives them in place of `decoded`.
+    """
     packed = way != "padded"
     tokens = [_tokens(part, packed) for part in parts]
     ids = torch.cat([part.ids.flatten()[place] for part, (place, _) in zip(parts, tokens)])
     positions = torch.cat([position for _, position in tokens])
-    prepared = ids.new_zeros(1, 1, 1, 1)  # a mask of four dimensions is handed through: transformers makes none
-    hidden = decoder(
-        input_ids=ids[None],
-        attention_mask=prepared,
-        position_ids=positions[None],
-        use_cache=False,
-        layout=_layout(parts, way),
-    ).last_hidden_state[0]  # (N, D)
+    hidden = (call or partial(decoded, decoder))(ids, positions, _layout(parts, way))
     own = hidden.split([len(position) for _, position in tokens])
     if packed:  # back to where they stand in (B * T)
         flat = [hidden.new_zeros(part.ids.numel(), hidden.shape[1]) for part in parts]
         own = tuple(to.index_copy(0, place, states) for to, (place, _), states in zip(flat, tokens, own))
     return [states.view(*part.ids.shape, -1) for states, part in zip(own, parts)]
+
+
+def decoded(decoder: Any, ids: Tensor, positions: Tensor, layout: Layout) -> Tensor:
+    """(N, D) last-layer states of ids (N,) that lie as `layout` says; while `joining` is open."""
+    prepared = ids.new_zeros(1, 1, 1, 1)  # a mask of four dimensions is handed through: transformers makes none
+    return decoder(
+        input_ids=ids[None], attention_mask=prepared, position_ids=positions[None], use_cache=False, layout=layout
+    ).last_hidden_state[0]
 
 
 def _tokens(part: Texts, packed: bool) -> tuple[Tensor, Tensor]:

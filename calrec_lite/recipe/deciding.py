@@ -10,6 +10,7 @@ FREE = {
         "micro_batch_size",
         "gradient_checkpointing",
         "compile",
+        "cuda_graph",
         "fsdp",
         "handover_tolerance",
         "eval_every",

@@ -260,6 +260,7 @@ class Optim(Section):
         False,
         description="fuse each layer's kernels by torch.compile: faster steps after a minute (`minutes` leave it out)",
     )
+    cuda_graph: bool = Field(False, description="replay a small base's kernels, which else wait for the host (CUDA)")
     fsdp: bool | Literal["auto"] = Field("auto", description="split a base of 16 bits or more among processes (FSDP2)")
     handover_tolerance: Positive = Field(0.05, description="nats an item a hand-over may cost without a warning")
     eval_every: Count | None = Field(None, description="steps between validation losses; null: at the end")

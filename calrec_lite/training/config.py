@@ -25,6 +25,7 @@ class CALRecConfig(TrainingArguments):
         micro_batch_auto: whether that number is an estimate, which may grow.
         offload_checkpoints: keep in RAM what gradient checkpointing keeps for the backward pass (CUDA).
         compile_layers: fuse each layer's kernels by torch.compile.
+        cuda_graph: replay the decoder's kernels from CUDA graphs.
         max_seconds: of training, after which it ends; the learning rate falls over them. None: `max_steps` decides.
         warmup_share: of max_seconds; where `max_steps` decides, `warmup_steps` is used instead.
 
@@ -47,6 +48,7 @@ class CALRecConfig(TrainingArguments):
     micro_batch_auto: bool = False
     offload_checkpoints: bool = False
     compile_layers: bool = False
+    cuda_graph: bool = False
     remove_unused_columns: bool = False
     logging_nan_inf_filter: bool = False
 

@@ -1,6 +1,6 @@
 """What `CALRecTrainer` is given, opened: a model by name or loaded, its adapter, its tokenizer."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from calrec_lite.data.transitions import Transitions
 from calrec_lite.errors import InputError
 from calrec_lite.method.catalogue import encode_catalogue
 from calrec_lite.method.rows import Rows, history_rows, last_item_rows
+from calrec_lite.method.towers import Towers
 from calrec_lite.model.base import (
     add_lora,
     base_folder,
@@ -24,6 +25,7 @@ from calrec_lite.model.base import (
     load_tokenizer,
     lora_config,
     ready_adapter,
+    require_positions,
 )
 from calrec_lite.model.merge import require_plain
 from calrec_lite.recipe import Base, Lora
@@ -181,3 +183,19 @@ def open_data(
     if not len(held_out):
         raise InputError("eval_dataset: no history has two items, so there is no target to measure")
     return Data(rows, held_out, items, histories)
+
+
+def open_towers(model: PeftModel, args: CALRecConfig, read: Sequence[Rows]) -> Towers:
+    """The two towers over a model, for the rows that it will read.
+
+    Raises:
+        InputError: they are longer than the base knows, or kernels cannot be fused or replayed as `args` asks.
+    """
+    longest = max(int(rows.length.max(initial=0)) for rows in read)
+    require_positions(model, longest)
+    towers = Towers(model, args.offload_checkpoints)
+    if args.compile_layers:
+        towers.compile()
+    if args.cuda_graph:
+        towers.replay(longest)
+    return towers

@@ -235,6 +235,7 @@ def stage_config(
         micro_batch_auto=optim.micro_batch_size == "auto",
         offload_checkpoints=optim.gradient_checkpointing == "offload",
         compile_layers=optim.compile,
+        cuda_graph=optim.cuda_graph,
         per_device_train_batch_size=optim.batch_size,
         max_steps=steps,
         max_seconds=60 * stage.minutes if stage.minutes else None,

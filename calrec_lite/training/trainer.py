@@ -27,8 +27,6 @@ from calrec_lite.errors import InputError, RunError
 from calrec_lite.method.batch import ITEMS_AT_ONCE, Collator, StepBatch
 from calrec_lite.method.rows import Rows
 from calrec_lite.method.step import StepLoss, two_tower_step
-from calrec_lite.method.towers import Towers
-from calrec_lite.model.base import require_positions
 from calrec_lite.model.compiling import seconds_without_compiling
 from calrec_lite.model.memory import out_of_memory, peak_bytes
 from calrec_lite.model.random_states import RngState, rng_state, set_rng_state
@@ -41,7 +39,7 @@ from calrec_lite.training.clock import Clock
 from calrec_lite.training.config import CALRecConfig
 from calrec_lite.training.mfu import StepFlops, matmul_rate
 from calrec_lite.training.micro_batch import MicroBatch, auto_micro_batch, row_tokens
-from calrec_lite.training.opening import Model, Records, open_data, open_model, tokenizer_of, with_adapter
+from calrec_lite.training.opening import Model, Records, open_data, open_model, open_towers, tokenizer_of, with_adapter
 from calrec_lite.training.progress import Intervals, StageProgress
 from calrec_lite.training.sampler import StepSampler
 from calrec_lite.training.saving import save_trained
@@ -136,11 +134,7 @@ class CALRecTrainer(Trainer):
         self.add_callback(Intervals())
         if not args.disable_tqdm and processes.first:
             self.add_callback(StageProgress())
-        for data in read:
-            require_positions(self._peft_model, int(data.length.max(initial=0)))
-        self.towers = Towers(self._peft_model, args.offload_checkpoints)
-        if args.compile_layers:
-            self.towers.compile()
+        self.towers = open_towers(self._peft_model, args, read)
         start = int(encoder.start[0])
         longest = int(rows.length.max(initial=1))
         at_once = None if cuda else ITEMS_AT_ONCE

@@ -9,8 +9,9 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from calrec_lite.model import joined
 from calrec_lite.model.joined import Way, joined_states, joining, joins, varlen_agrees, way_to_join
+from tests.model import varlen
+from tests.model.varlen import needs_varlen
 
 TINY = {
     "vocab_size": 64,
@@ -110,56 +111,13 @@ def test_a_device_without_a_kernel_for_all_texts_keeps_the_padding() -> None:
         varlen_agrees(torch.device("cpu"), torch.float32, 4, 2, 8)
 
 
-def texts_of(bounds: torch.Tensor) -> list[slice]:
-    return [slice(start, end) for start, end in zip(bounds[:-1].tolist(), bounds[1:].tolist())]
-
-
-def shares(q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
-    """(heads, n, n) how much each token of a text looks at each one before it."""
-    scores = torch.einsum("qhd,khd->hqk", q, k) * q.shape[-1] ** -0.5
-    return scores.masked_fill(torch.ones(scores.shape[1:], dtype=torch.bool).triu(1), -torch.inf).softmax(-1)
-
-
-def forward_kernel(query, key, value, bounds, bounds_k, longest, longest_k, dropout, causal, debug, **kwargs):
-    """What a kernel for many texts computes: (N, heads, D), each text by plain formulas."""
-    assert causal
-    assert torch.equal(bounds, bounds_k)
-    assert longest == longest_k == int(bounds.diff().max())
-    assert bounds.dtype is torch.int32
-    key, value = (t.repeat_interleave(query.shape[1] // t.shape[1], 1) for t in (key, value))
-    out = [torch.einsum("hqk,khd->qhd", shares(query[t], key[t]), value[t]) for t in texts_of(bounds)]
-    return torch.cat(out), *(query.new_zeros(0) for _ in range(4))
-
-
-def backward_kernel(grad, query, key, value, out, lse, bounds, *rest, **kwargs):
-    groups, times, scale = key.shape[1], query.shape[1] // key.shape[1], query.shape[-1] ** -0.5
-    key, value = (t.repeat_interleave(times, 1) for t in (key, value))
-    found = []
-    for t in texts_of(bounds):
-        share = shares(query[t], key[t])
-        of_share = torch.einsum("qhd,khd->hqk", grad[t], value[t])
-        of_score = scale * share * (of_share - (of_share * share).sum(-1, keepdim=True))
-        found.append(
-            [
-                torch.einsum("hqk,khd->qhd", of_score, key[t]),
-                torch.einsum("hqk,qhd->khd", of_score, query[t]).unflatten(1, (groups, times)).sum(2),
-                torch.einsum("hqk,qhd->khd", share, grad[t]).unflatten(1, (groups, times)).sum(2),
-            ]
-        )
-    return tuple(torch.cat(own) for own in zip(*found))
-
-
 @pytest.fixture
 def kernels() -> Iterator[None]:
-    """Plain formulas where a GPU has its kernels, below all of torch's own `varlen_attn`."""
-    library = torch.library.Library("aten", "IMPL")
-    library.impl("_flash_attention_forward", forward_kernel, "CPU")
-    library.impl("_flash_attention_backward", backward_kernel, "CPU")
-    yield
-    library._destroy()
+    with varlen.on_a_cpu():
+        yield
 
 
-@pytest.mark.skipif(joined.varlen_attn is None, reason="torch.nn.attention.varlen came with torch 2.10")
+@needs_varlen
 def test_all_texts_at_once(blocks: list[Block], kernels: None) -> None:
     """States, and gradients at them, through `varlen_attn` as torch has it; a wrong kernel is found by the trial."""
     own = decoder({"model_type": "llama"})
@@ -175,8 +133,8 @@ def test_all_texts_at_once(blocks: list[Block], kernels: None) -> None:
     assert varlen_agrees(torch.device("cpu"), torch.float32, 4, 2, 8)
 
 
-@pytest.mark.skipif(joined.varlen_attn is None, reason="torch.nn.attention.varlen came with torch 2.10")
+@needs_varlen
 def test_a_kernel_that_sees_other_texts_is_found(kernels: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = texts_of
-    monkeypatch.setitem(globals(), "texts_of", lambda bounds: plain(bounds[[0, -1]]))
+    plain = varlen.texts_of
+    monkeypatch.setattr(varlen, "texts_of", lambda bounds: plain(bounds[[0, -1]]))
     assert not varlen_agrees(torch.device("cpu"), torch.float32, 4, 2, 8)
