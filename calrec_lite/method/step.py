@@ -160,6 +160,7 @@ def _replay_items(towers: Towers, batch: StepBatch, backward: Backward, rng: lis
         part = slice(start, start + len(vectors))
         start = part.stop
         backward((vectors * gradient[part]).sum())
+        del vectors
     set_rng_state(rng_after)
 
 

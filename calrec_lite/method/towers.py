@@ -17,11 +17,10 @@ from calrec_lite.errors import InputError
 from calrec_lite.method.batch import Chunk, ItemChunk
 from calrec_lite.method.losses import generation_loss
 from calrec_lite.model.compiling import compile_layers, is_compiled
-from calrec_lite.model.cuda_graph import DecoderCall, Replayed
+from calrec_lite.model.cuda_graph import DecoderCall, Replayed, what_stands_against
 from calrec_lite.model.fused_lora import fused
 from calrec_lite.model.grouped import grouped
 from calrec_lite.model.joined import Way, joined_states, joining, way_to_join
-from calrec_lite.model.sharded import is_sharded
 from calrec_lite.model.spans import span_means
 
 START = 1  # tokens before the text; the first token of a decoder is an attention sink and is left out of every mean
@@ -113,15 +112,19 @@ class Towers:
         Raises:
             InputError: something stands against it.
         """
-        against = {
-            "texts share no call (that needs CUDA, bf16, plain causal attention, no `compile`)": self.join != "at once",
-            "gradient_checkpointing is on": getattr(self.decoder, "gradient_checkpointing", False),
-            "lora.dropout is above 0": any(isinstance(m, nn.Dropout) and m.p for m in self.decoder.modules()),
-            "the base is split among processes": is_sharded(self.decoder),
-        }
-        if why := [reason for reason, there in against.items() if there]:
-            raise InputError(f"optim.cuda_graph: set it to false: {'; '.join(why)}")
+        against = what_stands_against(self.decoder)
+        if self.join != "at once":
+            against.append("texts share no call (that needs CUDA, bf16, plain causal attention, no `compile`)")
+        if self.offload:
+            against.append("checkpoints are offloaded")
+        if against:
+            raise InputError(f"optim.cuda_graph: set it to false: {'; '.join(against)}")
         self._replayed = Replayed(DecoderCall(self.decoder, self.adapters, self.head.dtype, longest))
+
+    def release(self) -> None:
+        """Let graphs that were recorded go, and their memory."""
+        if self._replayed:
+            self._replayed.release()
 
     def states(self, ids: Tensor) -> Tensor:
         """(B, T, D) last-layer states after the final norm. Right padding and a causal mask need no attention mask."""

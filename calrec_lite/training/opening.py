@@ -197,5 +197,7 @@ def open_towers(model: PeftModel, args: CALRecConfig, read: Sequence[Rows]) -> T
     if args.compile_layers:
         towers.compile()
     if args.cuda_graph:
+        if args.checkpointing:  # transformers sets it up later
+            raise InputError("optim.cuda_graph: set it, or gradient_checkpointing, to false")
         towers.replay(longest)
     return towers

@@ -207,6 +207,7 @@ class CALRecTrainer(Trainer):
             with self.vocabulary.trimmed():
                 return super().train(*args, **kwargs)
         finally:
+            self.towers.release()
             self._peft_model.train(training)
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
@@ -300,6 +301,7 @@ class CALRecTrainer(Trainer):
         """Undo the broken step and halve the micro-batch."""
         old = self.micro.size
         cast(nn.Module, self.model).zero_grad()
+        self.towers.release()
         set_rng_state(rng_before)
         if self.args.device.type == "cuda":
             torch.cuda.empty_cache()

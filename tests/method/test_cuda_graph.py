@@ -1,19 +1,23 @@
 """The decoder's calls replayed: a few shapes, filled up, for the same gradients; and what stands against it.
 
-No GPU is asked for, but by one test: `taped` does on a CPU what CUDA graphs do, with torch's attention of many texts.
+No GPU is asked for, but by one test: `recorded` does on a CPU what CUDA graphs do, with torch's own attention.
 """
 
-from collections.abc import Iterator
+import gc
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
-from calrec_lite.errors import InputError
+from calrec_lite.errors import InputError, RunError
 from calrec_lite.method.step import two_tower_step
 from calrec_lite.method.towers import Towers
+from calrec_lite.model import cuda_graph
 from calrec_lite.model.cuda_graph import FINEST, SHAPES, Replayed, filled, shape_of
 from calrec_lite.model.trimming import Trimmed
 from calrec_lite.recipe import Loss
@@ -24,31 +28,22 @@ from tests.model.varlen import needs_varlen, on_a_cpu
 pytestmark = needs_varlen
 
 
-def taped(module: nn.Module, sample: tuple[Tensor, ...]) -> Any:
-    """As torch.cuda.make_graphed_callables: tensors of one shape, read and written where they were recorded."""
-    weights = [weight for weight in module.parameters() if weight.requires_grad]
-    inputs, tape = [tensor.clone() for tensor in sample], {}
-    states = module(*sample).detach()
-    of_weights = [torch.empty_like(weight) for weight in weights]
+class Rerun:
+    """As torch.cuda.CUDAGraph: what it gave lies where it lay, and is written anew."""
 
-    class Graph(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, *given: Tensor) -> Tensor:
-            for place, tensor in zip(inputs, given):
-                assert place.shape == tensor.shape
+    def __init__(self, work: Callable[[], Any], found: Any) -> None:
+        self.work, self.places = work, [tensor.detach() for tensor in tree_leaves(found)]
+
+    def replay(self) -> None:
+        for place, tensor in zip(self.places, tree_leaves(self.work()), strict=True):
+            with torch.no_grad():
                 place.copy_(tensor)
-            with torch.enable_grad():
-                tape["out"] = module(*inputs)
-            return states.copy_(tape["out"].detach()).detach()
 
-        @staticmethod
-        def backward(ctx, pulled: Tensor):
-            found = torch.autograd.grad(tape["out"], weights, pulled)
-            for place, gradient in zip(of_weights, found):
-                place.copy_(gradient)
-            return *(None for _ in inputs), *(place.detach() for place in of_weights)
 
-    return lambda *given: Graph.apply(*given, *weights)
+def recorded(work: Callable[[], Any], pool: Any) -> tuple[Any, Rerun]:
+    with torch.enable_grad():
+        found = work()
+    return found, Rerun(lambda: torch.enable_grad()(work)(), found)
 
 
 @pytest.fixture
@@ -57,23 +52,20 @@ def own_model(tiny_folder: Path) -> nn.Module:
 
 
 @pytest.fixture
-def towers(own_model: nn.Module) -> Iterator[Towers]:
+def towers(own_model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> Iterator[Towers]:
+    monkeypatch.setattr(cuda_graph, "warm_up", lambda work: work())
+    monkeypatch.setattr(cuda_graph, "recorded", recorded)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", object)
     with on_a_cpu():
-        yield replaying(own_model)
+        towers = launched(own_model)
+        towers.replay(200)
+        yield towers
 
 
 def launched(model: nn.Module) -> Towers:
     """By the same attention, each kernel by itself."""
     towers = Towers(model)
     towers.join = "at once"
-    return towers
-
-
-def replaying(model: nn.Module, record: Any = taped) -> Towers:
-    towers = launched(model)
-    towers.replay(200)
-    assert towers._replayed
-    towers._replayed._record = record
     return towers
 
 
@@ -96,16 +88,20 @@ def test_gradients_are_those_of_launched_kernels(
 
 
 def test_of_a_validation_too(towers: Towers, own_model, rows, encoder, catalogue, plain_loss: Loss) -> None:
-    """What is recorded where no gradient is asked for has one all the same."""
+    """Without gradients nothing is recorded, and what was is replayed."""
     batch = collate(rows, encoder, catalogue, plain_loss, 100)
     wanted = two_tower_step(launched(own_model), batch, plain_loss, None)
-    for _ in range(2):
-        got = two_tower_step(towers, batch, plain_loss, None)
-        torch.testing.assert_close(got.loss, wanted.loss)
-    same(
-        gradients(own_model, batch, plain_loss, towers)[1],
-        gradients(own_model, batch, plain_loss, launched(own_model))[1],
-    )
+    with torch.no_grad():
+        torch.testing.assert_close(two_tower_step(towers, batch, plain_loss, None).loss, wanted.loss)
+    assert not towers._replayed._graphs
+    gradients(own_model, batch, plain_loss, towers)
+    (graph,) = towers._replayed._graphs.values()
+    graph.states.fill_(torch.nan)
+    with torch.no_grad():
+        torch.testing.assert_close(two_tower_step(towers, batch, plain_loss, None).loss, wanted.loss)
+    assert graph.states.isfinite().all()
+    towers.release()
+    assert not towers._replayed._graphs
 
 
 def test_a_call_is_filled_by_a_quarter_at_most() -> None:
@@ -129,16 +125,46 @@ def test_a_call_is_filled_by_a_quarter_at_most() -> None:
 def test_the_tensor_of_a_graph_is_no_weights_gradient(
     towers: Towers, own_model, rows, encoder, catalogue, plain_loss
 ) -> None:
-    gradients(own_model, collate(rows, encoder, catalogue, plain_loss, 100), plain_loss, towers)
-    weights = [weight for weight in own_model.parameters() if weight.requires_grad]
-    before = [weight.grad.clone() for weight in weights]
-    batch = collate(rows[:3], encoder, catalogue, plain_loss, 100)
-    replayed = towers._replayed
-    with towers.working(), torch.enable_grad():
-        for states in towers.all_states([*batch.items, *batch.chunks]):
-            assert states.isfinite().all()
-    assert replayed is not None
-    assert all(torch.equal(weight.grad, was) for weight, was in zip(weights, before))
+    batch = collate(rows, encoder, catalogue, plain_loss, 100)
+    gradients(own_model, batch, plain_loss, towers)
+    (graph,) = towers._replayed._graphs.values()
+    before = [weight.grad.clone() for weight in graph.call.trained]
+    with towers.working():
+        graph.forward(graph.inputs)
+        graph.backward(torch.ones_like(graph.states))
+    assert all(torch.equal(weight.grad, was) for weight, was in zip(graph.call.trained, before, strict=True))
+    two_tower_step(towers, batch, plain_loss, lambda scalar: scalar.backward())  # added to what is there
+    for weight, was in zip(graph.call.trained, before, strict=True):
+        torch.testing.assert_close(weight.grad, 2 * was)
+
+
+def test_no_graph_of_autograd_is_alive_when_one_is_recorded(
+    towers: Towers, own_model, rows, encoder, catalogue, plain_loss: Loss, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its nodes of weights belong to the stream they were made on, and spoil what is recorded on another."""
+    weights, held = [weight for weight in own_model.parameters() if weight.requires_grad], Counter()
+
+    class Held:
+        def __init__(self, tensor: Tensor) -> None:
+            self.tensor = tensor
+            held["now"] += 1
+
+        def __del__(self) -> None:
+            held["now"] -= 1
+
+    def watched(work: Callable[[], Any]) -> None:
+        gc.collect()
+        held["at most"] = max(held["at most"], held["now"])
+        held["times"] += 1
+
+    monkeypatch.setattr(cuda_graph, "warm_up", watched)
+    for micro in (1, 100):
+        batch = collate(rows, encoder, catalogue, plain_loss.model_copy(update={"direction": "both"}), micro)
+        with torch.autograd.graph.saved_tensors_hooks(Held, lambda kept: kept.tensor):
+            two_tower_step(towers, batch, plain_loss, lambda scalar: scalar.backward())
+    assert weights
+    assert held["times"] > 1
+    assert held["at most"] == 0
 
 
 def test_a_trimmed_vocabulary_lies_elsewhere(
@@ -159,32 +185,29 @@ def test_a_trimmed_vocabulary_lies_elsewhere(
     assert len({id(graph) for graph in recorded}) == 3
 
 
-def wrong(module: nn.Module, sample: tuple[Tensor, ...]) -> Any:
-    return lambda *given: 1.1 * module(*given)
+def wrong(work: Callable[[], Any], pool: Any) -> tuple[Any, Any]:
+    found, graph = recorded(work, pool)
+    graph.work = lambda: [1.1 * tensor for tensor in tree_leaves(work())]
+    return found, graph
 
 
-def refused(module: nn.Module, sample: tuple[Tensor, ...]) -> Any:
+def refused(work: Callable[[], Any], pool: Any) -> tuple[Any, Any]:
     raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
 
-@pytest.mark.parametrize(("record", "says"), [(wrong, "its gradients differ"), (refused, "not permitted when stream")])
-def test_a_graph_that_is_no_good_is_not_used(
-    towers: Towers, own_model, rows, encoder, catalogue, plain_loss, record: Any, says: str, capsys
+@pytest.mark.parametrize(("record", "says"), [(wrong, "gives other gradients"), (refused, "not permitted when")])
+def test_a_graph_that_is_no_good_ends_the_run(
+    towers: Towers, own_model, rows, encoder, catalogue, plain_loss, record: Any, says: str, monkeypatch
 ) -> None:
-    towers._replayed._record = record
+    monkeypatch.setattr(cuda_graph, "recorded", record)
     batch = collate(rows, encoder, catalogue, plain_loss, 1)
-    same(
-        gradients(own_model, batch, plain_loss, towers)[1],
-        gradients(own_model, batch, plain_loss, launched(own_model))[1],
-    )
-    said = [line for line in capsys.readouterr().out.splitlines() if "optim.cuda_graph" in line]
-    assert len(said) == 1
-    assert says in said[0]
-    assert not towers._replayed._graphs
+    with pytest.raises(RunError, match=f"optim.cuda_graph: .*{says}.*set it to false, and the same command") as ended:
+        gradients(own_model, batch, plain_loss, towers)
+    assert "\n" not in str(ended.value)
 
 
 def test_out_of_memory_is_the_steps_and_lets_graphs_go(
-    towers: Towers, own_model, rows, encoder, catalogue, plain_loss
+    towers: Towers, own_model, rows, encoder, catalogue, plain_loss, monkeypatch
 ) -> None:
     gradients(own_model, collate(rows, encoder, catalogue, plain_loss, 1), plain_loss, towers)
     assert towers._replayed._graphs
@@ -192,7 +215,7 @@ def test_out_of_memory_is_the_steps_and_lets_graphs_go(
     def full(*given: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    towers._replayed._record = full
+    monkeypatch.setattr(cuda_graph, "recorded", full)
     with pytest.raises(torch.OutOfMemoryError):
         gradients(own_model, collate(rows, encoder, catalogue, plain_loss, 100), plain_loss, towers)
     assert not towers._replayed._graphs
@@ -200,7 +223,8 @@ def test_out_of_memory_is_the_steps_and_lets_graphs_go(
 
 def test_rare_shapes_run_as_they_are(towers: Towers, own_model, rows, encoder, catalogue, plain_loss) -> None:
     gradients(own_model, collate(rows[:1], encoder, catalogue, plain_loss, 1), plain_loss, towers)
-    towers._replayed._graphs = {(n, n): None for n in range(SHAPES)}
+    (graph, *_) = towers._replayed._graphs.values()
+    towers._replayed._graphs = {(n, n): graph for n in range(SHAPES)}
     batch = collate(rows, encoder, catalogue, plain_loss, 100)
     same(
         gradients(own_model, batch, plain_loss, towers)[1],
@@ -218,9 +242,10 @@ def test_rare_shapes_run_as_they_are(towers: Towers, own_model, rows, encoder, c
 @pytest.mark.parametrize(
     ("options", "checkpointing", "says"),
     [
-        ({}, False, "set it to false: texts share no call"),
+        ({}, False, "texts share no call"),
         ({}, True, "gradient_checkpointing is on"),
         ({"lora": {"r": 4, "dropout": 0.1}}, False, "lora.dropout is above 0"),
+        ({"load_in_4bit": False, "load_in_8bit": True}, False, "a base in int8 waits"),
     ],
 )
 def test_what_stands_against_it_is_said(tiny_folder: Path, options: dict, checkpointing: bool, says: str) -> None:
@@ -231,7 +256,7 @@ def test_what_stands_against_it_is_said(tiny_folder: Path, options: dict, checkp
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU, whose kernels are recorded")
 @pytest.mark.parametrize("micro", [3, 100])
-def test_on_a_gpu(tiny_folder: Path, rows, encoder, catalogue, plain_loss: Loss, micro: int, capsys) -> None:
+def test_on_a_gpu(tiny_folder: Path, rows, encoder, catalogue, plain_loss: Loss, micro: int) -> None:
     model = adapted(tiny_folder, 1, load_in_4bit=False).cuda()
     towers, batch = Towers(model), collate(rows, encoder, catalogue, plain_loss, micro).to("cuda")
     _, wanted = gradients(model, batch, plain_loss, Towers(model))
@@ -242,4 +267,3 @@ def test_on_a_gpu(tiny_folder: Path, rows, encoder, catalogue, plain_loss: Loss,
         for name, gradient in wanted.items():
             assert (got[name] - gradient).norm() <= 0.02 * gradient.norm(), name
     assert towers._replayed._graphs
-    assert "optim.cuda_graph" not in capsys.readouterr().out
