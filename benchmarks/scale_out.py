@@ -44,7 +44,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from calrec_lite.cli import group
 from calrec_lite.evaluate.store import hardware, versions
 from calrec_lite.files import atomic_path, write_json
-from calrec_lite.model.base import base_folder, load_tokenizer
+from calrec_lite.model.base import base_folder
+from calrec_lite.model.tokenizer import load_tokenizer
 from calrec_lite.recipe.file import load_recipe
 
 ROOT = Path(__file__).parents[1]

@@ -237,7 +237,7 @@ class Run:
     @cached_property
     def encoder(self) -> Encoder:
         """Texts to token ids, by the tokenizer of the base."""
-        from calrec_lite.model.base import load_tokenizer
+        from calrec_lite.model.tokenizer import load_tokenizer
 
         return Encoder(load_tokenizer(self.weights, self.recipe.base.trust_remote_code), self.recipe.text)
 

@@ -169,7 +169,7 @@ def domain() -> Domain:
 
 @pytest.fixture(scope="session")
 def encoder(tiny_folder: Path) -> Encoder:
-    from calrec_lite.model.base import load_tokenizer
+    from calrec_lite.model.tokenizer import load_tokenizer
 
     return Encoder(load_tokenizer(tiny_folder), Text(max_items=6))
 

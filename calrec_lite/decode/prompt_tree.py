@@ -6,13 +6,15 @@ cache is repeated for each of them or reordered, and a chain of forced tokens is
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from calrec_lite.method.towers import Towers
+if TYPE_CHECKING:  # it loads PEFT, which takes seconds
+    from calrec_lite.method.towers import Towers
 
 
 class PromptTree:
@@ -28,7 +30,7 @@ class PromptTree:
         states: (U, Q, D) the state of each continuation's last token, which decides its next one.
     """
 
-    def __init__(self, towers: Towers, prompts: Sequence[np.ndarray], pad: int) -> None:
+    def __init__(self, towers: "Towers", prompts: Sequence[np.ndarray], pad: int) -> None:
         self.towers, self.pad = towers, pad
         self.device = towers.head.device
         ids, lengths = (t.to(self.device) for t in padded(prompts, pad))

@@ -16,6 +16,7 @@ from transformers import Cache
 from calrec_lite.errors import InputError
 from calrec_lite.method.batch import Chunk, ItemChunk
 from calrec_lite.method.losses import generation_loss
+from calrec_lite.model.base import positions
 from calrec_lite.model.compiling import compile_layers, is_compiled
 from calrec_lite.model.cuda_graph import DecoderCall, Replayed, what_stands_against
 from calrec_lite.model.fused_lora import fused
@@ -69,6 +70,11 @@ class Towers:
         self.autocast = self.head.dtype is torch.bfloat16
         self.fuses = plain and self.head.dtype is not torch.float16  # PEFT computes adapters of such bases in float32
         self.adapters = [m for m in model.modules() if isinstance(m, LoraLayer)] if self.fuses else []
+
+    @property
+    def positions(self) -> int:
+        """Tokens that the model reads."""
+        return positions(self.decoder.config)
 
     @property
     def head(self) -> Tensor:

@@ -20,7 +20,6 @@ from transformers import (
     BitsAndBytesConfig,
     GgufConfig,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
 )
 from transformers.utils import logging as transformers_logging
 
@@ -120,14 +119,6 @@ def _write_unpacked(path: Path, folder: Path) -> None:
     with atomic_path(folder) as temporary:
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
-
-
-def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """The tokenizer of a local model folder. Raises InputError where there is none."""
-    with refused(f"{folder}: has no tokenizer that can be loaded"):
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
-        tokenizer("a b")  # odd settings show when it is used
-        return tokenizer
 
 
 Placement = tuple[bool, torch.device]  # whether quantised, and where

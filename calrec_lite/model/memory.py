@@ -3,17 +3,16 @@
 import ctypes
 import gc
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import torch
 from accelerate.utils.memory import should_reduce_batch_size
-from bitsandbytes.functional import GlobalPageManager
-from bitsandbytes.optim import GlobalOptimManager
-from peft import PeftModel
-from peft.tuners.lora import LoraLayer
 
 from calrec_lite.ram import free_ram
+
+if TYPE_CHECKING:  # PEFT and bitsandbytes take seconds to load, and lists without the LLM need neither
+    from peft import PeftModel
 
 # Messages of errors about memory that have no class for it: of the driver (page-locked memory), and of cuBLAS.
 OOM_ERRORS = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
@@ -22,7 +21,7 @@ CUDA_BYTES = 5e8  # that CUDA itself takes (docs/bases.md)
 _malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None  # glibc's
 
 
-def activation_bytes(model: PeftModel, checkpointing: bool | str) -> int:
+def activation_bytes(model: "PeftModel", checkpointing: bool | str) -> int:
     """Bytes kept for backward per token of a row.
 
     Without checkpointing each layer keeps the inputs of its linear layers (in the dtype that is computed in) and its
@@ -49,12 +48,14 @@ def layer_bytes(config: Any, width: int, widest: int) -> int:
     return width * (10 * hidden + 5 * inner) + 8 * hidden
 
 
-def _widest(model: PeftModel) -> int:
+def _widest(model: "PeftModel") -> int:
     """Inputs of the widest adapted layer: of an MLP's second one, whatever a config calls it."""
+    from peft.tuners.lora import LoraLayer
+
     return max((m.in_features or 0 for m in model.modules() if isinstance(m, LoraLayer)), default=0)
 
 
-def state_bytes(model: PeftModel) -> int:
+def state_bytes(model: "PeftModel") -> int:
     """Bytes of a number of the states."""
     return model.get_input_embeddings().weight.dtype.itemsize
 
@@ -83,6 +84,9 @@ def unused_bytes(device: torch.device) -> int:
 
 def free_memory() -> None:
     """Give back what nothing refers to any more; models and trainers are in reference cycles."""
+    from bitsandbytes.functional import GlobalPageManager
+    from bitsandbytes.optim import GlobalOptimManager
+
     GlobalOptimManager.get_instance().initialize()  # 8-bit optimisers leave the embeddings they skipped in it
     GlobalPageManager.get_instance().initialize()  # and paged ones leave their states in it
     gc.collect()

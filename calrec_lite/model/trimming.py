@@ -5,14 +5,15 @@ mapped where they are looked up, so that whoever runs the model goes on writing 
 """
 
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from peft import PeftModel
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 PLACE = "place_of_id"  # attribute of a trimmed layer: (V,) the row of each id
 TRIMMED = (
@@ -35,7 +36,7 @@ def all_rows(layer: nn.Module) -> Tensor:
     return layer.weight  # type: ignore[return-value]
 
 
-def spared_bytes(model: PeftModel, ids: np.ndarray, head: bool) -> int:
+def spared_bytes(model: "PeftModel", ids: np.ndarray, head: bool) -> int:
     """Bytes that `Trimmed` takes off the device; arguments as there."""
     return sum(
         max(0, len(layer.weight) - len(ids) - 1) * layer.weight.shape[1] * layer.weight.element_size()
@@ -55,7 +56,7 @@ class Trimmed:
         head: the LM head too; otherwise it stays whole, and with it an embedding that shares its weights.
     """
 
-    def __init__(self, model: PeftModel, ids: np.ndarray, head: bool) -> None:
+    def __init__(self, model: "PeftModel", ids: np.ndarray, head: bool) -> None:
         self._whole: list[tuple[Any, nn.Parameter, int | None]] = []
         self._hooks: list[RemovableHandle] = []
         layers = _layers(model, head) if spared_bytes(model, ids, head) else []
@@ -87,8 +88,10 @@ class Trimmed:
         self._whole, self._hooks = [], []
 
 
-def _layers(model: PeftModel, head: bool) -> list[Any]:
+def _layers(model: "PeftModel", head: bool) -> list[Any]:
     """What can be trimmed: the embedding, the LM head; nothing that is trained, or that another layer reads whole."""
+    from peft.tuners.tuners_utils import BaseTunerLayer  # here: losses need this module, and lists need losses
+
     causal: Any = model.get_base_model()
     embedding, output = causal.get_input_embeddings(), causal.get_output_embeddings()
     if isinstance(embedding, nn.Embedding) and not head and embedding.weight is output.weight:

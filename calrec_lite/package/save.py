@@ -6,7 +6,6 @@ import shutil
 from pathlib import Path
 
 from huggingface_hub import ModelCardData
-from transformers import GenerationConfig
 
 from calrec_lite.errors import InputError
 from calrec_lite.files import BESIDE_WEIGHTS, copy_matching
@@ -94,6 +93,8 @@ def _without_places(folder: Path) -> None:
 
 def _explicit_generation(folder: Path, encoder: Encoder, item_tokens: int) -> None:
     """A base's own sampling defaults would silently change what a user measures (docs/architecture.md)."""
+    from transformers import GenerationConfig  # here: it loads all of generation
+
     config = GenerationConfig(
         do_sample=False,
         num_beams=1,

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import chain, repeat
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,9 +17,8 @@ from calrec_lite.decode.ranked import Ranked
 from calrec_lite.errors import InputError, RunError
 from calrec_lite.files import atomic_path, work_folder
 from calrec_lite.method.catalogue import EncodedCatalogue
-from calrec_lite.method.towers import Towers
-from calrec_lite.model.base import load_model, load_tokenizer, positions
 from calrec_lite.model.device import AskedDType, dtype_here
+from calrec_lite.model.tokenizer import load_tokenizer
 from calrec_lite.package.hub import check_name, push_folder
 from calrec_lite.package.layout import FITTED, open_package, refuse_foreign, with_strategy
 from calrec_lite.package.save import copy_package
@@ -32,6 +31,9 @@ from calrec_lite.recommend.strategies import Draw, Strategies, Users
 from calrec_lite.recommend.tables import like_table, read_table
 from calrec_lite.recommend.vectors import text_vectors
 from calrec_lite.text.encoding import Encoder, Tokens
+
+if TYPE_CHECKING:  # it loads PEFT, which takes seconds
+    from calrec_lite.method.towers import Towers
 
 Names = Sequence[str]  # titles or item ids
 Save = Callable[[Recommend, Path], None]
@@ -72,7 +74,7 @@ class Recommender:
 
     def __init__(
         self,
-        towers: Towers | None,
+        towers: "Towers | None",
         encoder: Encoder,
         catalogue: EncodedCatalogue,
         ids: Sequence[str],
@@ -88,7 +90,7 @@ class Recommender:
         if towers is not None:
             encoder.require_within(len(towers.head), catalogue.tokens)
             # A prompt and an item after it have to fit the model's own length.
-            encoder = encoder.within(positions(towers.decoder.config) - catalogue.tokens.longest)
+            encoder = encoder.within(towers.positions - catalogue.tokens.longest)
         self.encoder, self.catalogue, self.ids = encoder, catalogue, ids
         self.aliases = aliases or {}
         self._save, self._html = save, html
@@ -142,6 +144,9 @@ class Recommender:
             target_device = None if device is None else torch.device(device)
             chosen = dtype_here(package.folder, dtype, target_device).dtype
             base = Base(model=str(package.folder), dtype=chosen, load_in_4bit=quantised)
+            from calrec_lite.method.towers import Towers
+            from calrec_lite.model.base import load_model
+
             towers = Towers(load_model(package.folder, base, where=target_device))
         if fusion is not None and towers is not None and len(unknown):
             added = [catalogue.tokens[i] for i in unknown.tolist()]

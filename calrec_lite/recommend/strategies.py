@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,7 +18,6 @@ from calrec_lite.decode.sample import Sample, sample
 from calrec_lite.decode.trie_tensors import TrieTensors
 from calrec_lite.errors import InputError, RunError
 from calrec_lite.method.catalogue import EncodedCatalogue
-from calrec_lite.method.towers import Towers
 from calrec_lite.model.memory import cache_bytes, free_bytes
 from calrec_lite.package.layout import with_strategy
 from calrec_lite.recipe import Recommend
@@ -29,6 +29,9 @@ from calrec_lite.recommend.ground import Grounder
 from calrec_lite.recommend.rerank import Candidates
 from calrec_lite.recommend.vectors import ItemVectors, text_vectors
 from calrec_lite.text.encoding import Encoder, Tokens
+
+if TYPE_CHECKING:  # it loads PEFT, which takes seconds
+    from calrec_lite.method.towers import Towers
 
 Draw = Callable[[Sequence[Tokens], Sequence[np.ndarray]], list[Draws]]
 
@@ -62,7 +65,7 @@ class Strategies:
 
     def __init__(
         self,
-        towers: Towers | None,
+        towers: "Towers | None",
         encoder: Encoder,
         catalogue: EncodedCatalogue,
         options: Recommend,
@@ -147,7 +150,7 @@ class Strategies:
         return item_logprobs(tree, self.catalogue.trie, self._paths.for_users(known), items)
 
     @property
-    def towers(self) -> Towers:
+    def towers(self) -> "Towers":
         """The model, where it is in this process, without dropout: it may have been trained since its last use."""
         assert self.model is not None, "an engine that only draws"
         if self.model.decoder.training:

@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,7 +19,9 @@ from tqdm import tqdm
 from calrec_lite.claim import claimed_file
 from calrec_lite.files import atomic_path, cache_folder
 from calrec_lite.method.batch import ItemChunk, item_chunk
-from calrec_lite.method.towers import Towers
+
+if TYPE_CHECKING:  # it loads PEFT, which takes seconds
+    from calrec_lite.method.towers import Towers
 
 CHUNK_TOKENS = 4096  # of item texts encoded at once
 CHUNK_ITEMS = 1 << 18  # items compared at once
@@ -27,7 +30,7 @@ EARLY = 7  # the layer at so much of the depth: 4 of 30
 SAMPLED = 4096  # elements of each weight that enter the model's fingerprint
 
 
-def model_fingerprint(towers: Towers) -> str:
+def model_fingerprint(towers: "Towers") -> str:
     """SHA-256 (hex) over every weight's name, shape and 4,096 of its elements, evenly spread.
 
     Training and merging change nearly every element of a weight, so another model has another fingerprint, and the
@@ -56,7 +59,7 @@ class ItemVectors:
 
     @classmethod
     def of(
-        cls, towers: Towers, tokens: Sequence[np.ndarray], start: int, pad: int, progress: bool = False
+        cls, towers: "Towers", tokens: Sequence[np.ndarray], start: int, pad: int, progress: bool = False
     ) -> "ItemVectors":
         """Computed, or read where they were computed before.
 
@@ -96,7 +99,9 @@ class ItemVectors:
         return (self.vectors[torch.from_numpy(items).to(user.device)] @ user).cpu().numpy()
 
 
-def text_vectors(towers: Towers, tokens: Sequence[np.ndarray], start: int, pad: int, progress: bool = False) -> Tensor:
+def text_vectors(
+    towers: "Towers", tokens: Sequence[np.ndarray], start: int, pad: int, progress: bool = False
+) -> Tensor:
     """(N, 2, D) unit vectors of item texts by `encode_texts`; arguments and cache as of `ItemVectors.of`."""
     return _cached("texts", towers, tokens, start, partial(encode_texts, pad=pad, progress=progress))[0]
 
@@ -113,12 +118,16 @@ def without_start(means: np.ndarray, lengths: np.ndarray, first: np.ndarray) -> 
     return np.asarray((sums / np.linalg.norm(sums, axis=1, keepdims=True)).astype(np.float32))
 
 
-def encode_items(towers: Towers, tokens: Sequence[np.ndarray], start: int, pad: int, progress: bool = False) -> Tensor:
+def encode_items(
+    towers: "Towers", tokens: Sequence[np.ndarray], start: int, pad: int, progress: bool = False
+) -> Tensor:
     """(N, D) v_T of item texts, those of similar length together."""
     return _encode(towers, tokens, start, pad, progress, towers.items)
 
 
-def encode_texts(towers: Towers, tokens: Sequence[np.ndarray], start: int, pad: int, progress: bool = False) -> Tensor:
+def encode_texts(
+    towers: "Towers", tokens: Sequence[np.ndarray], start: int, pad: int, progress: bool = False
+) -> Tensor:
     """(N, 2, D) unit vectors of item texts: v_T, and the same mean of an early layer's states.
 
     The early layer knows the words, the last one what they are about: for whitened vectors both together are better
@@ -136,7 +145,7 @@ def encode_texts(towers: Towers, tokens: Sequence[np.ndarray], start: int, pad: 
 
 @torch.no_grad()
 def _encode(
-    towers: Towers,
+    towers: "Towers",
     tokens: Sequence[np.ndarray],
     start: int,
     pad: int,
@@ -162,7 +171,7 @@ def _encode(
 
 
 def _cached(
-    kind: str, towers: Towers, tokens: Sequence[np.ndarray], start: int, encode: Callable[..., Tensor]
+    kind: str, towers: "Towers", tokens: Sequence[np.ndarray], start: int, encode: Callable[..., Tensor]
 ) -> tuple[Tensor, int]:
     """(N, ...) vectors on the CPU, computed where they are not in the cache's folder `kind`; and how many were."""
     file = cache_folder() / kind / f"{model_fingerprint(towers)}.safetensors"

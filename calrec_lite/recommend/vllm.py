@@ -13,8 +13,8 @@ from transformers import AutoConfig
 
 from calrec_lite.decode.steering import item_of
 from calrec_lite.errors import InputError
-from calrec_lite.model.base import load_tokenizer
 from calrec_lite.model.device import AskedDType, dtype_here
+from calrec_lite.model.tokenizer import load_tokenizer
 from calrec_lite.model.whole import require_whole
 from calrec_lite.package.layout import open_package, with_strategy
 from calrec_lite.recipe import Recommend

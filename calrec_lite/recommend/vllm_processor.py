@@ -12,7 +12,7 @@ from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as V2Logi
 
 from calrec_lite.data.transitions import Transitions
 from calrec_lite.decode.steering import Steering
-from calrec_lite.model.base import load_tokenizer
+from calrec_lite.model.tokenizer import load_tokenizer
 from calrec_lite.package.layout import open_package
 from calrec_lite.recommend.vllm_rows import BatchRows, SlotRows, asked_history
 from calrec_lite.text.encoding import Encoder

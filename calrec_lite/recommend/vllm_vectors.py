@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from calrec_lite.model.base import load_tokenizer
+from calrec_lite.model.tokenizer import load_tokenizer
 from calrec_lite.model.whole import require_whole
 from calrec_lite.package.layout import open_package
 from calrec_lite.recommend.vectors import without_start

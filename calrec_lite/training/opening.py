@@ -22,12 +22,12 @@ from calrec_lite.model.base import (
     base_folder,
     is_quantised,
     load_model,
-    load_tokenizer,
     lora_config,
     ready_adapter,
     require_positions,
 )
 from calrec_lite.model.merge import require_plain
+from calrec_lite.model.tokenizer import load_tokenizer
 from calrec_lite.recipe import Base, Lora
 from calrec_lite.text.encoding import Encoder
 from calrec_lite.training.config import CALRecConfig

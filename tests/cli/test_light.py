@@ -63,3 +63,19 @@ stages:
     lines = done.stdout.splitlines()
     assert len(lines) == len(commands)
     assert all(line.startswith("2 ") for line in lines), done.stdout
+
+
+def test_lists_without_the_llm_load_neither_peft_nor_bitsandbytes(fused_export: Path) -> None:
+    """They take as long to load as everything else together."""
+    code = (
+        "import sys; from calrec_lite.cli import main; main(); "
+        "heavy = {'peft', 'bitsandbytes', 'transformers.modeling_utils'} & set(sys.modules); "
+        "assert not heavy, heavy"
+    )
+    title = json.loads((fused_export / "catalogue.jsonl").read_text(encoding="utf-8").splitlines()[0])["fields"][
+        "Title"
+    ]
+    command = [sys.executable, "-c", code, "recommend", str(fused_export), title, "--strategy", "fast"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("1\t")

@@ -21,11 +21,11 @@ from calrec_lite.model.base import (
     base_folder,
     load_adapter_weights,
     load_model,
-    load_tokenizer,
     require_positions,
 )
 from calrec_lite.model.device import choose_dtype
 from calrec_lite.model.merge import merge_adapter
+from calrec_lite.model.tokenizer import load_tokenizer
 from calrec_lite.model.whole import require_whole_gguf
 from calrec_lite.recipe import Base, Lora
 

@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Pr
 
 from calrec_lite.errors import InputError
 from calrec_lite.method.towers import Towers
-from calrec_lite.model.base import base_folder, load_tokenizer
+from calrec_lite.model.base import base_folder
+from calrec_lite.model.tokenizer import load_tokenizer
 from calrec_lite.package.sentence import write_sentence_files
 from calrec_lite.recipe import Base, Text
 from calrec_lite.sources import fetch

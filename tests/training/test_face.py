@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from calrec_lite import CALRecConfig, CALRecTrainer, Recommender
 from calrec_lite.errors import InputError
-from calrec_lite.model.base import load_tokenizer
+from calrec_lite.model.tokenizer import load_tokenizer
 from calrec_lite.recipe import Recommend, Text
 from tests.conftest import item_names
 

@@ -225,7 +225,7 @@ from pathlib import Path
 torch.set_num_threads(1)
 from tests.conftest import make_domain
 from tests.training.test_micro_batch import trainer, weights
-from calrec_lite.model.base import load_tokenizer
+from calrec_lite.model.tokenizer import load_tokenizer
 from calrec_lite.recipe import Text
 from calrec_lite.text.encoding import Encoder
 from calrec_lite.method.catalogue import encode_catalogue
