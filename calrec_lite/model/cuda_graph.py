@@ -28,6 +28,7 @@ from calrec_lite.model.sharded import is_sharded
 FINEST = 64  # tokens by which shapes differ at least
 SHAPES = 16  # recorded at most: each keeps gradients of the adapter; a call of another shape runs as it is
 TOKENS_A_TEXT = 16  # of a shape: texts shorter than that on average are rare, and ask for a shape of their own
+Given = tuple[Tensor, Tensor, Tensor]  # ids, positions, bounds of a call
 WARM_UP = 3  # calls before one is recorded: libraries set themselves up in the first
 
 
@@ -60,8 +61,8 @@ class Graph:
             backward pass.
     """
 
-    def __init__(self, call: DecoderCall, given: tuple[Tensor, ...], pool: Any) -> None:
-        self.call, self.inputs = call, tuple(tensor.clone() for tensor in given)
+    def __init__(self, call: DecoderCall, given: Given, pool: Any) -> None:
+        self.call, self.inputs = call, (given[0].clone(), given[1].clone(), given[2].clone())
         self._states: Tensor | None = None
         with torch.enable_grad():
             warm_up(lambda: torch.autograd.grad((out := call(*self.inputs)), call.trained, torch.ones_like(out)))
@@ -79,7 +80,7 @@ class Graph:
         assert self._states is not None
         return torch.autograd.grad(self._states, self.call.trained, self.pulled)
 
-    def forward(self, given: tuple[Tensor, ...]) -> Tensor:
+    def forward(self, given: Given) -> Tensor:
         """(N, D) states; the next replay overwrites them."""
         for place, tensor in zip(self.inputs, given, strict=True):
             place.copy_(tensor)
@@ -118,7 +119,7 @@ class _Replay(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, anchor: Tensor, graph: Graph, *given: Tensor) -> Tensor:
         ctx.graph = graph
-        return graph.forward(given).detach()
+        return graph.forward(given).detach()  # type: ignore[arg-type]
 
     @staticmethod
     @once_differentiable
@@ -171,7 +172,7 @@ class Replayed:
         """Let all graphs go, and their memory."""
         self._graphs, self._pool = {}, None
 
-    def _recorded(self, given: tuple[Tensor, ...]) -> Graph:
+    def _recorded(self, given: Given) -> Graph:
         wanted, pulled = self._as_it_is(given)
         try:
             if self._pool is None:
@@ -187,7 +188,7 @@ class Replayed:
             raise RunError(f"optim.cuda_graph: a graph of {len(given[0])} tokens gives other gradients{OFF}")
         return graph
 
-    def _as_it_is(self, given: tuple[Tensor, ...]) -> tuple[list[Tensor], Tensor]:
+    def _as_it_is(self, given: Given) -> tuple[list[Tensor], Tensor]:
         """States and gradients without a graph, and what was pulled at. What autograd keeps of it is gone afterwards:
         nodes of weights that are alive belong to this stream, and would be recorded on another."""
         with torch.enable_grad():
@@ -220,9 +221,7 @@ def shape_of(tokens: int, texts: int, longest: int) -> tuple[int, int]:
     return full, -(-texts // share) * share
 
 
-def filled(
-    ids: Tensor, positions: Tensor, bounds: Tensor, tokens: int, texts: int, longest: int
-) -> tuple[Tensor, Tensor, Tensor]:
+def filled(ids: Tensor, positions: Tensor, bounds: Tensor, tokens: int, texts: int, longest: int) -> Given:
     """A call's tensors with so many tokens and texts: an id that is there again, at position 0, and empty texts."""
     more = tokens - len(ids)
     number = torch.arange(1, texts + 2 - len(bounds), dtype=bounds.dtype, device=bounds.device)
