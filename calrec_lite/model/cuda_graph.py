@@ -19,7 +19,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from calrec_lite.errors import RunError
+from calrec_lite.errors import RunError, one_line
 from calrec_lite.model.fused_lora import fused
 from calrec_lite.model.joined import Layout, decoded
 from calrec_lite.model.memory import out_of_memory
@@ -29,6 +29,7 @@ FINEST = 64  # tokens by which shapes differ at least
 SHAPES = 16  # recorded at most: each keeps gradients of the adapter; a call of another shape runs as it is
 TOKENS_A_TEXT = 16  # of a shape: texts shorter than that on average are rare, and ask for a shape of their own
 Given = tuple[Tensor, Tensor, Tensor]  # ids, positions, bounds of a call
+OFF = ": set it to false, and the same command goes on where it stopped"
 WARM_UP = 3  # calls before one is recorded: libraries set themselves up in the first
 
 
@@ -183,7 +184,7 @@ class Replayed:
             self.release()
             if out_of_memory(error):  # the step is cut smaller, and shapes that there were are not met again
                 raise
-            raise RunError(f"optim.cuda_graph: no graph can be recorded ({str(error).splitlines()[0]}){OFF}") from error
+            raise RunError(f"optim.cuda_graph: no graph can be recorded ({one_line(error)}){OFF}") from error
         if not all(_alike(a, b) for a, b in zip(wanted, found, strict=True)):
             raise RunError(f"optim.cuda_graph: a graph of {len(given[0])} tokens gives other gradients{OFF}")
         return graph
@@ -196,9 +197,6 @@ class Replayed:
             draw = torch.Generator(states.device).manual_seed(0)
             pulled = torch.randn(states.shape, generator=draw, device=states.device, dtype=states.dtype)
             return [states.detach(), *torch.autograd.grad(states, self.call.trained, pulled)], pulled
-
-
-OFF = ": set it to false, and the same command goes on where it stopped"
 
 
 def what_stands_against(decoder: nn.Module) -> list[str]:
