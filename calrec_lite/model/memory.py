@@ -18,7 +18,9 @@ if TYPE_CHECKING:  # PEFT and bitsandbytes take seconds to load, and lists witho
 OOM_ERRORS = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 CUDA_BYTES = 5e8  # that CUDA itself takes (docs/bases.md)
-_malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None  # glibc's
+_glibc = ctypes.CDLL(None) if sys.platform == "linux" else None  # or another library, without the two calls below
+M_MMAP_THRESHOLD = -3  # of mallopt
+OWN_PAGES = 256 * 1024  # bytes of a tensor that gets pages of its own
 
 
 def activation_bytes(model: "PeftModel", checkpointing: bool | str) -> int:
@@ -98,10 +100,12 @@ def trim_heap(device: torch.device) -> None:
     """On a CPU, before each chunk of a step that is cut: give freed pages back to the system.
 
     glibc keeps what is freed, and the tensors of a chunk of another shape do not fit into the holes: what a process
-    holds would grow with the number of shapes that it has seen (docs/training.md, Memory). Nothing without glibc.
+    holds would grow with the number of shapes that it has seen (docs/training.md, Memory). So large tensors get pages
+    of their own from here on, which go back when they are freed. Nothing without glibc.
     """
-    if device.type == "cpu" and _malloc_trim:
-        _malloc_trim(0)
+    if device.type == "cpu" and hasattr(_glibc, "mallopt") and hasattr(_glibc, "malloc_trim"):
+        _glibc.mallopt(M_MMAP_THRESHOLD, OWN_PAGES)  # with a number given, glibc no longer raises its own
+        _glibc.malloc_trim(0)
 
 
 def out_of_memory(error: BaseException) -> bool:

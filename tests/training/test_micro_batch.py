@@ -198,6 +198,24 @@ def test_freed_pages_are_given_back() -> None:
     assert before - psutil.Process().memory_info().rss > 200e6
 
 
+HOLES = """
+import psutil, torch
+from calrec_lite.model.memory import trim_heap
+trim_heap(torch.device("cpu"))
+held = [torch.ones(size) for size in (75_000, 10) for _ in range(1_000)]  # 300 MB, below many small ones
+before = psutil.Process().memory_info().rss
+del held[:1_000]
+print(before - psutil.Process().memory_info().rss)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's heap")
+def test_large_tensors_of_a_cut_step_leave_no_holes() -> None:
+    """They go back when they are freed, whatever was allocated after them; in a process whose heap has no holes yet."""
+    done = subprocess.run([sys.executable, "-c", HOLES], capture_output=True, text=True, check=True)
+    assert int(done.stdout) > 250e6
+
+
 def test_the_peak_is_in_bytes_on_a_mac_too(monkeypatch: pytest.MonkeyPatch) -> None:
     here = peak_bytes(torch.device("cpu"))
     monkeypatch.setattr(sys, "platform", "darwin")
