@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # PEFT and bitsandbytes take seconds to load, and lists witho
 OOM_ERRORS = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 CUDA_BYTES = 5e8  # that CUDA itself takes (docs/bases.md)
-_glibc = ctypes.CDLL(None) if sys.platform == "linux" else None  # or another library, without the two calls below
+_glibc: Any = ctypes.CDLL(None) if sys.platform == "linux" else None  # or another libc, without the calls below
 M_MMAP_THRESHOLD = -3  # of mallopt
 OWN_PAGES = 256 * 1024  # bytes of a tensor that gets pages of its own
 
