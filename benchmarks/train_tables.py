@@ -15,6 +15,13 @@ RATIOS = {
     "D_vs_C_time": ("ml100k", "D", "C", "seconds_a_step"),
     "D_vs_C_time_scientific": ("scientific", "D", "C", "seconds_a_step"),
 }
+PEAKS = (  # name, and rows with their batches
+    ("peak_D_vs_A", ("D", 16), ("A", 16)),
+    ("peak_D_vs_A_default", ("D", 16), ("A (TRL's default)", 16)),
+    ("peak_256_vs_16", ("E", 256), ("E", 16)),
+    ("peak_256_vs_16_D", ("D", 256), ("D", 16)),
+    ("peak_256_vs_16_F", ("F", 256), ("F", 16)),
+)
 
 
 def ratios(values: dict[str, Any]) -> dict[str, float]:
@@ -33,19 +40,15 @@ def ratios(values: dict[str, Any]) -> dict[str, float]:
         found["step_new_vs_old_checkpointed"] = before / now
     memory = values.get("memory", {})
 
-    def peak(row: str, batch: int) -> float | None:
-        facts = memory.get(f"ml100k {full} {row} batch {batch} micro 4")
+    def peak(kind: str, row: str, batch: int) -> float | None:
+        facts = memory.get(f"ml100k {kind} {row} batch {batch} micro 4")
         return facts and facts["peak_bytes"]
 
-    for name, one, other in (
-        ("peak_D_vs_A", peak("D", 16), peak("A", 16)),
-        ("peak_D_vs_A_default", peak("D", 16), peak("A (TRL's default)", 16)),
-        ("peak_256_vs_16", peak("E", 256), peak("E", 16)),
-        ("peak_256_vs_16_D", peak("D", 256), peak("D", 16)),
-        ("peak_256_vs_16_F", peak("F", 256), peak("F", 16)),
-    ):
-        if one and other:
-            found[name] = one / other
+    for name, one, other in PEAKS:
+        for kind in ("bf16", "fp32"):  # of the same dtype; the one that is there
+            peaks = peak(kind, *one), peak(kind, *other)
+            if all(peaks) and name not in found:
+                found[name] = peaks[0] / peaks[1]
     return found
 
 

@@ -163,6 +163,11 @@ def test_ratios_and_tables() -> None:
         "peak_D_vs_A": 0.5,
         "peak_256_vs_16": 1.1,
     }
+    for batch in (16, 256):  # in the other dtype, where one of them is not there
+        values["memory"][f"ml100k fp32 E batch {batch} micro 4"] = {"peak_bytes": 3.0, "before_first_step": 1.0}
+    assert ratios(values) == found
+    del values["memory"]["ml100k bf16 E batch 256 micro 4"]
+    assert ratios(values) == found | {"peak_256_vs_16": 1.0}
     assert "| ml100k bf16 | E: ours, `targets: all`, full objective | 9.00 |" in table(json.loads(json.dumps(values)))
 
 
