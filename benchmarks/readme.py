@@ -133,6 +133,28 @@ def quality_ratios() -> str:
     return f"{markdown(['ratio', *measured], rows)}\n"
 
 
+def quality_control() -> str:
+    """What vectors of items are worth in each list: of MiniLM and of the untouched LLM, beside random ones."""
+    folder = ROOT / "benchmarks" / "results"
+    measured = [results(f"quality_control_{n}") for n in QUALITY if (folder / f"quality_control_{n}.json").is_file()]
+    sources = {"minilm": "MiniLM", "untouched": "untouched LLM"}
+    rows = [
+        [facts["domain"], f"`{reading}`", f"{facts[reading]['random']['ndcg@10']['value']:.4f}"]
+        + [_more(facts[reading], source) for source in sources]
+        for facts in measured
+        for reading in ("fast", "vectors")
+    ]
+    head = ["test", "list", "random", *(f"{name}: less random [95%], ratio" for name in sources.values())]
+    seeds = "; ".join(f"{facts['domain']}: {', '.join(map(str, facts['seeds']))}" for facts in measured)
+    return f"{markdown(head, rows)}\n\nN@10 of all test users; seeds: {seeds}. {machine(measured[0])}.\n"
+
+
+def _more(facts: dict[str, Any], source: str) -> str:
+    more = facts[f"{source} - random"]["ndcg@10"]
+    interval = f"[{more['low']:+.4f}, {more['high']:+.4f}]"
+    return f"{more['difference']:+.4f} {interval}, {facts[f'{source}_vs_random']:.3f}"
+
+
 def _two(metrics: dict[str, Any] | None) -> str:
     return f"{metrics['ndcg@10']['value']:.4f} / {metrics['recall@1']['value']:.4f}" if metrics else ""
 
