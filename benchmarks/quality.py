@@ -114,18 +114,23 @@ class Quality:
         for name in self.baselines:
             self._measured(name, partial(build_baseline, name, self.domain, self.recipe), self.cases)
         for source, seed in product(("minilm", *self.models), self.seeds):
-            lists = {f"{source}_{reading}_{seed}": parts for reading, parts in READINGS.items()}
+            more: dict[str, Sequence[str]] = {}
             if seed == self.seeds[0]:
-                lists |= {f"{source}_cosine": ("text",)} | ({"counts_fast": COUNTS} if source == "minilm" else {})
-            if all(map(self._known, lists)):
-                continue
-            fusion = self._fitted(source, seed)
-            for name, parts in lists.items():
-                self._measured(name, partial(by_parts, fusion, self.domain, self.recipe, seed, parts), self.cases)
+                more = {f"{source}_cosine": ("text",)} | ({"counts_fast": COUNTS} if source == "minilm" else {})
+            self._measure_readings(source, seed, more)
         if self.likelihood:
             some = self.cases.part(self.likelihood, self.recipe.seed)
             for source in self.models:
                 self._measured(f"{source}_fused_{self.seeds[0]}", partial(self._fused, source), some)
+
+    def _measure_readings(self, source: str, seed: int, more: dict[str, Sequence[str]]) -> None:
+        """Lists by every reading over the vectors of `source`, and those by the parts in `more`."""
+        lists = {f"{source}_{reading}_{seed}": parts for reading, parts in READINGS.items()} | more
+        if all(map(self._known, lists)):
+            return
+        fusion = self._fitted(source, seed)
+        for name, parts in lists.items():
+            self._measured(name, partial(by_parts, fusion, self.domain, self.recipe, seed, parts), self.cases)
 
     def _known(self, name: str) -> bool:
         return (self.folder / "metrics.json").is_file() and name in read_metrics(self.folder)["systems"]

@@ -3,14 +3,13 @@
     python benchmarks/quality_control.py scientific|office|beauty|games|ml100k|journey [--seeds 0,1,2]
 
 Each item gets a vector drawn at random. User tower, memory, counts and words are fitted as for MiniLM's and the LLM's
-vectors, whose ranks are read from quality_DOMAIN.parquet. The ratio of their lists to these is the most that better
-vectors of any encoder can be told by. Run after benchmarks/quality.py; kept and resumed as that is.
+vectors, whose ranks are read from quality_DOMAIN.parquet. What their lists have more than these is what the encoder is
+worth beside purchases and words. Run after benchmarks/quality.py; kept and resumed as that is.
 """
 
 import argparse
 import json
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,6 @@ from sasrec import about
 from torch import Tensor
 
 from calrec_lite.cli.options import quiet_libraries
-from calrec_lite.evaluate.baselines.fast import by_parts
 from calrec_lite.evaluate.compare import Evaluation
 from calrec_lite.files import write_json
 from calrec_lite.measure.metrics import Ranks, paired_bootstrap, summarise
@@ -37,21 +35,17 @@ class Control(Quality):
 
     def measure(self) -> None:
         for seed in self.seeds:
-            lists = {f"random_{reading}_{seed}": parts for reading, parts in READINGS.items()}
-            if not all(map(self._known, lists)):
-                fusion = self._fitted("random", seed)
-                for name, parts in lists.items():
-                    self._measured(name, partial(by_parts, fusion, self.domain, self.recipe, seed, parts), self.cases)
+            self._measure_readings("random", seed, {})
 
     def _vectors(self, source: str) -> Tensor:
         return torch.randn(len(self.domain.catalogue), WIDTH, generator=torch.Generator().manual_seed(0))
 
     def results(self) -> dict[str, Any]:
         """Lists by each reading, and how much better those over text vectors are, paired by user and seed."""
-        protocol, found = self.protocol, {}
-        users = Evaluation.open(self.folder).ranks(f"random_fast_{self.seeds[0]}")[0]
+        protocol, found, evaluation = self.protocol, {}, Evaluation.open(self.folder)
+        users = evaluation.ranks(f"random_fast_{self.seeds[0]}")[0]
         for reading in READINGS:
-            random = self.ranks(f"random_{reading}")
+            random = np.stack([evaluation.ranks(f"random_{reading}_{seed}")[1] for seed in self.seeds])
             facts: dict[str, Any] = {"random": dict(summarise(random, protocol.bootstrap, protocol.seed))}
             for source in ("minilm", "untouched"):
                 ranks = kept_ranks(self.recipe.target, f"{source}_{reading}", self.seeds, users)
@@ -64,10 +58,11 @@ class Control(Quality):
 
 def kept_ranks(name: str, system: str, seeds: Sequence[int], users: Sequence[str]) -> Ranks:
     """(S, U) of a system of quality_NAME.parquet, in the order of `users`; infinite where the list has no target."""
-    table = pq.read_table(RESULTS / f"quality_{name}.parquet")
+    columns = [f"{system}_{seed}" for seed in seeds]
+    table = pq.read_table(RESULTS / f"quality_{name}.parquet", columns=["user", *columns])
     place = {user: row for row, user in enumerate(table["user"].to_pylist())}
     rows = [place[user] for user in users]
-    ranks = [table[f"{system}_{seed}"].to_numpy().astype(np.float64)[rows] for seed in seeds]
+    ranks = [table[column].to_numpy().astype(np.float64)[rows] for column in columns]
     return np.nan_to_num(np.stack(ranks), nan=np.inf)
 
 

@@ -90,10 +90,10 @@ def training_gpu() -> str:
     return training("cuda")
 
 
-def quality_results() -> dict[str, dict[str, Any]]:
-    """Domain -> its file of `benchmarks/quality.py`, in the order of QUALITY; those measured so far."""
+def quality_results(kind: str = "quality") -> dict[str, dict[str, Any]]:
+    """Domain -> its file of `benchmarks/KIND.py`, in the order of QUALITY; those measured so far."""
     folder = ROOT / "benchmarks" / "results"
-    return {name: results(f"quality_{name}") for name in QUALITY if (folder / f"quality_{name}.json").is_file()}
+    return {name: results(f"{kind}_{name}") for name in QUALITY if (folder / f"{kind}_{name}.json").is_file()}
 
 
 def quality() -> str:
@@ -111,10 +111,9 @@ def quality() -> str:
         for s in f["systems"].values()
         for key in ("ndcg@10",)
     )
-    seeds = "; ".join(f"{n}: {', '.join(map(str, facts['seeds']))}" for n, facts in measured.items())
     notes = (
         "All test users, the full catalogue, seen items masked but in `journey`; rows with a user tower are means over "
-        f"seeds ({seeds}); 95% intervals of N@10 are within {widest:.3f}."
+        f"seeds ({_seeds(measured)}); 95% intervals of N@10 are within {widest:.3f}."
     )
     return f"{markdown(head, rows)}\n\n{notes} {machine(next(iter(measured.values())))}.\n"
 
@@ -135,18 +134,21 @@ def quality_ratios() -> str:
 
 def quality_control() -> str:
     """What vectors of items are worth in each list: of MiniLM and of the untouched LLM, beside random ones."""
-    folder = ROOT / "benchmarks" / "results"
-    measured = [results(f"quality_control_{n}") for n in QUALITY if (folder / f"quality_control_{n}.json").is_file()]
+    measured = quality_results("quality_control")
     sources = {"minilm": "MiniLM", "untouched": "untouched LLM"}
     rows = [
-        [facts["domain"], f"`{reading}`", f"{facts[reading]['random']['ndcg@10']['value']:.4f}"]
+        [name, f"`{reading}`", f"{facts[reading]['random']['ndcg@10']['value']:.4f}"]
         + [_more(facts[reading], source) for source in sources]
-        for facts in measured
+        for name, facts in measured.items()
         for reading in ("fast", "vectors")
     ]
-    head = ["test", "list", "random", *(f"{name}: less random [95%], ratio" for name in sources.values())]
-    seeds = "; ".join(f"{facts['domain']}: {', '.join(map(str, facts['seeds']))}" for facts in measured)
-    return f"{markdown(head, rows)}\n\nN@10 of all test users; seeds: {seeds}. {machine(measured[0])}.\n"
+    head = ["test", "list", "random", *(f"{label}: less random [95%], ratio" for label in sources.values())]
+    first = machine(next(iter(measured.values())))
+    return f"{markdown(head, rows)}\n\nN@10 of all test users; seeds: {_seeds(measured)}. {first}.\n"
+
+
+def _seeds(measured: dict[str, dict[str, Any]]) -> str:
+    return "; ".join(f"{name}: {', '.join(map(str, facts['seeds']))}" for name, facts in measured.items())
 
 
 def _more(facts: dict[str, Any], source: str) -> str:

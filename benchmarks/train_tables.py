@@ -45,9 +45,9 @@ def ratios(values: dict[str, Any]) -> dict[str, float]:
         return facts and facts["peak_bytes"]
 
     for name, one, other in PEAKS:
-        for kind in ("bf16", "fp32"):  # of the same dtype; the one that is there
+        for kind in ("fp32", "bf16"):  # both of the same dtype; bf16's, where they are there
             peaks = peak(kind, *one), peak(kind, *other)
-            if all(peaks) and name not in found:
+            if all(peaks):
                 found[name] = peaks[0] / peaks[1]
     return found
 
